@@ -1,0 +1,93 @@
+// A Llama decoder with Shared Attention as explicit forward and backward passes over segments.
+//
+// Shape suffixes: N tokens of the micro-batch (documents end to end), B rows, T tokens of a row, H query
+// heads, K key/value heads, D head_dim, C hidden size, F ffn size, V vocabulary, L layers.
+// Segments: 0 embedding, 1..L decoder layers, L + 1 final norm and head.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "model/files/model_config.h"
+#include "model/parameters.h"
+
+namespace satune {
+
+/// The Batch of data/batch.h on a device. The model room does not know the data room; trainer converts.
+struct DeviceBatch {
+  at::Tensor tokens_N;                   ///< int64
+  at::Tensor targets_N;                  ///< int64, -100 = no target
+  at::Tensor positions_N;                ///< int64
+  std::vector<int64_t> document_starts;  ///< [documents + 1], on the host
+  int64_t target_count = 0;
+};
+
+/// What a layer's forward keeps for its backward. The numbers are bitwise the same in all of them.
+enum class Recording {
+  kKeep,       ///< every intermediate
+  kSelective,  ///< norms and SwiGLU are computed again
+  kRecompute,  ///< the layer's input only (and the Q, K an anchor hands to its span)
+};
+
+/// Sums over the batch's targets, as scalars on the model's device.
+struct LossSums {
+  at::Tensor loss;     ///< fp32 (fp64 for an fp64 model): sum of -log p(target)
+  at::Tensor correct;  ///< int64: targets that are the argmax
+};
+
+/// Called around every segment's passes; sharding gathers, reduces and frees here. The default does nothing.
+class SegmentHooks {
+ public:
+  virtual ~SegmentHooks() = default;
+  virtual void before_forward(int /*segment*/) {}
+  virtual void after_forward(int /*segment*/) {}
+  virtual void before_backward(int /*segment*/) {}
+  /// The segment's weight gradients are complete (a tied embedding's only after segment 0's backward).
+  virtual void after_backward(int /*segment*/) {}
+};
+
+/// Sees intermediates by name ("embed", "layers.3.q", "layers.3.out", "final_norm", "logits") in forward
+/// order; used by `satune diff` and the tests.
+using Observer = std::function<void(std::string_view name, const at::Tensor& value)>;
+
+class Llama {
+ public:
+  /// Allocates zeroed weights. `trained_mask` (per table tensor) empty = all trained.
+  Llama(ModelConfig config, std::vector<bool> trained_mask, at::ScalarType type, at::Device device);
+  ~Llama();
+  Llama(Llama&&) noexcept;
+
+  const ModelConfig& config() const;
+  const TensorTable& table() const;
+  Weights& weights();
+  const Weights& weights() const;
+  /// Zeroed gradient buffers for the trained tensors.
+  ParameterBuffers make_gradients(at::ScalarType type) const;
+
+  /// Forward and backward of one micro-batch. Gradients of (loss sum * loss_scale) are written into
+  /// `gradients` (accumulate = false) or added to it. `recording` holds one entry per layer. The backward
+  /// ends below the lowest trained tensor. A batch without targets adds exact zeros.
+  LossSums forward_backward(const DeviceBatch& batch, double loss_scale, ParameterBuffers& gradients,
+                            bool accumulate, const std::vector<Recording>& recording, SegmentHooks& hooks);
+
+  /// Loss sums without recording anything.
+  LossSums evaluate(const DeviceBatch& batch, SegmentHooks& hooks);
+  LossSums evaluate(const DeviceBatch& batch);
+  /// Per-token losses [N] (0 where there is no target), fp32 (fp64 for an fp64 model).
+  at::Tensor token_losses(const DeviceBatch& batch);
+  /// Logits [N, V] in the model's dtype; for tests, `diff` and small evaluations. Targets may be undefined.
+  at::Tensor logits(const DeviceBatch& batch, const Observer& observer = {});
+
+ private:
+  friend class Decoder;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Keys and values of one sequence; shared layers hold values only. See decode.h for generation.
+
+}  // namespace satune
