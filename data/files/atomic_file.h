@@ -30,8 +30,11 @@ class FileOps {
 /// The process-wide default: plain POSIX calls, stateless.
 FileOps& posix_file_ops();
 
-/// Writes one file. Nothing is visible at `path` until commit(); without commit() the destructor removes
-/// the temporary file. Throws EnvironmentError naming path and reason ("No space left on device").
+/// Writes one file, as `.NAME.tmp-PID` beside it until commit() renames it into place; the folder must exist.
+/// Nothing is visible at `path` until then, and a file that was there stays as it was; without commit() the
+/// destructor removes the temporary file. Throws EnvironmentError naming path and reason ("No space left on
+/// device"); after that the object can only be destroyed. Should the very last step fail, making the rename
+/// durable, the new file is there and whole.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path, FileOps& ops = posix_file_ops());
@@ -47,9 +50,12 @@ class AtomicFile {
   void commit();
 
  private:
+  [[noreturn]] void fail(std::string_view action, int error);
+
   std::filesystem::path path_, temporary_;
   FileOps& ops_;
   int fd_ = -1;
+  bool pending_ = false;  // the temporary file is ours to remove
   uint64_t bytes_written_ = 0;
   uint32_t checksum_ = 0;
 };
@@ -58,9 +64,11 @@ class AtomicFile {
 void write_file_atomic(const std::filesystem::path& path, std::string_view text,
                        FileOps& ops = posix_file_ops());
 
-/// A folder that appears complete or not at all. Write files into path(); commit() fsyncs the folder and
-/// renames it to the target (which must not exist or must be empty); without commit() the destructor
-/// removes it. Leftover temporary folders of dead processes are removed by remove_stale_temporaries().
+/// A folder that appears complete or not at all. Write files into path(), which is `.NAME.tmp-PID` beside the
+/// target; commit() fsyncs everything in it and renames it to the target; without commit() the destructor
+/// removes it. Missing parents of the target are made. The target must not exist or must be an empty folder:
+/// BadInput otherwise, at once. Everything else that fails is an EnvironmentError. Leftovers of dead
+/// processes are removed by remove_stale_temporaries().
 class AtomicDirectory {
  public:
   explicit AtomicDirectory(std::filesystem::path target, FileOps& ops = posix_file_ops());
@@ -77,11 +85,15 @@ class AtomicDirectory {
   bool committed_ = false;
 };
 
-/// Removes temporary files and folders left in `directory` by processes that are gone.
+/// Removes temporary files and folders left in `directory` by processes of this machine that are gone (a
+/// process that began after the last change of the leftover is another one with the same id). Names of other
+/// shapes are not touched. For the one process that owns the folder, before it saves anything.
 void remove_stale_temporaries(const std::filesystem::path& directory);
 
 /// CRC-32C of `bytes`, continuing from `seed` (0 to start).
 uint32_t crc32c(std::span<const std::byte> bytes, uint32_t seed = 0);
+/// The same without the processor's instruction: what crc32c() uses where there is none.
+uint32_t crc32c_portable(std::span<const std::byte> bytes, uint32_t seed = 0);
 
 /// Bytes that can be written under `path` (its nearest existing parent). Throws EnvironmentError.
 uint64_t free_disk_bytes(const std::filesystem::path& path);

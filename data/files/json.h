@@ -30,6 +30,9 @@ std::string write_json(const Json& value);
 /// What kind of value this is, for error messages: "the string \"abc\"", "an array", "nothing".
 std::string describe_json(const Json* value);
 
+/// `text` in quotes, with escapes, on one line: names out of a file as error messages show them.
+std::string quote_json(std::string_view text);
+
 /// Edit distance aware suggestion: the candidate nearest to `word`, or "" if none is near.
 std::string nearest_name(std::string_view word, const std::vector<std::string>& candidates);
 
