@@ -10,7 +10,9 @@
 #include <string_view>
 #include <vector>
 
+#include "data/dataset.h"
 #include "data/files/json.h"
+#include "data/records.h"
 #include "model/files/sharing_plan.h"
 
 namespace satune {
@@ -21,7 +23,6 @@ enum class WarmupType { kLinear, kLog };                          // "linear" "l
 enum class Checkpointing { kOff, kOn, kSelective, kAuto };        // false true "selective" "auto"
 enum class NonFinitePolicy { kStop, kSkip };                      // "stop" "skip"
 enum class DeviceChoice { kAuto, kCpu, kCuda };                   // "auto" "cpu" "cuda"
-enum class OverlengthPolicy { kDrop, kTruncate, kError };         // "drop" "truncate" "error"
 enum class ExportDtype { kAuto, kFloat32, kBfloat16, kFloat16 };  // "auto" "float32" "bfloat16" "float16"
 enum class OptimizerOffload { kNone, kCpu };                      // "none" ("cpu" is refused by name so far)
 
@@ -36,17 +37,16 @@ struct Settings {
   std::vector<std::string> unfrozen_parameters;  ///< patterns for match_unfrozen(); empty = all
 
   // Data.
-  std::string train_file;                  ///< required
-  std::optional<std::string> eval_file;    ///< alternative to val_size
-  double val_size = 0.01;                  ///< share of the records; 0 with eval_file or for none
+  std::string train_file;                ///< required
+  std::optional<std::string> eval_file;  ///< alternative to val_size
+  double val_size = 0.01;  ///< share of the records, or a number of them >= 1; 0 with eval_file or for none
   std::string prompt_template = "alpaca";  ///< key "template": a name or a file
-  std::string columns_instruction = "instruction", columns_input = "input", columns_output = "output",
-              columns_text = "text";  ///< keys "columns.instruction" ...
-  int64_t max_length = 4096;          ///< tokens of a row
-  OverlengthPolicy overlength = OverlengthPolicy::kDrop;
+  ColumnNames columns;                     ///< keys "columns.instruction" ...
+  int64_t max_length = 4096;               ///< tokens of a row
+  Overlength overlength = Overlength::kDrop;
   bool packing = true;
   bool shuffle = true;
-  std::optional<std::string> token_cache_dir;  ///< unset = <output_dir>/cache
+  std::optional<std::string> token_cache_dir;  ///< unset = default_token_cache_directory(); "" = no cache
 
   // Length of the run and batch.
   std::optional<double> num_train_epochs = 2.0;  ///< unset when max_steps is set

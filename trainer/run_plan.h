@@ -1,0 +1,83 @@
+// What a run will do, known before any weight is loaded: model shape, tokenizer, data, and the position of
+// every step in the data. Training and --dry-run both start from it.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/batches.h"
+#include "data/prompt_template.h"
+#include "data/tokenizer.h"
+#include "model/files/model_config.h"
+#include "model/files/tensor_table.h"
+#include "trainer/settings.h"
+
+namespace satune {
+
+/// The rows of one step: [first_row, first_row + rows) of an epoch (0-based).
+struct StepPosition {
+  int64_t epoch = 0;
+  int64_t first_row = 0;
+  int64_t rows = 0;
+};
+
+class RunPlan {
+ public:
+  /// Reads config.json, checks every tensor's name, shape and dtype (headers only), the tokenizer against the
+  /// vocabulary, the template against the tokenizer, then tokenises or maps the data. No weight is read.
+  /// Throws BadInput (also for a sharing plan that contradicts the checkpoint's, a warm-up not shorter than
+  /// the run, a max_length above max_position_embeddings).
+  explicit RunPlan(Settings settings, int64_t world_size = 1);
+
+  const Settings& settings() const { return settings_; }
+  const std::filesystem::path& model_directory() const { return model_directory_; }
+  /// With the run's sharing plan.
+  const ModelConfig& config() const { return config_; }
+  const TensorTable& table() const { return table_; }
+  /// The checkpoint has q_proj and k_proj of layers that this run shares: load_weights() leaves them out.
+  bool dense_source() const { return dense_source_; }
+  /// Per tensor of the table: trained?
+  const std::vector<bool>& trained_mask() const { return trained_mask_; }
+  int64_t trained_parameters() const;
+
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const PromptTemplate& prompt_template() const { return *prompt_template_; }
+  BatchSource& train() { return *train_; }
+  /// nullptr where nothing is held out. File order, packed as the training rows are.
+  BatchSource* eval() { return eval_.get(); }
+  const DatasetSummary& train_summary() const { return train_->dataset().summary(); }
+
+  /// Rows of a full step: batch size x accumulation x world size.
+  int64_t rows_per_step() const { return rows_per_step_; }
+  int64_t total_steps() const { return total_steps_; }
+  int64_t warmup_steps() const { return warmup_steps_; }
+  /// Of step 0, 1, ... (0-based: the step that leads from `step` finished steps to `step` + 1). The last step
+  /// of an epoch has fewer rows where they do not divide. Walks epochs; cheap after the first call.
+  StepPosition position(int64_t step);
+  int64_t steps_of_epoch(int64_t epoch);
+  /// Epochs completed after `steps` steps, as a fraction of the epoch in progress.
+  double epochs_after(int64_t steps);
+
+ private:
+  void plan_model();
+  void plan_data();
+  void plan_steps();
+
+  Settings settings_;
+  int64_t world_size_;
+  std::filesystem::path model_directory_;
+  ModelConfig config_;
+  TensorTable table_;
+  bool dense_source_ = false;
+  std::vector<bool> trained_mask_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<PromptTemplate> prompt_template_;
+  std::unique_ptr<BatchSource> train_, eval_;
+  int64_t rows_per_step_ = 0, total_steps_ = 0, warmup_steps_ = 0;
+};
+
+}  // namespace satune
