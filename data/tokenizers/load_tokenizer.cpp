@@ -1,0 +1,26 @@
+#include <fmt/format.h>
+
+#include "data/files/error.h"
+#include "data/files/mapped_file.h"
+#include "data/tokenizer.h"
+#include "data/tokenizers/sentencepiece_tokenizer.h"
+#include "data/tokenizers/special_tokens.h"
+
+namespace satune {
+
+std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory) {
+  const std::filesystem::path model = directory / "tokenizer.model", json = directory / "tokenizer.json";
+  if (!std::filesystem::is_directory(directory)) {
+    throw bad_input(directory.string(), "no such directory", "a directory with a tokenizer");
+  }
+  const SpecialTokens special_tokens = read_special_tokens(directory);
+  if (std::filesystem::exists(model)) {
+    const MappedFile file(model);
+    if (looks_like_sentencepiece(file.text())) {
+      return make_sentencepiece_tokenizer(model, file.text(), special_tokens);
+    }
+  }
+  throw bad_input(directory.string(), "no tokenizer", "tokenizer.json or tokenizer.model");
+}
+
+}  // namespace satune

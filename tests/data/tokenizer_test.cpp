@@ -1,0 +1,148 @@
+#include "data/tokenizer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "data/files/error.h"
+#include "data/files/mapped_file.h"
+
+namespace satune {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class TokenizerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = ::testing::TempDir() + "satune_tokenizer_XXXXXX";
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    directory_ = name;
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  void write(const std::string& name, const std::string& text) const {
+    std::ofstream(directory_ / name, std::ios::binary) << text;
+  }
+  std::string error_of_loading() const {
+    try {
+      load_tokenizer(directory_);
+    } catch (const BadInput& error) {
+      EXPECT_THAT(error.what(), ::testing::Not(HasSubstr("\n")));
+      return error.what();
+    }
+    return "loaded";
+  }
+
+  std::filesystem::path directory_;
+};
+
+std::vector<std::string> training_texts() {
+  std::vector<std::string> texts;
+  for (int i = 0; i < 400; ++i) {
+    texts.push_back("### Instruction:\nAdd " + std::to_string(i) + " and " + std::to_string(i * 7 % 91) +
+                    ".\n\n### Response:\n\tThe sum is " + std::to_string(i + i * 7 % 91) + "; na\xC3\xAFve.");
+  }
+  return texts;
+}
+
+class TrainedTokenizerTest : public TokenizerTest {
+ protected:
+  void SetUp() override {
+    TokenizerTest::SetUp();
+    train_sentencepiece(training_texts(), {.vocab_size = 360}, directory_);
+    tokenizer_ = load_tokenizer(directory_);
+  }
+  std::unique_ptr<Tokenizer> tokenizer_;
+};
+
+TEST_F(TrainedTokenizerTest, HasTheUsualSpecialIds) {
+  EXPECT_EQ(tokenizer_->kind(), "sentencepiece");
+  EXPECT_EQ(tokenizer_->vocab_size(), 360);
+  EXPECT_EQ(tokenizer_->special_id("<unk>"), 0);
+  EXPECT_EQ(tokenizer_->bos_id(), 1);
+  EXPECT_EQ(tokenizer_->eos_id(), 2);
+  EXPECT_EQ(tokenizer_->special_id("</s>"), 2);
+  EXPECT_EQ(tokenizer_->special_id("The"), std::nullopt);
+}
+
+TEST_F(TrainedTokenizerTest, TextRoundTripsWithSpacesNewlinesAndUnseenCharacters) {
+  for (const std::string text :
+       {"Add 5 and 7.", "  two  spaces  ", "line one\nline two\n\n\tindented\r\n", "\n", " ", "",
+        "\xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E \xF0\x9F\xA6\x99", "a</s>b<s>c<unk>d<0x0A>e"}) {
+    const std::vector<int32_t> ids = tokenizer_->encode(text);
+    EXPECT_EQ(tokenizer_->decode(ids), text);
+    EXPECT_EQ(tokenizer_->decode(ids, true), text);
+    EXPECT_THAT(ids, ::testing::Each(::testing::Ge(3))) << text;
+  }
+}
+
+TEST_F(TrainedTokenizerTest, DigitsAreSplit) {
+  const size_t none = tokenizer_->encode("is").size();
+  EXPECT_EQ(tokenizer_->encode("is 123").size(), none + 4);  // the space and three digits
+}
+
+TEST_F(TrainedTokenizerTest, DecodeShowsOrSkipsSpecialTokens) {
+  std::vector<int32_t> ids = {1};
+  for (const int32_t id : tokenizer_->encode("The sum")) ids.push_back(id);
+  ids.push_back(2);
+  EXPECT_EQ(tokenizer_->decode(ids), "<s>The sum</s>");
+  EXPECT_EQ(tokenizer_->decode(ids, true), "The sum");
+  const std::vector<int32_t> foreign = {-1, 360, 1 << 30};
+  EXPECT_EQ(tokenizer_->decode(foreign), "");
+}
+
+TEST_F(TrainedTokenizerTest, TokenTextsJoinToTheText) {
+  std::string joined;
+  const std::string text = "The sum is 12;\n\xF0\x9F\xA6\x99";
+  for (const int32_t id : tokenizer_->encode(text)) joined += tokenizer_->token_text(id);
+  EXPECT_EQ(joined, " " + text);
+  EXPECT_EQ(tokenizer_->token_text(1), "<s>");
+  EXPECT_EQ(tokenizer_->token_text(-5), "");
+}
+
+TEST_F(TrainedTokenizerTest, IllFormedUtf8IsReplacedOncePerPart) {
+  const auto expected = tokenizer_->encode(
+      "a\xEF\xBF\xBD"
+      "b\xEF\xBF\xBD\xEF\xBF\xBD");
+  EXPECT_EQ(tokenizer_->encode("a\xE2\x82"
+                               "b\xFF\xED"),
+            expected);
+}
+
+TEST_F(TrainedTokenizerTest, TrainingIsDeterministicAndFingerprintsFollowContent) {
+  const std::string first = read_text_file(directory_ / "tokenizer.model");
+  const auto again = directory_ / "again", other = directory_ / "other";
+  train_sentencepiece(training_texts(), {.vocab_size = 360}, again);
+  train_sentencepiece(training_texts(), {.vocab_size = 359}, other);
+  EXPECT_EQ(read_text_file(again / "tokenizer.model"), first);
+  EXPECT_EQ(load_tokenizer(again)->fingerprint(), tokenizer_->fingerprint());
+  EXPECT_NE(load_tokenizer(other)->fingerprint(), tokenizer_->fingerprint());
+}
+
+TEST_F(TokenizerTest, TrainingIsQuiet) {
+  ::testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStderr();
+  train_sentencepiece(training_texts(), {.vocab_size = 300}, directory_);
+  EXPECT_EQ(::testing::internal::GetCapturedStdout(), "");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+}
+
+TEST_F(TokenizerTest, TrainingOnTooLittleTextIsRefused) {
+  EXPECT_THROW(train_sentencepiece({}, {}, directory_), BadInput);
+  EXPECT_THROW(train_sentencepiece({"", "\n\t"}, {}, directory_), BadInput);
+  EXPECT_THROW(train_sentencepiece({"abc"}, {.vocab_size = 5000}, directory_), BadInput);
+  EXPECT_THROW(train_sentencepiece(training_texts(), {.vocab_size = 10}, directory_), BadInput);
+  EXPECT_FALSE(std::filesystem::exists(directory_ / "tokenizer.model"));
+}
+
+TEST_F(TokenizerTest, DirectoryWithoutTokenizerNamesTheFilesLookedFor) {
+  EXPECT_THAT(error_of_loading(),
+              ::testing::AllOf(HasSubstr("tokenizer.json"), HasSubstr("tokenizer.model")));
+}
+
+}  // namespace
+}  // namespace satune
