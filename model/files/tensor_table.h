@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,22 +14,33 @@
 namespace satune {
 
 enum class TensorRole {
-  kEmbedding, kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kInputNorm, kPostAttentionNorm, kFinalNorm,
+  kEmbedding,
+  kQuery,
+  kKey,
+  kValue,
+  kOutput,
+  kGate,
+  kUp,
+  kDown,
+  kInputNorm,
+  kPostAttentionNorm,
+  kFinalNorm,
   kHead
 };
 
 struct TensorInfo {
-  std::string name;             ///< Hugging Face's: "model.layers.3.self_attn.v_proj.weight"
-  std::vector<int64_t> shape;   ///< [out, in] for projections, [C] for norms, [V, C] for embedding and head
+  std::string name;            ///< Hugging Face's: "model.layers.3.self_attn.v_proj.weight"
+  std::vector<int64_t> shape;  ///< [out, in] for projections, [C] for norms, [V, C] for embedding and head
   TensorRole role;
-  int segment = 0;              ///< 0 embedding, 1..L the decoder layers, L + 1 final norm and head
-  bool decay = true;            ///< weight decay applies (false for norms)
+  int segment = 0;    ///< 0 embedding, 1..L the decoder layers, L + 1 final norm and head
+  bool decay = true;  ///< weight decay applies (false for norms)
 
   int64_t numel() const;
 };
 
 /// Tensors in storage order: by segment; within a layer q,k,v | o | gate,up | down | norms, so that q,k,v
-/// and gate,up are contiguous. A shared layer has no q and k; a tied head has no lm_head.weight.
+/// and gate,up are contiguous; the last segment holds lm_head, then the final norm. A shared layer has no q
+/// and k; a tied head has no lm_head.weight.
 class TensorTable {
  public:
   TensorTable() = default;
@@ -43,6 +56,7 @@ class TensorTable {
 
  private:
   std::vector<TensorInfo> tensors_;
+  std::map<std::string, size_t, std::less<>> index_;  // of tensors_, by name
   int num_segments_ = 0;
 };
 
