@@ -95,7 +95,7 @@ SharingPlan SharingPlan::parse(std::string_view layers, AnchorRule rule, int num
     std::fill(plan.source_.begin() + run.first, plan.source_.begin() + run.last + 1, anchor);
     if (!plan.layers_text_.empty()) plan.layers_text_ += ',';
     plan.layers_text_ += std::to_string(run.first);
-    if (run.last != run.first) plan.layers_text_ += "-" + std::to_string(run.last);
+    if (run.last != run.first) plan.layers_text_ += fmt::format("-{}", run.last);
   }
   return plan;
 }
