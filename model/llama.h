@@ -35,7 +35,7 @@ enum class Recording {
 
 /// Sums over the batch's targets, as scalars on the model's device.
 struct LossSums {
-  at::Tensor loss;     ///< fp32 (fp64 for an fp64 model): sum of -log p(target)
+  at::Tensor loss;     ///< fp64: sum of -log p(target)
   at::Tensor correct;  ///< int64: targets that are the argmax
 };
 
@@ -82,12 +82,10 @@ class Llama {
   /// Logits [N, V] in the model's dtype; for tests, `diff` and small evaluations. Targets may be undefined.
   at::Tensor logits(const DeviceBatch& batch, const Observer& observer = {});
 
+  struct Impl;  ///< in llama.cpp
+
  private:
-  friend class Decoder;
-  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// Keys and values of one sequence; shared layers hold values only. See decode.h for generation.
 
 }  // namespace satune

@@ -23,7 +23,8 @@ class ParameterBuffers {
  public:
   ParameterBuffers() = default;
   /// Zero-filled. `selected[i]` belongs to table.tensors()[i].
-  ParameterBuffers(const TensorTable& table, std::vector<bool> selected, at::ScalarType type, at::Device device);
+  ParameterBuffers(const TensorTable& table, std::vector<bool> selected, at::ScalarType type,
+                   at::Device device);
 
   int num_segments() const { return static_cast<int>(flat_.size()); }
   const at::Tensor& flat(int segment) const { return flat_[segment]; }  ///< 1-D; may have 0 elements
@@ -32,9 +33,14 @@ class ParameterBuffers {
   /// First element of the tensor inside its segment's buffer.
   int64_t offset(size_t index) const { return offsets_[index]; }
   bool selected(size_t index) const { return selected_[index]; }
+  const TensorTable& table() const { return table_; }
+  at::ScalarType type() const { return type_; }
   int64_t numel() const;
+  void zero() const;
 
  private:
+  TensorTable table_;
+  at::ScalarType type_ = at::kFloat;
   std::vector<bool> selected_;
   std::vector<at::Tensor> flat_, views_;
   std::vector<int64_t> offsets_;
@@ -49,7 +55,7 @@ struct Weights {
   /// `trained_mask` empty = all trained.
   Weights(TensorTable table, std::vector<bool> trained_mask, at::ScalarType type, at::Device device);
   const at::Tensor& tensor(size_t index) const;
-  const at::Tensor& tensor(std::string_view name) const;
+  const at::Tensor& tensor(std::string_view name) const;  ///< undefined for an unknown name
   at::ScalarType type() const;
   at::Device device() const;
 };

@@ -1,0 +1,283 @@
+#include "model/layer.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <string>
+
+#include "model/ops/dispatch.h"
+#include "model/ops/linear.h"
+#include "model/ops/rms_norm.h"
+#include "model/ops/swiglu.h"
+
+namespace satune {
+namespace {
+
+size_t table_index(const TensorTable& table, int layer, TensorRole role) {
+  const std::span<const TensorInfo> tensors = table.segment(layer + 1);
+  for (const TensorInfo& tensor : tensors) {
+    if (tensor.role == role) return &tensor - table.tensors().data();
+  }
+  TORCH_CHECK(false, "layer ", layer, " has no such tensor");
+}
+
+/// Gradient view of a norm's weight, undefined where it is frozen.
+at::Tensor gradient_of(const ParameterBuffers& gradients, size_t index) {
+  return gradients.selected(index) ? gradients.tensor(index) : at::Tensor();
+}
+
+/// The weights of consecutive tensors of one buffer as one matrix.
+at::Tensor span_view(const ParameterBuffers& buffers, const TensorTable& table,
+                     const std::vector<size_t>& tensors) {
+  const TensorInfo& first = table.tensors()[tensors.front()];
+  int64_t rows = 0;
+  for (size_t index : tensors) rows += table.tensors()[index].shape[0];
+  const int64_t columns = first.shape[1];
+  return buffers.flat(first.segment)
+      .narrow(0, buffers.offset(tensors.front()), rows * columns)
+      .view({rows, columns});
+}
+
+void observe(const Observer& observer, int layer, const char* name, const at::Tensor& value) {
+  if (observer) observer(fmt::format("layers.{}.{}", layer, name), value);
+}
+
+/// q, k and v out of the fused projection's output, q and k rotated in place.
+void split_qkv(const LayerContext& context, const at::Tensor& qkv, bool is_anchor, LayerRecord& record) {
+  const ModelConfig& config = context.config;
+  const int64_t tokens = qkv.size(0), heads = config.num_attention_heads, kv = config.num_key_value_heads;
+  const at::Tensor heads_first = qkv.view({tokens, heads + 2 * kv, config.head_dim});
+  rope_apply(heads_first.narrow(1, 0, heads + kv), context.batch.positions_N, context.rope, false);
+  record.q_NHD = heads_first.narrow(1, 0, heads);
+  record.k_NKD = heads_first.narrow(1, heads, kv);
+  record.v_NKD = heads_first.narrow(1, heads + kv, kv);
+  if (is_anchor) {
+    // Copies, so that the span does not keep the anchor's v alive. Under every policy: the layout a kernel
+    // reads must not depend on the policy if the bits are not to.
+    record.q_NHD = record.q_NHD.contiguous();
+    record.k_NKD = record.k_NKD.contiguous();
+  }
+}
+
+/// Input norm and the projections to q, k, v.
+void attend_inputs(const LayerContext& context, const LayerWeights& weights, bool shared,
+                   LayerRecord& record) {
+  RmsNormOut norm =
+      rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm), context.config.rms_norm_eps);
+  record.normed_in_NC = norm.y_NC;
+  record.rstd_in_N = norm.rstd_N;
+  const at::Tensor qkv = weights.qkv.forward(record.normed_in_NC);
+  if (shared) {
+    record.v_NKD = qkv.view({qkv.size(0), context.config.num_key_value_heads, context.config.head_dim});
+  } else {
+    split_qkv(context, qkv, weights.is_anchor, record);
+  }
+}
+
+void mlp_inputs(const LayerContext& context, const LayerWeights& weights, LayerRecord& record) {
+  RmsNormOut norm = rms_norm_forward(record.mid_NC, context.weights.tensor(weights.post_attention_norm),
+                                     context.config.rms_norm_eps);
+  record.normed_post_NC = norm.y_NC;
+  record.rstd_post_N = norm.rstd_N;
+}
+
+/// Everything of the forward but the last projection, which the backward does not need again.
+void forward_until_act(const LayerContext& context, const LayerWeights& weights, const LayerRecord* anchor,
+                       LayerRecord& record) {
+  attend_inputs(context, weights, anchor != nullptr, record);
+  if (anchor != nullptr) {
+    record.q_NHD = anchor->q_NHD;
+    record.k_NKD = anchor->k_NKD;
+  }
+  record.attention =
+      attention_forward(record.q_NHD, record.k_NKD, record.v_NKD, context.batch.document_starts);
+  record.mid_NC = linear_residual_forward(record.attention.out_NHD.flatten(1),
+                                          context.weights.tensor(weights.output), record.x_NC);
+  mlp_inputs(context, weights, record);
+  record.gate_up_N2F = weights.gate_up.forward(record.normed_post_NC);
+  record.act_NF = swiglu_forward(record.gate_up_N2F);
+}
+
+/// Brings back what thin() dropped, with the kernels of the forward.
+void restore(const LayerContext& context, const LayerWeights& weights, Recording recording,
+             const LayerRecord* anchor, LayerRecord& record) {
+  if (recording == Recording::kRecompute) {
+    forward_until_act(context, weights, anchor, record);
+  } else if (recording == Recording::kSelective) {
+    record.normed_in_NC =
+        rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm), context.config.rms_norm_eps)
+            .y_NC;
+    mlp_inputs(context, weights, record);
+    record.act_NF = swiglu_forward(record.gate_up_N2F);
+  }
+}
+
+at::Tensor mlp_backward(const LayerContext& context, const LayerWeights& weights, LayerRecord& record,
+                        const at::Tensor& d_out_NC, const ParameterBuffers& gradients, bool accumulate) {
+  if (gradients.selected(weights.down)) {
+    linear_backward_weight(d_out_NC, record.act_NF, gradients.tensor(weights.down), accumulate);
+  }
+  record.act_NF.reset();
+  const at::Tensor d_act = linear_backward_input(d_out_NC, context.weights.tensor(weights.down));
+  const at::Tensor d_gate_up = swiglu_backward(d_act, record.gate_up_N2F);
+  record.gate_up_N2F.reset();
+  const at::Tensor d_normed =
+      weights.gate_up.backward(d_gate_up, record.normed_post_NC, gradients, accumulate, true);
+  return rms_norm_backward(d_normed, record.mid_NC, context.weights.tensor(weights.post_attention_norm),
+                           record.rstd_post_N, d_out_NC, gradient_of(gradients, weights.post_attention_norm),
+                           accumulate);
+}
+
+/// Gradient of a layer's own q, k and v, side by side as the projection wrote them; rotated back. An anchor's
+/// span is added to its own part in fp32 and rounded once.
+at::Tensor own_qkv_gradient(const LayerContext& context, const LayerRecord& record, const at::Tensor& d_attn,
+                            SpanGradient& span) {
+  const ModelConfig& config = context.config;
+  const int64_t tokens = record.x_NC.size(0), heads = config.num_attention_heads,
+                kv = config.num_key_value_heads;
+  at::Tensor d_qkv = at::empty({tokens, heads + 2 * kv, config.head_dim}, record.x_NC.options());
+  const at::Tensor d_q = d_qkv.narrow(1, 0, heads), d_k = d_qkv.narrow(1, heads, kv);
+  attention_backward(d_attn, record.q_NHD, record.k_NKD, record.v_NKD, record.attention,
+                     context.batch.document_starts, d_q, d_k, d_qkv.narrow(1, heads + kv, kv));
+  if (span.d_q_NHD.defined()) {
+    d_q.copy_(span.d_q_NHD.add_(d_q));
+    d_k.copy_(span.d_k_NKD.add_(d_k));
+    span = {};
+  }
+  rope_apply(d_qkv.narrow(1, 0, heads + kv), context.batch.positions_N, context.rope, true);
+  return d_qkv.flatten(1);
+}
+
+/// Gradient of a shared layer's v; its part of the anchor's q and k goes to the span.
+at::Tensor shared_v_gradient(const LayerContext& context, const LayerRecord& record, const at::Tensor& d_attn,
+                             SpanGradient& span) {
+  at::Tensor d_q = at::empty(record.q_NHD.sizes(), record.q_NHD.options());
+  at::Tensor d_k = at::empty(record.k_NKD.sizes(), record.k_NKD.options());
+  at::Tensor d_v = at::empty(record.v_NKD.sizes(), record.v_NKD.options());
+  attention_backward(d_attn, record.q_NHD, record.k_NKD, record.v_NKD, record.attention,
+                     context.batch.document_starts, d_q, d_k, d_v);
+  if (span.d_q_NHD.defined()) {
+    span.d_q_NHD.add_(d_q);
+    span.d_k_NKD.add_(d_k);
+  } else {
+    span.d_q_NHD = d_q.to(statistics_type(d_q.scalar_type()));
+    span.d_k_NKD = d_k.to(statistics_type(d_k.scalar_type()));
+  }
+  return d_v.flatten(1);
+}
+
+}  // namespace
+
+FusedProjection::FusedProjection(const Weights& weights, std::vector<size_t> tensors) {
+  for (size_t index : tensors) {
+    const bool trained = weights.trained.selected(index);
+    if (blocks_.empty() || blocks_.back().trained != trained) blocks_.push_back({{}, {}, trained});
+    blocks_.back().tensors.push_back(index);
+  }
+  for (Block& block : blocks_) {
+    block.weight_OI =
+        span_view(block.trained ? weights.trained : weights.frozen, weights.table, block.tensors);
+  }
+}
+
+at::Tensor FusedProjection::forward(const at::Tensor& x_NI) const {
+  if (blocks_.size() == 1) return linear_forward(x_NI, blocks_[0].weight_OI);
+  std::vector<at::Tensor> parts;
+  for (const Block& block : blocks_) parts.push_back(linear_forward(x_NI, block.weight_OI));
+  return at::cat(parts, 1);
+}
+
+at::Tensor FusedProjection::backward(const at::Tensor& d_y_NO, const at::Tensor& x_NI,
+                                     const ParameterBuffers& gradients, bool accumulate,
+                                     bool need_input) const {
+  at::Tensor d_x;
+  int64_t first = 0;
+  for (const Block& block : blocks_) {
+    const at::Tensor d_part = d_y_NO.narrow(1, first, block.weight_OI.size(0));
+    first += block.weight_OI.size(0);
+    if (block.trained) {
+      const TensorTable& table = gradients.table();
+      linear_backward_weight(d_part, x_NI, span_view(gradients, table, block.tensors), accumulate);
+    }
+    if (!need_input) continue;
+    const at::Tensor d_x_part = linear_backward_input(d_part, block.weight_OI);
+    d_x = d_x.defined() ? d_x.add_(d_x_part) : d_x_part;
+  }
+  return d_x;
+}
+
+LayerWeights bind_layer(const Weights& weights, int layer, const SharingPlan& sharing) {
+  const auto index = [&](TensorRole role) { return table_index(weights.table, layer, role); };
+  LayerWeights bound;
+  bound.is_anchor = sharing.is_anchor(layer);
+  bound.input_norm = index(TensorRole::kInputNorm);
+  bound.post_attention_norm = index(TensorRole::kPostAttentionNorm);
+  bound.output = index(TensorRole::kOutput);
+  bound.down = index(TensorRole::kDown);
+  std::vector<size_t> qkv;
+  for (const TensorInfo& tensor : weights.table.segment(layer + 1)) {
+    if (tensor.role == TensorRole::kQuery || tensor.role == TensorRole::kKey ||
+        tensor.role == TensorRole::kValue) {
+      qkv.push_back(&tensor - weights.table.tensors().data());
+    }
+  }
+  bound.qkv = FusedProjection(weights, qkv);
+  bound.gate_up = FusedProjection(weights, {index(TensorRole::kGate), index(TensorRole::kUp)});
+  return bound;
+}
+
+at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weights, int layer,
+                         const at::Tensor& x_NC, const LayerRecord* anchor, LayerRecord& record,
+                         const Observer& observer) {
+  record.x_NC = x_NC;
+  forward_until_act(context, weights, anchor, record);
+  at::Tensor out_NC =
+      linear_residual_forward(record.act_NF, context.weights.tensor(weights.down), record.mid_NC);
+  observe(observer, layer, "q", record.q_NHD);
+  observe(observer, layer, "k", record.k_NKD);
+  observe(observer, layer, "v", record.v_NKD);
+  observe(observer, layer, "attention", record.attention.out_NHD.flatten(1));
+  observe(observer, layer, "out", out_NC);
+  return out_NC;
+}
+
+void thin(LayerRecord& record, Recording recording, bool is_anchor) {
+  if (recording == Recording::kKeep) return;
+  record.normed_in_NC.reset();
+  record.normed_post_NC.reset();
+  record.act_NF.reset();
+  if (recording == Recording::kSelective) return;
+  LayerRecord kept;
+  kept.x_NC = record.x_NC;
+  if (is_anchor) {
+    kept.q_NHD = record.q_NHD;
+    kept.k_NKD = record.k_NKD;
+  }
+  record = std::move(kept);
+}
+
+at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weights, int layer,
+                          LayerRecord& record, const LayerRecord* anchor, Recording recording,
+                          const at::Tensor& d_out_NC, SpanGradient& span, const ParameterBuffers& gradients,
+                          bool accumulate, bool need_input) {
+  TORCH_CHECK(record.x_NC.defined(), "layer ", layer, " was not recorded");
+  restore(context, weights, recording, anchor, record);
+  const at::Tensor d_mid = mlp_backward(context, weights, record, d_out_NC, gradients, accumulate);
+  const at::Tensor attended = record.attention.out_NHD.flatten(1);
+  if (gradients.selected(weights.output)) {
+    linear_backward_weight(d_mid, attended, gradients.tensor(weights.output), accumulate);
+  }
+  const at::Tensor d_attn = linear_backward_input(d_mid, context.weights.tensor(weights.output))
+                                .view(record.attention.out_NHD.sizes());
+  const at::Tensor d_qkv = anchor == nullptr ? own_qkv_gradient(context, record, d_attn, span)
+                                             : shared_v_gradient(context, record, d_attn, span);
+  const at::Tensor d_input_norm = gradient_of(gradients, weights.input_norm);
+  const bool need_normed = need_input || d_input_norm.defined();
+  const at::Tensor d_normed =
+      weights.qkv.backward(d_qkv, record.normed_in_NC, gradients, accumulate, need_normed);
+  if (!need_normed) return {};
+  return rms_norm_backward(d_normed, record.x_NC, context.weights.tensor(weights.input_norm),
+                           record.rstd_in_N, d_mid, d_input_norm, accumulate);
+}
+
+}  // namespace satune

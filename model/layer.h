@@ -1,0 +1,91 @@
+// One decoder layer: its weights, what its forward records, and its two passes.
+// The backward reads like the forward upside down. Shape legend: model/llama.h.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "model/llama.h"
+#include "model/ops/attention.h"
+#include "model/ops/rope.h"
+#include "model/parameters.h"
+
+namespace satune {
+
+/// A projection made of tensors that read the same input (q,k,v; gate,up): one GEMM where they lie side by
+/// side in one buffer, one each where some are frozen and live elsewhere.
+class FusedProjection {
+ public:
+  FusedProjection() = default;
+  /// Table indices of the tensors, in order.
+  FusedProjection(const Weights& weights, std::vector<size_t> tensors);
+
+  at::Tensor forward(const at::Tensor& x_NI) const;
+  /// Gradient of the input; also the weights' gradients into `gradients`. `need_input` false skips the
+  /// former.
+  at::Tensor backward(const at::Tensor& d_y_NO, const at::Tensor& x_NI, const ParameterBuffers& gradients,
+                      bool accumulate, bool need_input) const;
+
+ private:
+  struct Block {
+    at::Tensor weight_OI;         ///< view over one or several tensors
+    std::vector<size_t> tensors;  ///< table indices it covers
+    bool trained = true;
+  };
+  std::vector<Block> blocks_;
+};
+
+/// Views of one layer's weights. A shared layer's qkv holds v only.
+struct LayerWeights {
+  size_t input_norm = 0, post_attention_norm = 0, output = 0, down = 0;  ///< table indices
+  bool is_anchor = false;
+  FusedProjection qkv, gate_up;
+};
+
+LayerWeights bind_layer(const Weights& weights, int layer, const SharingPlan& sharing);
+
+/// What a layer's forward leaves for its backward. Empty tensors are computed again.
+struct LayerRecord {
+  at::Tensor x_NC;                     ///< input
+  at::Tensor rstd_in_N, normed_in_NC;  ///< input norm
+  at::Tensor q_NHD, k_NKD;             ///< post-RoPE; a shared layer's are its anchor's
+  at::Tensor v_NKD;
+  AttentionOut attention;
+  at::Tensor mid_NC;  ///< residual stream between attention and MLP
+  at::Tensor rstd_post_N, normed_post_NC;
+  at::Tensor gate_up_N2F, act_NF;
+};
+
+/// What the passes of all layers share.
+struct LayerContext {
+  const ModelConfig& config;
+  const Weights& weights;
+  const RopeTable& rope;
+  const DeviceBatch& batch;
+};
+
+/// Runs layer `layer`. `anchor` is the record whose q and k a shared layer reads (nullptr otherwise). Fills
+/// `record` completely; `thin()` then drops what the policy computes again. Returns the layer's output [N,
+/// C].
+at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weights, int layer,
+                         const at::Tensor& x_NC, const LayerRecord* anchor, LayerRecord& record,
+                         const Observer& observer = {});
+
+/// Drops what `recording` says is computed again; an anchor keeps the q and k that its span still reads.
+void thin(LayerRecord& record, Recording recording, bool is_anchor);
+
+/// Gradients with respect to the anchor's post-RoPE q and k, summed over the span in descending order of
+/// layers (fp32, fp64 for fp64 models). Undefined until a shared layer of the span has added to it.
+struct SpanGradient {
+  at::Tensor d_q_NHD, d_k_NKD;
+};
+
+/// Backward of one layer. `d_out_NC` is the gradient of its output; returns that of its input (undefined when
+/// `need_input` is false). `span`: for an anchor, what its span left; for a shared layer, where it adds.
+at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weights, int layer,
+                          LayerRecord& record, const LayerRecord* anchor, Recording recording,
+                          const at::Tensor& d_out_NC, SpanGradient& span, const ParameterBuffers& gradients,
+                          bool accumulate, bool need_input);
+
+}  // namespace satune

@@ -1,0 +1,292 @@
+#include "model/llama.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "model/layer.h"
+#include "model/ops/embedding.h"
+#include "model/ops/linear.h"
+#include "model/ops/linear_cross_entropy.h"
+#include "model/ops/rms_norm.h"
+
+namespace satune {
+
+struct Llama::Impl {
+  ModelConfig config;
+  Weights weights;
+  std::vector<LayerWeights> layers;
+  size_t embedding = 0, final_norm = 0, head = 0;  ///< table indices; a tied head is the embedding
+  RopeTable rope;
+
+  int num_layers() const { return static_cast<int>(layers.size()); }
+  int head_segment() const { return num_layers() + 1; }
+  LayerContext context(const DeviceBatch& batch) { return {config, weights, rope, batch}; }
+
+  /// Makes the table reach the batch's longest document.
+  void extend_rope(const DeviceBatch& batch) {
+    int64_t longest = 0;
+    for (size_t i = 0; i + 1 < batch.document_starts.size(); ++i) {
+      longest = std::max(longest, batch.document_starts[i + 1] - batch.document_starts[i]);
+    }
+    const int64_t have = rope.cos_PD2.defined() ? rope.cos_PD2.size(0) : 0;
+    if (longest > have) {
+      rope = make_rope_table(config, std::max(longest, 2 * have), weights.type(), weights.device());
+    }
+  }
+
+  /// Lowest segment with a trained tensor: the backward ends there. No segment at all: one past the head.
+  int lowest_trained_segment() const {
+    for (size_t i = 0; i < weights.table.tensors().size(); ++i) {
+      if (weights.trained.selected(i)) return weights.table.tensors()[i].segment;
+    }
+    return head_segment() + 1;
+  }
+
+  at::Tensor embed(const DeviceBatch& batch) {
+    return embedding_forward(weights.tensor(embedding), batch.tokens_N);
+  }
+
+  RmsNormOut norm(const at::Tensor& x_NC) {
+    return rms_norm_forward(x_NC, weights.tensor(final_norm), config.rms_norm_eps);
+  }
+
+  at::Tensor hidden_states(const DeviceBatch& batch, SegmentHooks& hooks, const Observer& observer);
+};
+
+namespace {
+
+size_t index_of(const TensorTable& table, std::string_view name) {
+  const TensorInfo* info = table.find(name);
+  TORCH_CHECK(info != nullptr, "no tensor ", name);
+  return info - table.tensors().data();
+}
+
+/// The records of one micro-batch, from the forward to the backward.
+class Pass {
+ public:
+  Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recording>& recording,
+       SegmentHooks& hooks, ParameterBuffers& gradients, bool accumulate);
+
+  LossSums run(double loss_scale);
+
+ private:
+  at::Tensor forward();
+  void forward_layer(int layer, at::Tensor& x_NC);
+  CrossEntropyGradients head(const at::Tensor& x_NC, double loss_scale, at::Tensor& d_x_NC);
+  void backward_layer(int layer, at::Tensor& d_x_NC);
+  void backward_embedding(const at::Tensor& d_x_NC);
+  const LayerRecord* anchor_of(int layer) const;
+
+  Llama::Impl& model_;
+  const DeviceBatch& batch_;
+  const std::vector<Recording>& recording_;
+  SegmentHooks& hooks_;
+  ParameterBuffers& gradients_;
+  bool accumulate_;
+  int lowest_;
+  LayerContext context_;
+  std::vector<LayerRecord> records_;
+  std::vector<SpanGradient> spans_;  ///< by anchor
+};
+
+Pass::Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recording>& recording,
+           SegmentHooks& hooks, ParameterBuffers& gradients, bool accumulate)
+    : model_(model),
+      batch_(batch),
+      recording_(recording),
+      hooks_(hooks),
+      gradients_(gradients),
+      accumulate_(accumulate),
+      lowest_(model.lowest_trained_segment()),
+      context_(model.context(batch)),
+      records_(model.layers.size()),
+      spans_(model.layers.size()) {
+  TORCH_CHECK(recording.size() == model.layers.size(), "one recording policy per layer");
+}
+
+const LayerRecord* Pass::anchor_of(int layer) const {
+  const SharingPlan& sharing = model_.config.sharing;
+  return sharing.is_shared(layer) ? &records_[sharing.source(layer)] : nullptr;
+}
+
+void Pass::forward_layer(int layer, at::Tensor& x_NC) {
+  const int segment = layer + 1;
+  hooks_.before_forward(segment);
+  LayerRecord& record = records_[layer];
+  x_NC = layer_forward(context_, model_.layers[layer], layer, x_NC, anchor_of(layer), record);
+  hooks_.after_forward(segment);
+  const bool is_anchor = model_.layers[layer].is_anchor;
+  if (segment >= lowest_) {
+    thin(record, recording_[layer], is_anchor);
+  } else {
+    // No backward will reach this layer; what its span reads is all that stays.
+    thin(record, Recording::kRecompute, is_anchor);
+    record.x_NC.reset();
+  }
+}
+
+at::Tensor Pass::forward() {
+  hooks_.before_forward(0);
+  at::Tensor x_NC = model_.embed(batch_);
+  hooks_.after_forward(0);
+  for (int layer = 0; layer < model_.num_layers(); ++layer) forward_layer(layer, x_NC);
+  return x_NC;
+}
+
+CrossEntropyGradients Pass::head(const at::Tensor& x_NC, double loss_scale, at::Tensor& d_x_NC) {
+  const int segment = model_.head_segment();
+  hooks_.before_forward(segment);
+  const RmsNormOut norm = model_.norm(x_NC);
+  hooks_.after_forward(segment);
+  hooks_.before_backward(segment);
+  const at::Tensor d_head = gradients_.selected(model_.head) ? gradients_.tensor(model_.head) : at::Tensor();
+  CrossEntropyGradients out = linear_cross_entropy_backward(
+      norm.y_NC, model_.weights.tensor(model_.head), batch_.targets_N, loss_scale, d_head, accumulate_);
+  const at::Tensor d_norm =
+      gradients_.selected(model_.final_norm) ? gradients_.tensor(model_.final_norm) : at::Tensor();
+  d_x_NC = rms_norm_backward(out.d_hidden_NC, x_NC, model_.weights.tensor(model_.final_norm), norm.rstd_N, {},
+                             d_norm, accumulate_);
+  hooks_.after_backward(segment);
+  return out;
+}
+
+void Pass::backward_layer(int layer, at::Tensor& d_x_NC) {
+  const int segment = layer + 1;
+  const int source = model_.config.sharing.source(layer);
+  hooks_.before_backward(segment);
+  d_x_NC =
+      layer_backward(context_, model_.layers[layer], layer, records_[layer], anchor_of(layer),
+                     recording_[layer], d_x_NC, spans_[source], gradients_, accumulate_, segment > lowest_);
+  hooks_.after_backward(segment);
+  records_[layer] = {};
+}
+
+void Pass::backward_embedding(const at::Tensor& d_x_NC) {
+  hooks_.before_backward(0);
+  // A tied head has already written its part into the same gradient.
+  const bool tied = model_.head == model_.embedding;
+  embedding_backward(d_x_NC, batch_.tokens_N, gradients_.tensor(model_.embedding), accumulate_ || tied);
+  hooks_.after_backward(0);
+}
+
+LossSums Pass::run(double loss_scale) {
+  at::Tensor x_NC = forward();
+  at::Tensor d_x_NC;
+  const CrossEntropySums sums = head(x_NC, loss_scale, d_x_NC).sums;
+  x_NC.reset();
+  for (int layer = model_.num_layers() - 1; layer + 1 >= std::max(lowest_, 1); --layer) {
+    backward_layer(layer, d_x_NC);
+  }
+  if (lowest_ == 0) backward_embedding(d_x_NC);
+  return {sums.loss, sums.correct};
+}
+
+}  // namespace
+
+at::Tensor Llama::Impl::hidden_states(const DeviceBatch& batch, SegmentHooks& hooks,
+                                      const Observer& observer) {
+  hooks.before_forward(0);
+  at::Tensor x_NC = embed(batch);
+  hooks.after_forward(0);
+  if (observer) observer("embed", x_NC);
+  const LayerContext layer_context = context(batch);
+  std::vector<LayerRecord> anchors(layers.size());
+  for (int layer = 0; layer < num_layers(); ++layer) {
+    hooks.before_forward(layer + 1);
+    LayerRecord record;
+    const int source = config.sharing.source(layer);
+    x_NC = layer_forward(layer_context, layers[layer], layer, x_NC,
+                         source == layer ? nullptr : &anchors[source], record, observer);
+    hooks.after_forward(layer + 1);
+    if (layers[layer].is_anchor) {
+      anchors[layer].q_NHD = record.q_NHD;
+      anchors[layer].k_NKD = record.k_NKD;
+    }
+  }
+  hooks.before_forward(head_segment());
+  at::Tensor normed = norm(x_NC).y_NC;
+  if (observer) observer("final_norm", normed);
+  return normed;
+}
+
+Llama::Llama(ModelConfig config, std::vector<bool> trained_mask, at::ScalarType type, at::Device device)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->config = std::move(config);
+  impl_->weights = Weights(TensorTable(impl_->config), std::move(trained_mask), type, device);
+  const TensorTable& table = impl_->weights.table;
+  for (int layer = 0; layer < impl_->config.num_hidden_layers; ++layer) {
+    impl_->layers.push_back(bind_layer(impl_->weights, layer, impl_->config.sharing));
+  }
+  impl_->embedding = index_of(table, "model.embed_tokens.weight");
+  impl_->final_norm = index_of(table, "model.norm.weight");
+  impl_->head = impl_->config.tie_word_embeddings ? impl_->embedding : index_of(table, "lm_head.weight");
+}
+
+Llama::~Llama() = default;
+Llama::Llama(Llama&&) noexcept = default;
+
+const ModelConfig& Llama::config() const {
+  return impl_->config;
+}
+const TensorTable& Llama::table() const {
+  return impl_->weights.table;
+}
+Weights& Llama::weights() {
+  return impl_->weights;
+}
+const Weights& Llama::weights() const {
+  return impl_->weights;
+}
+
+ParameterBuffers Llama::make_gradients(at::ScalarType type) const {
+  std::vector<bool> trained(table().tensors().size());
+  for (size_t i = 0; i < trained.size(); ++i) trained[i] = impl_->weights.trained.selected(i);
+  return ParameterBuffers(table(), std::move(trained), type, impl_->weights.device());
+}
+
+LossSums Llama::forward_backward(const DeviceBatch& batch, double loss_scale, ParameterBuffers& gradients,
+                                 bool accumulate, const std::vector<Recording>& recording,
+                                 SegmentHooks& hooks) {
+  if (batch.tokens_N.numel() == 0) {
+    if (!accumulate) gradients.zero();
+    return {at::zeros({}, at::kDouble), at::zeros({}, at::kLong)};
+  }
+  impl_->extend_rope(batch);
+  return Pass(*impl_, batch, recording, hooks, gradients, accumulate).run(loss_scale);
+}
+
+LossSums Llama::evaluate(const DeviceBatch& batch, SegmentHooks& hooks) {
+  impl_->extend_rope(batch);
+  const at::Tensor hidden_NC = impl_->hidden_states(batch, hooks, {});
+  const CrossEntropySums sums =
+      linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets_N);
+  hooks.after_forward(impl_->head_segment());
+  return {sums.loss, sums.correct};
+}
+
+LossSums Llama::evaluate(const DeviceBatch& batch) {
+  SegmentHooks none;
+  return evaluate(batch, none);
+}
+
+at::Tensor Llama::token_losses(const DeviceBatch& batch) {
+  SegmentHooks none;
+  impl_->extend_rope(batch);
+  const at::Tensor hidden_NC = impl_->hidden_states(batch, none, {});
+  at::Tensor losses_N;
+  linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets_N, &losses_N);
+  return losses_N;
+}
+
+at::Tensor Llama::logits(const DeviceBatch& batch, const Observer& observer) {
+  SegmentHooks none;
+  impl_->extend_rope(batch);
+  const at::Tensor hidden_NC = impl_->hidden_states(batch, none, observer);
+  at::Tensor logits_NV = linear_forward(hidden_NC, impl_->weights.tensor(impl_->head));
+  if (observer) observer("logits", logits_NV);
+  return logits_NV;
+}
+
+}  // namespace satune

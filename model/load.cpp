@@ -1,0 +1,112 @@
+// Weights from a checkpoint, weights from a seed.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "data/files/error.h"
+#include "model/parameters.h"
+
+namespace satune {
+namespace {
+
+/// Bytes of a checkpoint that may be resident at a time while they are copied.
+constexpr int64_t kCopyBytes = int64_t{32} << 20;
+
+at::ScalarType stored_type(const StoredTensor& stored) {
+  if (stored.dtype == "F64") return at::kDouble;
+  if (stored.dtype == "F32") return at::kFloat;
+  if (stored.dtype == "F16") return at::kHalf;
+  if (stored.dtype == "BF16") return at::kBFloat16;
+  throw bad_input(stored.name, stored.dtype, "F32, BF16, F16 or F64");
+}
+
+/// Copies piece by piece and gives each piece's pages back, so that a large embedding is never resident
+/// twice.
+void copy_streamed(const at::Tensor& target, const StoredTensor& stored, const Checkpoint& checkpoint) {
+  const at::ScalarType type = stored_type(stored);
+  const int64_t element = static_cast<int64_t>(at::elementSize(type));
+  const at::Tensor flat = target.view({-1});
+  const int64_t step = kCopyBytes / element;
+  for (int64_t first = 0; first < flat.numel(); first += step) {
+    const int64_t count = std::min(step, flat.numel() - first);
+    StoredTensor piece = stored;
+    piece.bytes = stored.bytes.subspan(first * element, count * element);
+    // from_blob wants a mutable pointer; the map is read-only and is only read.
+    const at::Tensor source =
+        at::from_blob(const_cast<std::byte*>(piece.bytes.data()), {count}, at::TensorOptions(type));
+    flat.narrow(0, first, count).copy_(source);
+    checkpoint.release(piece);
+  }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014) as a hash of a counter.
+uint64_t mix(uint64_t z) {
+  z += 0x9e3779b97f4a7c15ULL;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+  return z ^ (z >> 31);
+}
+
+uint64_t hash_name(std::string_view name) {
+  uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ULL;
+  return hash;
+}
+
+/// Standard normal deviates 2i and 2i + 1 of a stream (Box and Muller 1958).
+std::pair<double, double> normal_pair(uint64_t stream, uint64_t i) {
+  constexpr double kUnit = 0x1.0p-53;
+  const double u = (static_cast<double>(mix(stream + 2 * i) >> 11) + 0.5) * kUnit;
+  const double v = static_cast<double>(mix(stream + 2 * i + 1) >> 11) * kUnit;
+  const double radius = std::sqrt(-2.0 * std::log(u));
+  return {radius * std::cos(2.0 * std::numbers::pi * v), radius * std::sin(2.0 * std::numbers::pi * v)};
+}
+
+void fill_normal(const at::Tensor& target, uint64_t stream, double deviation) {
+  constexpr int64_t kPiece = 1 << 20;  // even
+  const at::Tensor flat = target.view({-1});
+  at::Tensor piece = at::empty({std::min(kPiece, flat.numel())}, at::kFloat);
+  for (int64_t first = 0; first < flat.numel(); first += kPiece) {
+    const int64_t count = std::min(kPiece, flat.numel() - first);
+    float* values = piece.mutable_data_ptr<float>();
+    at::parallel_for(0, (count + 1) / 2, 4096, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto [a, b] = normal_pair(stream, static_cast<uint64_t>(first / 2 + i));
+        values[2 * i] = static_cast<float>(a * deviation);
+        if (2 * i + 1 < count) values[2 * i + 1] = static_cast<float>(b * deviation);
+      }
+    });
+    flat.narrow(0, first, count).copy_(piece.narrow(0, 0, count));
+  }
+}
+
+}  // namespace
+
+void load_weights(Weights& weights, const Checkpoint& checkpoint, bool dense_source) {
+  const std::vector<std::string> skipped = check_checkpoint(checkpoint, weights.table, dense_source);
+  if (!skipped.empty()) {
+    spdlog::info("{} tensors of the checkpoint are not used ({}{})", skipped.size(), skipped.front(),
+                 skipped.size() > 1 ? ", ..." : "");
+  }
+  const std::span<const TensorInfo> tensors = weights.table.tensors();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    copy_streamed(weights.tensor(i), *checkpoint.find(tensors[i].name), checkpoint);
+  }
+}
+
+void initialise_weights(Weights& weights, double initializer_range, uint64_t seed) {
+  const std::span<const TensorInfo> tensors = weights.table.tensors();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i].shape.size() == 1) {
+      weights.tensor(i).fill_(1.0);
+    } else {
+      fill_normal(weights.tensor(i), mix(seed ^ hash_name(tensors[i].name)), initializer_range);
+    }
+  }
+}
+
+}  // namespace satune

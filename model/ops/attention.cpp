@@ -1,0 +1,107 @@
+#include "model/ops/attention.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <cmath>
+#include <limits>
+
+#include "model/ops/attention_devices.h"
+#include "model/ops/dispatch.h"
+
+namespace satune {
+namespace {
+
+/// Rows of one document as [1, heads, T, D].
+at::Tensor document(const at::Tensor& x_NHD, int64_t start, int64_t length) {
+  return x_NHD.narrow(0, start, length).transpose(0, 1).unsqueeze(0);
+}
+
+/// Runs f(document index, start, length): documents side by side where there are enough of them to keep every
+/// thread busy, else one after another with the threads inside each.
+template <typename F>
+void for_each_document(const std::vector<int64_t>& starts, F&& f) {
+  const int64_t count = static_cast<int64_t>(starts.size()) - 1;
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i, starts[i], starts[i + 1] - starts[i]);
+  };
+  if (count >= 4 * at::get_num_threads()) {
+    at::parallel_for(0, count, 1, run);
+  } else {
+    run(0, count);
+  }
+}
+
+AttentionOut forward_cpu(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
+                         const std::vector<int64_t>& starts) {
+  AttentionOut result{at::empty(q_NHD.sizes(), q_NHD.options()), {}};
+  result.saved.resize(starts.size() - 1);
+  for_each_document(starts, [&](int64_t i, int64_t start, int64_t length) {
+    auto [out, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
+        document(q_NHD, start, length), document(k_NKD, start, length), document(v_NKD, start, length), 0.0,
+        /*is_causal=*/true);
+    document(result.out_NHD, start, length).copy_(out);
+    result.saved[i] = log_sum_exp;
+  });
+  return result;
+}
+
+void backward_cpu(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
+                  const at::Tensor& v_NKD, const AttentionOut& forward, const std::vector<int64_t>& starts,
+                  const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD) {
+  for_each_document(starts, [&](int64_t i, int64_t start, int64_t length) {
+    const auto [d_q, d_k, d_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        document(d_out_NHD, start, length), document(q_NHD, start, length), document(k_NKD, start, length),
+        document(v_NKD, start, length), document(forward.out_NHD, start, length), forward.saved[i], 0.0,
+        /*is_causal=*/true);
+    if (d_q_NHD.defined()) document(d_q_NHD, start, length).copy_(d_q);
+    if (d_k_NKD.defined()) document(d_k_NKD, start, length).copy_(d_k);
+    document(d_v_NKD, start, length).copy_(d_v);
+  });
+}
+
+}  // namespace
+
+AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
+                               const std::vector<int64_t>& document_starts) {
+  TORCH_CHECK(q_NHD.size(1) % k_NKD.size(1) == 0 && document_starts.back() == q_NHD.size(0));
+  if (q_NHD.is_cpu()) return forward_cpu(q_NHD, k_NKD, v_NKD, document_starts);
+  return attention_forward_cuda(q_NHD, k_NKD, v_NKD, document_starts);
+}
+
+void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
+                        const at::Tensor& v_NKD, const AttentionOut& forward,
+                        const std::vector<int64_t>& document_starts, const at::Tensor& d_q_NHD,
+                        const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD) {
+  if (q_NHD.is_cpu()) {
+    backward_cpu(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
+  } else {
+    attention_backward_cuda(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD,
+                            d_v_NKD);
+  }
+}
+
+at::Tensor attention_probabilities(const at::Tensor& q_THD, const at::Tensor& k_SKD, bool causal) {
+  const int64_t groups = q_THD.size(1) / k_SKD.size(1);
+  const at::ScalarType wide = statistics_type(q_THD.scalar_type());
+  const at::Tensor q_HTD = q_THD.to(wide).transpose(0, 1);
+  const at::Tensor k_HSD = k_SKD.to(wide).repeat_interleave(groups, 1).transpose(0, 1);
+  at::Tensor scores_HTS =
+      at::matmul(q_HTD, k_HSD.transpose(1, 2)) / std::sqrt(static_cast<double>(q_THD.size(2)));
+  if (causal) {
+    // Query t sits at position S - T + t.
+    const int64_t query = q_THD.size(0), key = k_SKD.size(0);
+    const at::Tensor future = at::ones({query, key}, q_THD.options().dtype(at::kBool)).triu(key - query + 1);
+    scores_HTS.masked_fill_(future, -std::numeric_limits<double>::infinity());
+  }
+  return at::softmax(scores_HTS, -1);
+}
+
+at::Tensor apply_probabilities(const at::Tensor& probabilities_HTS, const at::Tensor& v_SKD) {
+  const int64_t groups = probabilities_HTS.size(0) / v_SKD.size(1);
+  const at::Tensor v_HSD =
+      v_SKD.to(probabilities_HTS.scalar_type()).repeat_interleave(groups, 1).transpose(0, 1);
+  return at::matmul(probabilities_HTS, v_HSD).transpose(0, 1).to(v_SKD.scalar_type()).contiguous();
+}
+
+}  // namespace satune

@@ -1,0 +1,23 @@
+// Projections without bias, and the way their weight gradients reach the flat gradient buffers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace satune {
+
+/// x [N, in] times weight [out, in] transposed -> [N, out].
+at::Tensor linear_forward(const at::Tensor& x_NI, const at::Tensor& weight_OI);
+
+/// residual + x W^T, summed before the one rounding.
+at::Tensor linear_residual_forward(const at::Tensor& x_NI, const at::Tensor& weight_OI,
+                                   const at::Tensor& residual_NO);
+
+/// d_x [N, in] = d_y W.
+at::Tensor linear_backward_input(const at::Tensor& d_y_NO, const at::Tensor& weight_OI);
+
+/// d_weight = d_y^T x (or += with `accumulate`), straight from the GEMM where the element types agree; a
+/// gradient buffer of a wider type takes the product in the model's type.
+void linear_backward_weight(const at::Tensor& d_y_NO, const at::Tensor& x_NI, const at::Tensor& d_weight_OI,
+                            bool accumulate);
+
+}  // namespace satune

@@ -1,0 +1,143 @@
+#include "model/ops/linear_cross_entropy.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "model/ops/cross_entropy_kernels.h"
+#include "model/ops/dispatch.h"
+#include "model/ops/linear.h"
+
+namespace satune {
+namespace {
+
+/// Logits of one chunk: 256 MiB in fp32.
+constexpr int64_t kChunkElements = int64_t{1} << 26;
+
+/// Per-row results of one chunk; the logits become their gradient when `scale` is given.
+struct ChunkOut {
+  at::Tensor loss_n, correct_n;
+};
+
+ChunkOut chunk_any_device(at::Tensor& logits_nV, const at::Tensor& targets_n, const double* scale) {
+  const at::Tensor wide = logits_nV.to(statistics_type(logits_nV.scalar_type()));
+  const at::Tensor column = targets_n.unsqueeze(1);
+  const at::Tensor log_probabilities = at::log_softmax(wide, -1);
+  ChunkOut out{log_probabilities.gather(1, column).squeeze(1).neg(),
+               wide.argmax(-1).eq(targets_n).to(at::kLong)};
+  if (scale != nullptr) {
+    at::Tensor gradient = log_probabilities.exp();
+    gradient.scatter_add_(1, column, at::full_like(column, -1, gradient.options()));
+    logits_nV.copy_(gradient.mul_(*scale));
+  }
+  return out;
+}
+
+ChunkOut cross_entropy_chunk(at::Tensor& logits_nV, const at::Tensor& targets_n, const double* scale) {
+  if (!logits_nV.is_cpu()) return chunk_any_device(logits_nV, targets_n, scale);
+  const int64_t rows = logits_nV.size(0), vocabulary = logits_nV.size(1);
+  ChunkOut out{at::empty({rows}, logits_nV.options().dtype(statistics_type(logits_nV.scalar_type()))),
+               at::empty({rows}, targets_n.options())};
+  dispatch_floating(logits_nV.scalar_type(), [&]<typename T>() {
+    using A = kernels::accumulate_t<T>;
+    const A factor = scale != nullptr ? static_cast<A>(*scale) : A(0);
+    at::parallel_for(0, rows, rows_per_task(vocabulary), [&](int64_t begin, int64_t end) {
+      kernels::cross_entropy_rows<T>(logits_nV.mutable_data_ptr<T>(), targets_n.const_data_ptr<int64_t>(),
+                                     out.loss_n.mutable_data_ptr<A>(),
+                                     out.correct_n.mutable_data_ptr<int64_t>(),
+                                     scale != nullptr ? &factor : nullptr, begin, end, vocabulary);
+    });
+  });
+  return out;
+}
+
+CrossEntropySums zero_sums(const at::Tensor& hidden_NC) {
+  return {at::zeros({}, hidden_NC.options().dtype(at::kDouble)),
+          at::zeros({}, hidden_NC.options().dtype(at::kLong))};
+}
+
+/// Indices of the rows that have a target.
+at::Tensor target_rows(const at::Tensor& targets_N) {
+  return targets_N.ge(0).nonzero().squeeze(1);
+}
+
+/// Calls f(first, count) over chunks of the rows with targets.
+template <typename F>
+void for_each_chunk(int64_t rows, int64_t vocabulary, F&& f) {
+  const int64_t chunk = std::max<int64_t>(1, kChunkElements / vocabulary);
+  for (int64_t first = 0; first < rows; first += chunk) f(first, std::min(chunk, rows - first));
+}
+
+/// Where the head's gradient is summed: the buffer itself, or fp32 beside it when several chunks would be
+/// rounded to a narrower type one by one.
+class WeightGradient {
+ public:
+  WeightGradient(const at::Tensor& target, bool accumulate, bool several_chunks)
+      : target_(target), accumulate_(accumulate) {
+    const bool narrow = target.defined() && target.scalar_type() != statistics_type(target.scalar_type());
+    if (narrow && several_chunks) wide_ = at::zeros(target.sizes(), target.options().dtype(at::kFloat));
+  }
+  void add(const at::Tensor& d_logits_nV, const at::Tensor& hidden_nC) {
+    if (!target_.defined()) return;
+    if (wide_.defined()) {
+      linear_backward_weight(d_logits_nV, hidden_nC, wide_, true);
+    } else {
+      linear_backward_weight(d_logits_nV, hidden_nC, target_, accumulate_);
+      accumulate_ = true;
+    }
+  }
+  void finish() {
+    if (wide_.defined()) write_gradient(target_, wide_, accumulate_);
+  }
+
+ private:
+  at::Tensor target_, wide_;
+  bool accumulate_;
+};
+
+}  // namespace
+
+CrossEntropySums linear_cross_entropy_forward(const at::Tensor& hidden_NC, const at::Tensor& weight_VC,
+                                              const at::Tensor& targets_N, at::Tensor* losses_N) {
+  CrossEntropySums sums = zero_sums(hidden_NC);
+  const at::Tensor rows = target_rows(targets_N);
+  if (losses_N != nullptr) {
+    *losses_N =
+        at::zeros({targets_N.size(0)}, hidden_NC.options().dtype(statistics_type(hidden_NC.scalar_type())));
+  }
+  for_each_chunk(rows.size(0), weight_VC.size(0), [&](int64_t first, int64_t count) {
+    const at::Tensor index = rows.narrow(0, first, count);
+    at::Tensor logits = linear_forward(hidden_NC.index_select(0, index), weight_VC);
+    const ChunkOut out = cross_entropy_chunk(logits, targets_N.index_select(0, index), nullptr);
+    sums.loss.add_(out.loss_n.sum(at::kDouble));
+    sums.correct.add_(out.correct_n.sum());
+    if (losses_N != nullptr) losses_N->index_copy_(0, index, out.loss_n);
+  });
+  return sums;
+}
+
+CrossEntropyGradients linear_cross_entropy_backward(const at::Tensor& hidden_NC, const at::Tensor& weight_VC,
+                                                    const at::Tensor& targets_N, double scale,
+                                                    const at::Tensor& d_weight_VC, bool accumulate) {
+  CrossEntropyGradients result{zero_sums(hidden_NC), at::zeros_like(hidden_NC)};
+  const at::Tensor rows = target_rows(targets_N);
+  const int64_t count_all = rows.size(0), vocabulary = weight_VC.size(0);
+  if (count_all == 0) {
+    if (d_weight_VC.defined() && !accumulate) d_weight_VC.zero_();
+    return result;
+  }
+  WeightGradient d_weight(d_weight_VC, accumulate, count_all * vocabulary > kChunkElements);
+  for_each_chunk(count_all, vocabulary, [&](int64_t first, int64_t count) {
+    const at::Tensor index = rows.narrow(0, first, count);
+    const at::Tensor hidden_nC = hidden_NC.index_select(0, index);
+    at::Tensor logits = linear_forward(hidden_nC, weight_VC);
+    const ChunkOut out = cross_entropy_chunk(logits, targets_N.index_select(0, index), &scale);
+    result.sums.loss.add_(out.loss_n.sum(at::kDouble));
+    result.sums.correct.add_(out.correct_n.sum());
+    d_weight.add(logits, hidden_nC);
+    result.d_hidden_NC.index_copy_(0, index, linear_backward_input(logits, weight_VC));
+  });
+  d_weight.finish();
+  return result;
+}
+
+}  // namespace satune

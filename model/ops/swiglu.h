@@ -1,0 +1,14 @@
+// SwiGLU: act = silu(gate) * up, where gate and up are the two halves of each row.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace satune {
+
+/// gate_up [N, 2F] -> [N, F]; computed in fp32 and rounded once.
+at::Tensor swiglu_forward(const at::Tensor& gate_up_N2F);
+
+/// Gradient with respect to gate and up, [N, 2F].
+at::Tensor swiglu_backward(const at::Tensor& d_act_NF, const at::Tensor& gate_up_N2F);
+
+}  // namespace satune
