@@ -43,10 +43,11 @@ TensorTable::TensorTable(const ModelConfig& config)
 }
 
 std::span<const TensorInfo> TensorTable::segment(int index) const {
-  const auto [begin, end] =
-      std::equal_range(tensors_.begin(), tensors_.end(), TensorInfo{.segment = index},
-                       [](const TensorInfo& a, const TensorInfo& b) { return a.segment < b.segment; });
-  return {begin, end};
+  const auto first_from = [&](int segment) {
+    return std::partition_point(tensors_.begin(), tensors_.end(),
+                                [&](const TensorInfo& tensor) { return tensor.segment < segment; });
+  };
+  return {first_from(index), first_from(index + 1)};
 }
 
 const TensorInfo* TensorTable::find(std::string_view name) const {
