@@ -1,0 +1,69 @@
+#include "evaluation/generation.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <set>
+
+#include "data/files/error.h"
+#include "data/files/json.h"
+
+namespace satune {
+namespace {
+
+std::span<const float> values(const at::Tensor& logits_V) {
+  return {logits_V.const_data_ptr<float>(), static_cast<size_t>(logits_V.numel())};
+}
+
+/// eos_token_id of generation_config.json: one id or a list; nothing if the file or the key is not there.
+std::vector<int64_t> generation_config_eos(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "generation_config.json";
+  if (!std::filesystem::exists(path)) return {};
+  const Json json = read_json_file(path);
+  if (!json.is_object() || !json.contains("eos_token_id") || json["eos_token_id"].is_null()) return {};
+  const Json& eos = json["eos_token_id"];
+  std::vector<int64_t> ids;
+  for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {
+    if (!id.is_number_integer())
+      throw bad_input(path.string() + ": eos_token_id", describe_json(&id), "an id or a list of ids");
+    ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
+}  // namespace
+
+Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const GenerationOptions& options,
+                    const std::function<void(int32_t)>& on_token) {
+  const int64_t needed = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
+  if (needed > decoder.capacity())
+    throw bad_input("generation", fmt::format("{} tokens of prompt and answer", needed),
+                    fmt::format("at most {}", decoder.capacity()));
+  Sampler sampler(options.sampling);
+  Generation result;
+  at::Tensor logits_V = decoder.append(prompt);
+  while (static_cast<int64_t>(result.tokens.size()) < options.max_new_tokens) {
+    const int32_t token = sampler.next(values(logits_V));
+    result.tokens.push_back(token);
+    result.stopped =
+        std::find(options.stop_ids.begin(), options.stop_ids.end(), token) != options.stop_ids.end();
+    if (result.stopped) break;
+    if (on_token) on_token(token);
+    const bool more = static_cast<int64_t>(result.tokens.size()) < options.max_new_tokens;
+    if (more) logits_V = decoder.append({&result.tokens.back(), 1});
+  }
+  return result;
+}
+
+std::vector<int64_t> stop_token_ids(const std::filesystem::path& directory, const ModelConfig& config,
+                                    const Tokenizer& tokenizer, std::optional<int32_t> template_end) {
+  std::set<int64_t> ids(config.eos_token_ids.begin(), config.eos_token_ids.end());
+  for (const int64_t id : generation_config_eos(directory)) ids.insert(id);
+  if (tokenizer.eos_id()) ids.insert(*tokenizer.eos_id());
+  if (template_end) ids.insert(*template_end);
+  return {ids.begin(), ids.end()};
+}
+
+}  // namespace satune

@@ -1,0 +1,42 @@
+// Text from a model: a prompt goes in, tokens come out one by one until an end token or the limit.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "data/tokenizer.h"
+#include "evaluation/sampler.h"
+#include "model/decode.h"
+
+namespace satune {
+
+struct GenerationOptions {
+  int64_t max_new_tokens = 256;
+  SamplingOptions sampling;
+  std::vector<int64_t> stop_ids;  ///< any of them ends the text
+};
+
+struct Generation {
+  std::vector<int32_t> tokens;  ///< generated ids; the stop id, where one came, is the last
+  bool stopped = false;         ///< by a stop id, not by max_new_tokens
+
+  /// The ids without the stop id.
+  std::span<const int32_t> text_tokens() const {
+    return std::span(tokens).first(tokens.size() - (stopped ? 1 : 0));
+  }
+};
+
+/// Continues `prompt` on an empty (cleared) decoder. `on_token` sees each id that is not a stop id as it
+/// comes; may be empty. Throws BadInput where prompt + max_new_tokens exceed the decoder's capacity.
+Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const GenerationOptions& options,
+                    const std::function<void(int32_t)>& on_token = {});
+
+/// What ends a text of this model: the eos ids of config.json and of generation_config.json, the tokenizer's
+/// EOS, and `template_end` (the end token that a template trained), ascending.
+std::vector<int64_t> stop_token_ids(const std::filesystem::path& directory, const ModelConfig& config,
+                                    const Tokenizer& tokenizer, std::optional<int32_t> template_end);
+
+}  // namespace satune

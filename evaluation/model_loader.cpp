@@ -1,0 +1,102 @@
+#include "evaluation/model_loader.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
+
+#include "data/files/error.h"
+#include "model/files/hf_directory.h"
+
+namespace satune {
+namespace {
+
+at::ScalarType choose_type(std::string_view precision, DType stored) {
+  if (precision == "fp32") return at::kFloat;
+  if (precision == "bf16") return at::kBFloat16;
+  if (precision == "auto") return stored == DType::kBF16 ? at::kBFloat16 : at::kFloat;
+  throw bad_input("--precision", fmt::format("\"{}\"", precision), "auto, fp32 or bf16");
+}
+
+at::Device choose_device(std::string_view device) {
+  if (device == "cpu") return at::kCPU;
+  if (device != "auto" && device != "cuda")
+    throw bad_input("--device", fmt::format("\"{}\"", device), "auto, cpu or cuda");
+  const bool card = at::hasCUDA();
+  if (device == "cuda" && !card)
+    throw EnvironmentError("--device cuda: found no CUDA device that LibTorch can use, expected one");
+  return card ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+}
+
+std::string describe_plan(const SharingPlan& plan) {
+  return plan.empty() ? "no sharing"
+                      : fmt::format("{} (anchor {})", plan.layers_text(), to_string(plan.rule()));
+}
+
+}  // namespace
+
+bool settle_sharing(ModelConfig& config, std::string_view layers, const std::optional<std::string>& anchor) {
+  if (layers.empty()) {
+    if (anchor) throw bad_input("--anchor " + *anchor, "no --sharing", "--sharing LAYERS beside it");
+    return false;
+  }
+  const AnchorRule rule = anchor ? parse_anchor_rule(*anchor) : AnchorRule::kBefore;
+  SharingPlan plan = SharingPlan::parse(layers, rule, static_cast<int>(config.num_hidden_layers));
+  if (config.sharing.empty()) {
+    config.sharing = std::move(plan);
+    return true;
+  }
+  if (plan != config.sharing)
+    throw bad_input("--sharing", describe_plan(plan),
+                    fmt::format("the plan of the exported model, {}", describe_plan(config.sharing)));
+  return false;
+}
+
+ModelSource find_model(const ModelRequest& request) {
+  ModelSource source;
+  source.directory = resolve_model_directory(request.name_or_path);
+  source.config = read_model_config(source.directory);
+  source.dense_source = settle_sharing(source.config, request.sharing, request.anchor);
+  source.type = choose_type(request.precision, source.config.dtype);
+  source.device = choose_device(request.device);
+  return source;
+}
+
+Llama load_model(const ModelSource& source) {
+  const Checkpoint checkpoint(source.directory);
+  const std::vector<std::string> skipped =
+      check_checkpoint(checkpoint, TensorTable(source.config), source.dense_source);
+  if (!skipped.empty())
+    spdlog::info("{}: {} tensors are not needed and skipped ({} ...)", source.directory.string(),
+                 skipped.size(), skipped.front());
+  Llama model(source.config, {}, source.type, source.device);
+  load_weights(model.weights(), checkpoint, source.dense_source);
+  return model;
+}
+
+std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source) {
+  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(source.directory);
+  if (tokenizer->vocab_size() > source.config.vocab_size)
+    throw bad_input(source.directory.string() + ": tokenizer",
+                    fmt::format("{} tokens", tokenizer->vocab_size()),
+                    fmt::format("at most {}, the vocab_size of config.json", source.config.vocab_size));
+  return tokenizer;
+}
+
+std::string_view precision_name(at::ScalarType type) {
+  return type == at::kBFloat16 ? "bf16" : "fp32";
+}
+
+int64_t peak_memory_bytes(at::Device device) {
+  if (device.is_cuda()) {
+    const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
+    return stats.allocated_bytes[0].peak;
+  }
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;  // Linux counts in KiB
+}
+
+}  // namespace satune

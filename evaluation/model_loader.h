@@ -1,0 +1,56 @@
+// From what a command line says about a model to the model: directory, sharing plan, precision, device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "data/tokenizer.h"
+#include "model/llama.h"
+
+namespace satune {
+
+/// The options that the commands over a model share, as given.
+struct ModelRequest {
+  std::string name_or_path;
+  std::string sharing;                ///< "23-26"; "" = the checkpoint's own plan
+  std::optional<std::string> anchor;  ///< "before" | "first"; only with `sharing`
+  std::string precision = "auto";     ///< "fp32" | "bf16"; auto: bf16 for a bf16 checkpoint, else fp32
+  std::string device = "auto";        ///< "cpu" | "cuda"; auto: a card where there is one
+};
+
+/// A checkpoint whose config is read and whose plan is settled; no weights yet.
+struct ModelSource {
+  std::filesystem::path directory;
+  ModelConfig config;         ///< with the plan to use
+  bool dense_source = false;  ///< sharing comes from the command line: q and k of shared layers are left out
+  at::ScalarType type = at::kFloat;
+  at::Device device = at::kCPU;
+};
+
+/// Throws BadInput for a missing model, a bad plan, a plan that contradicts the exported one, an anchor
+/// without sharing, an unknown precision; EnvironmentError for cuda where there is no card.
+ModelSource find_model(const ModelRequest& request);
+
+/// Puts the plan that `layers` and `anchor` describe into `config`; returns whether the checkpoint is a dense
+/// one that has q and k for layers that share now. Empty `layers` keep the checkpoint's plan. Throws as
+/// above.
+bool settle_sharing(ModelConfig& config, std::string_view layers, const std::optional<std::string>& anchor);
+
+/// Loads the weights once, streamed, in source.type. Logs what is skipped.
+Llama load_model(const ModelSource& source);
+
+/// The directory's tokenizer. Throws BadInput when it has more tokens than the model's vocabulary.
+std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source);
+
+/// "fp32" or "bf16".
+std::string_view precision_name(at::ScalarType type);
+
+/// The most memory the process has held so far: resident on a CPU, allocated by LibTorch on a card. Bytes.
+int64_t peak_memory_bytes(at::Device device);
+
+}  // namespace satune

@@ -1,0 +1,93 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "data/files/error.h"
+#include "data/records.h"
+#include "evaluation/perplexity_windows.h"
+#include "evaluation/records.h"
+#include "evaluation/task.h"
+
+namespace satune {
+namespace {
+
+struct DocumentWindow {
+  size_t document;
+  PerplexityWindow window;
+};
+
+class Perplexity final : public Task {
+ public:
+  Perplexity(std::vector<std::vector<int32_t>> documents, const TaskOptions& options)
+      : documents_(std::move(documents)), batch_size_(options.batch_size) {
+    const int64_t stride = options.stride > 0 ? options.stride : options.max_length;
+    for (size_t d = 0; d < documents_.size(); ++d)
+      for (const PerplexityWindow& window :
+           perplexity_windows(static_cast<int64_t>(documents_[d].size()), options.max_length, stride)) {
+        windows_.push_back({d, window});
+        lengths_.push_back(window.end - window.begin);
+      }
+  }
+
+  bool empty() const { return windows_.empty(); }
+
+  TaskSums run(Llama& model, int64_t share, int64_t shares) const override {
+    TaskSums sums;
+    for (const std::vector<int64_t>& items : deal_batches(lengths_, share, shares, batch_size_)) {
+      Batch batch;
+      batch.document_starts = {0};
+      for (const int64_t item : items) append_window(batch, windows_[item]);
+      const std::vector<double> losses = document_losses(model, batch);
+      for (size_t i = 0; i < items.size(); ++i) {
+        const PerplexityWindow& window = windows_[items[i]].window;
+        sums.result.add(losses[i], static_cast<double>(window.end - window.first_counted));
+      }
+      sums.processed_tokens += static_cast<int64_t>(batch.tokens.size());
+    }
+    return sums;
+  }
+
+  Json metrics(const TaskSums& sums) const override {
+    return Json{{"perplexity", std::exp(sums.result.ratio())},
+                {"loss", sums.result.ratio()},
+                {"tokens", static_cast<int64_t>(sums.result.weight)},
+                {"n", sums.result.items}};
+  }
+
+ private:
+  void append_window(Batch& batch, const DocumentWindow& item) const {
+    const std::vector<int32_t>& tokens = documents_[item.document];
+    for (int64_t i = item.window.begin; i < item.window.end; ++i) {
+      const bool counted = i >= item.window.first_counted;
+      batch.tokens.push_back(tokens[i]);
+      batch.targets.push_back(counted ? tokens[i + 1] : kIgnoreTarget);
+      batch.positions.push_back(static_cast<int32_t>(i - item.window.begin));
+      batch.target_count += counted;
+    }
+    batch.document_starts.push_back(static_cast<int32_t>(batch.tokens.size()));
+  }
+
+  std::vector<std::vector<int32_t>> documents_;
+  std::vector<DocumentWindow> windows_;
+  std::vector<int64_t> lengths_;
+  int64_t batch_size_;
+};
+
+}  // namespace
+
+std::unique_ptr<Task> make_perplexity(const std::filesystem::path& data, const TaskOptions& options,
+                                      const Tokenizer& tokenizer) {
+  if (options.stride > options.max_length)
+    throw bad_input("--stride", fmt::format("{}", options.stride),
+                    fmt::format("at most {}, the --max-length", options.max_length));
+  std::vector<std::vector<int32_t>> documents;
+  for (const TextDocument& document : read_plain_text(data)) {
+    if (options.max_records && static_cast<int64_t>(documents.size()) >= *options.max_records) break;
+    documents.push_back(encode_raw_prompt(document.text, tokenizer));
+  }
+  auto task = std::make_unique<Perplexity>(std::move(documents), options);
+  if (task->empty()) throw bad_input(data.string(), "no token to predict", "a text of at least two tokens");
+  return task;
+}
+
+}  // namespace satune

@@ -1,0 +1,77 @@
+#include "evaluation/records.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "data/files/error.h"
+
+namespace satune {
+namespace {
+
+at::Tensor int64_tensor(const std::vector<int32_t>& values, at::Device device) {
+  const at::Tensor narrow =
+      at::from_blob(const_cast<int32_t*>(values.data()), {static_cast<int64_t>(values.size())}, at::kInt);
+  return narrow.to(at::kLong).to(device);
+}
+
+}  // namespace
+
+EvaluationRecords read_evaluation_records(const std::filesystem::path& data, const TaskOptions& options,
+                                          const Tokenizer& tokenizer, const PromptTemplate& prompt_template) {
+  EvaluationRecords result;
+  for (Record& record : read_alpaca(data)) {
+    if (options.max_records && static_cast<int64_t>(result.records.size()) >= *options.max_records) break;
+    EncodedSample sample = prompt_template.encode(record, tokenizer);
+    if (static_cast<int64_t>(sample.tokens.size()) > options.max_length) {
+      ++result.over_length;
+      continue;
+    }
+    result.samples.push_back(std::move(sample));
+    result.records.push_back(std::move(record));
+  }
+  if (result.records.empty())
+    throw bad_input(data.string(), fmt::format("{} records, all longer", result.over_length),
+                    fmt::format("at least one of at most {} tokens (--max-length)", options.max_length));
+  return result;
+}
+
+std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengths, int64_t share,
+                                               int64_t shares, int64_t batch_size) {
+  std::vector<std::vector<int64_t>> batches;
+  int64_t tokens = 0;
+  for (int64_t item = share; item < static_cast<int64_t>(lengths.size()); item += shares) {
+    const int64_t length = lengths[item];
+    const bool full =
+        !batches.empty() && (batch_size > 0 ? static_cast<int64_t>(batches.back().size()) >= batch_size
+                                            : tokens + length > kAutomaticBatchTokens);
+    if (batches.empty() || full) {
+      batches.emplace_back();
+      tokens = 0;
+    }
+    batches.back().push_back(item);
+    tokens += length;
+  }
+  return batches;
+}
+
+DeviceBatch to_device(const Batch& batch, at::Device device) {
+  DeviceBatch result;
+  result.tokens_N = int64_tensor(batch.tokens, device);
+  result.targets_N = int64_tensor(batch.targets, device);
+  result.positions_N = int64_tensor(batch.positions, device);
+  result.document_starts.assign(batch.document_starts.begin(), batch.document_starts.end());
+  result.target_count = batch.target_count;
+  return result;
+}
+
+std::vector<double> document_losses(Llama& model, const Batch& batch) {
+  const at::Tensor losses_N =
+      model.token_losses(to_device(batch, model.weights().device())).to(at::kCPU, at::kDouble).contiguous();
+  const double* loss = losses_N.const_data_ptr<double>();
+  std::vector<double> sums(batch.document_starts.size() - 1);
+  for (size_t d = 0; d < sums.size(); ++d)
+    for (int32_t i = batch.document_starts[d]; i < batch.document_starts[d + 1]; ++i) sums[d] += loss[i];
+  return sums;
+}
+
+}  // namespace satune

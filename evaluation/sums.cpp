@@ -1,0 +1,48 @@
+#include "evaluation/sums.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace satune {
+
+void RatioSums::add(double item_value, double item_weight) {
+  ++items;
+  value += item_value;
+  weight += item_weight;
+  value_squared += item_value * item_value;
+  value_weight += item_value * item_weight;
+  weight_squared += item_weight * item_weight;
+}
+
+RatioSums& RatioSums::operator+=(const RatioSums& other) {
+  items += other.items;
+  value += other.value;
+  weight += other.weight;
+  value_squared += other.value_squared;
+  value_weight += other.value_weight;
+  weight_squared += other.weight_squared;
+  return *this;
+}
+
+double RatioSums::ratio() const {
+  return weight > 0 ? value / weight : std::numeric_limits<double>::quiet_NaN();
+}
+
+std::optional<double> RatioSums::standard_error() const {
+  if (items < 2 || !(weight > 0)) return std::nullopt;
+  const double mean = ratio(), n = static_cast<double>(items);
+  // Rounding can leave a tiny negative sum where all items are equal.
+  const double squares =
+      std::max(0.0, value_squared - 2 * mean * value_weight + mean * mean * weight_squared);
+  return std::sqrt(n / (n - 1) * squares) / weight;
+}
+
+TaskSums& TaskSums::operator+=(const TaskSums& other) {
+  result += other.result;
+  over_length += other.over_length;
+  processed_tokens += other.processed_tokens;
+  return *this;
+}
+
+}  // namespace satune

@@ -1,0 +1,36 @@
+// What a task returns for its share of the work: sums that can be added, in any order and over any number of
+// ranks, before anything is divided.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+namespace satune {
+
+/// Items that each carry a value and a weight (the loss of a record and its target tokens; 0 or 1 and 1).
+/// The result is the ratio of the sums.
+struct RatioSums {
+  int64_t items = 0;
+  double value = 0, weight = 0;
+  double value_squared = 0, value_weight = 0, weight_squared = 0;
+
+  void add(double item_value, double item_weight);
+  RatioSums& operator+=(const RatioSums& other);
+
+  /// sum of values / sum of weights; NaN without items.
+  double ratio() const;
+
+  /// Standard error of ratio() over the items: sqrt(n / (n - 1) * sum_i (value_i - ratio * weight_i)^2) /
+  /// sum of weights (the linearised ratio estimator, Cochran, Sampling Techniques, 6.4). With all weights 1
+  /// it is the sample standard deviation over sqrt(n), as lm-eval prints it. Nothing for fewer than 2 items.
+  std::optional<double> standard_error() const;
+};
+
+struct TaskSums {
+  RatioSums result;
+  int64_t over_length = 0;       ///< records left out because they are longer than the maximum
+  int64_t processed_tokens = 0;  ///< tokens that went through the model, for the speed
+  TaskSums& operator+=(const TaskSums& other);
+};
+
+}  // namespace satune

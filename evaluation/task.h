@@ -1,0 +1,68 @@
+// What `satune eval` can measure. A task reads and encodes its data at once, so that bad input shows before
+// any weight is loaded, and then works through its share of the items.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "data/files/json.h"
+#include "data/prompt_template.h"
+#include "data/tokenizer.h"
+#include "evaluation/sums.h"
+#include "model/llama.h"
+
+namespace satune {
+
+struct TaskOptions {
+  int64_t max_length = 2048;           ///< tokens of a record or window; longer records are left out
+  std::optional<int64_t> max_records;  ///< of those that fit, in file order
+  int64_t batch_size = 0;              ///< records (windows) that share a forward pass; 0 = by tokens
+  int64_t stride = 0;                  ///< of perplexity's windows; 0 = max_length
+  int64_t max_new_tokens = 256;        ///< of exact_match's answers
+  std::vector<int64_t> stop_ids;       ///< that end exact_match's answers
+};
+
+class Task {
+ public:
+  virtual ~Task() = default;
+
+  /// Works through items share, share + shares, share + 2 * shares ... The sums of all shares, added, are
+  /// those of one share of 1.
+  virtual TaskSums run(Llama& model, int64_t share, int64_t shares) const = 0;
+
+  /// {metric: value, ..., "n": items}, of the merged sums.
+  virtual Json metrics(const TaskSums& sums) const = 0;
+};
+
+/// Names that make_task() takes.
+const std::vector<std::string>& task_names();
+
+/// Throws BadInput for an unknown name (with the nearest known one), and for data that cannot be read or
+/// holds nothing to measure. `tokenizer` and `prompt_template` must outlive the task.
+std::unique_ptr<Task> make_task(std::string_view name, const std::filesystem::path& data,
+                                const TaskOptions& options, const Tokenizer& tokenizer,
+                                const PromptTemplate& prompt_template);
+
+/// loss (mean -log p per target token), loss_stderr (over records), tokens (targets), over_length, n
+/// (records). Empty outputs are kept: their end token is a target.
+std::unique_ptr<Task> make_response_loss(const std::filesystem::path& data, const TaskOptions& options,
+                                         const Tokenizer& tokenizer, const PromptTemplate& prompt_template);
+
+/// perplexity = exp(loss), loss = sum of -log p(token) / tokens over the windows of perplexity_windows.h;
+/// tokens (predicted ones), n (windows). Every document (a .txt file is one, each record of JSONL with `text`
+/// another) begins with BOS where the tokenizer has one, and all its tokens are predicted; without a BOS all
+/// but its first.
+std::unique_ptr<Task> make_perplexity(const std::filesystem::path& data, const TaskOptions& options,
+                                      const Tokenizer& tokenizer);
+
+/// exact_match: share of records whose greedy answer equals the record's output after trimming ASCII white
+/// space from both ends, case-sensitive; exact_match_stderr; over_length; n.
+std::unique_ptr<Task> make_exact_match(const std::filesystem::path& data, const TaskOptions& options,
+                                       const Tokenizer& tokenizer, const PromptTemplate& prompt_template);
+
+}  // namespace satune
