@@ -29,6 +29,8 @@ class EpochPlan {
   int64_t rows() const { return static_cast<int64_t>(row_starts_.size()) - 1; }
   /// Sample indices of a row, in the order they are laid out.
   std::span<const int64_t> row(int64_t row) const;
+  /// Those of rows [begin, end), one after the other.
+  std::span<const int64_t> rows_between(int64_t begin, int64_t end) const;
 
  private:
   std::vector<int64_t> samples_;
@@ -45,6 +47,7 @@ class BatchSource {
   const PlanOptions& options() const { return options_; }
   /// Rows of an epoch (0-based); packing makes it vary a little between epochs.
   int64_t rows(int64_t epoch);
+  /// Valid until another epoch is asked for.
   const EpochPlan& plan(int64_t epoch);
 
   /// Rows [first_row, first_row + count) of an epoch, each sample a document. Rows past the epoch's end are

@@ -2,6 +2,7 @@
 // that only selects or cuts (max_length, policies, split) is part of it: those are applied by Dataset.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -56,7 +57,10 @@ class TokenCache {
 
  private:
   TokenCache() = default;
+  /// Points the spans into `bytes`; false when these are not a whole file of this fingerprint.
   bool attach(std::span<const std::byte> bytes);
+  bool open_stored(const std::filesystem::path& path);
+  void store(const std::filesystem::path& path);
 
   std::filesystem::path data_file_;
   DataFormat format_ = DataFormat::kAlpaca;

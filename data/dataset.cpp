@@ -1,0 +1,148 @@
+#include "data/dataset.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "data/files/error.h"
+#include "data/fingerprint.h"
+#include "data/random.h"
+
+namespace satune {
+namespace {
+
+std::vector<int64_t> all_records(const TokenCache& cache) {
+  std::vector<int64_t> records(static_cast<size_t>(cache.records()));
+  std::iota(records.begin(), records.end(), int64_t{0});
+  return records;
+}
+
+}  // namespace
+
+Overlength parse_overlength(std::string_view name) {
+  if (name == "drop") return Overlength::kDrop;
+  if (name == "truncate") return Overlength::kTruncate;
+  if (name == "error") return Overlength::kError;
+  throw bad_input("overlength", fmt::format("\"{}\"", name), "\"drop\", \"truncate\" or \"error\"");
+}
+
+Dataset::Dataset(std::shared_ptr<const TokenCache> cache, const std::vector<int64_t>& records,
+                 const DatasetPolicy& policy)
+    : cache_(std::move(cache)) {
+  if (policy.max_length < 2 || policy.max_length > INT32_MAX) {
+    throw bad_input("max_length", std::to_string(policy.max_length), "at least 2 tokens");
+  }
+  for (const int64_t record : records) add_record(record, policy);
+  if (samples_.empty()) {
+    throw bad_input(
+        cache_->data_file().string(),
+        fmt::format("no sample: of {} records {} without output, {} longer than max_length {}",
+                    summary_.records, summary_.dropped_empty, summary_.dropped_overlength, policy.max_length),
+        "at least one");
+  }
+  Sha256 hash;
+  for (int64_t i = 0; i < size(); ++i) {
+    const SampleView view = sample(i);
+    hash.update_field(view.tokens.size());
+    hash.update_field(static_cast<uint64_t>(view.prompt_length));
+    hash.update(std::as_bytes(view.tokens));
+    summary_.tokens += static_cast<int64_t>(view.tokens.size());
+    summary_.target_tokens += view.target_count();
+    summary_.longest = std::max(summary_.longest, static_cast<int64_t>(view.tokens.size()));
+  }
+  summary_.kept = size();
+  fingerprint_ = hash.hex();
+}
+
+Dataset::Dataset(std::shared_ptr<const TokenCache> cache, const DatasetPolicy& policy)
+    : Dataset(cache, all_records(*cache), policy) {}
+
+void Dataset::add_record(int64_t record, const DatasetPolicy& policy) {
+  ++summary_.records;
+  const auto length = static_cast<int64_t>(cache_->tokens(record).size());
+  const bool has_target = length > std::max<int64_t>(cache_->prompt_length(record), 1);
+  if (!has_target || (cache_->empty_output(record) && !policy.keep_empty_output)) {
+    ++summary_.dropped_empty;
+    return;
+  }
+  const auto keep = [&](int64_t begin, int64_t end) {
+    samples_.push_back({record, begin, static_cast<int32_t>(end - begin)});
+  };
+  const int64_t limit = policy.max_length;
+  if (length <= limit) return keep(0, length);
+  if (cache_->format() == DataFormat::kText) {
+    for (int64_t begin = 0; begin + 1 < length; begin += limit - 1)
+      keep(begin, std::min(begin + limit, length));
+    return;
+  }
+  if (policy.overlength == Overlength::kError) {
+    throw bad_input(fmt::format("{} record {}", cache_->data_file().string(), record + 1),
+                    fmt::format("{} tokens", length),
+                    fmt::format("at most {} (max_length; overlength is \"error\")", limit));
+  }
+  if (policy.overlength == Overlength::kDrop || cache_->prompt_length(record) >= limit) {
+    ++summary_.dropped_overlength;
+    return;
+  }
+  ++summary_.truncated;
+  keep(0, limit);
+}
+
+SampleView Dataset::sample(int64_t index) const {
+  const Piece& piece = samples_[static_cast<size_t>(index)];
+  const auto tokens = cache_->tokens(piece.record)
+                          .subspan(static_cast<size_t>(piece.begin), static_cast<size_t>(piece.length));
+  return {tokens, cache_->prompt_length(piece.record), piece.record + 1};
+}
+
+RecordSplit split_records(int64_t records, double val_size, uint64_t seed) {
+  const bool is_count = val_size >= 1.0;
+  if (!(val_size >= 0.0) || !std::isfinite(val_size) || (is_count && val_size != std::floor(val_size))) {
+    throw bad_input("val_size", fmt::format("{}", val_size),
+                    "a fraction below 1 or a whole number of records");
+  }
+  const double held_out = is_count ? val_size : std::ceil(static_cast<double>(records) * val_size);
+  if (held_out >= static_cast<double>(records) && records > 0 && held_out > 0) {
+    throw bad_input("val_size",
+                    fmt::format("{}, which holds out {:.0f} of {} records", val_size, held_out, records),
+                    "a size that leaves records to train on (or an eval_file)");
+  }
+  std::vector<int64_t> order(static_cast<size_t>(records));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  RecordSplit split;
+  if (held_out > 0) {
+    RandomStream random(seed, "eval split");
+    shuffle(std::span(order), random);
+  }
+  const auto cut = order.begin() + static_cast<std::ptrdiff_t>(held_out);
+  split.eval.assign(order.begin(), cut);
+  split.train.assign(cut, order.end());
+  std::sort(split.eval.begin(), split.eval.end());
+  std::sort(split.train.begin(), split.train.end());
+  return split;
+}
+
+TrainingData load_training_data(const DataOptions& options, const Tokenizer& tokenizer,
+                                const PromptTemplate& prompt_template) {
+  if (!options.eval_file.empty() && options.val_size > 0) {
+    throw bad_input("val_size",
+                    fmt::format("{} beside eval_file {}", options.val_size, options.eval_file.string()),
+                    "one of the two");
+  }
+  const auto open = [&](const std::filesystem::path& file) {
+    return TokenCache::open_or_build(file, tokenizer, prompt_template, options.cache);
+  };
+  DatasetPolicy train_policy = options.policy, eval_policy = options.policy;
+  train_policy.keep_empty_output = false;
+  eval_policy.keep_empty_output = true;
+  const auto cache = open(options.train_file);
+  const RecordSplit split = split_records(cache->records(), options.val_size, options.seed);
+  TrainingData data{Dataset(cache, split.train, train_policy), std::nullopt};
+  if (!options.eval_file.empty()) data.eval.emplace(open(options.eval_file), eval_policy);
+  if (!split.eval.empty()) data.eval.emplace(cache, split.eval, eval_policy);
+  return data;
+}
+
+}  // namespace satune
