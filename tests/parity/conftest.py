@@ -1,0 +1,31 @@
+"""Shared by the parity tests: where the built program and the second transformers are, and no network."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="satune_hf_modules_"))
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def built(name):
+    """The program `name` of the build folder (SATUNE_BUILD_DIR, default build/release); skips without it."""
+    path = pathlib.Path(os.environ.get("SATUNE_BUILD_DIR", ROOT / "build" / "release")) / name
+    if not path.exists():
+        pytest.skip(f"{name} is not built at {path} (set SATUNE_BUILD_DIR)")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def satune():
+    return built("satune")
+
+
+@pytest.fixture(scope="session")
+def parity_tool():
+    return built("parity_tool")

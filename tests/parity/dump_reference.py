@@ -1,0 +1,89 @@
+"""Writes what transformers computes for one text as a reference for `satune diff MODEL --reference DUMP`.
+
+    python dump_reference.py MODEL_DIR --prompt "Once upon a time" --output dump.safetensors
+    python dump_reference.py MODEL_DIR --tokens 1,403,407 --output dump.safetensors
+
+Tensors of the dump, fp32 unless said: tokens [N] int64; embed [N, C]; of each layer i: layers.{i}.q [N, H, D]
+and layers.{i}.k [N, K, D] after RoPE (not of shared layers), layers.{i}.v [N, K, D], layers.{i}.attention
+[N, H * D] before o_proj, layers.{i}.out [N, C], the residual stream after the layer; final_norm [N, C];
+logits [N, V]. Works for plain Llamas and for directories that satune exported, with transformers 4.57 and 5.
+"""
+
+import argparse
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama import modeling_llama
+
+
+def record(model):
+    """Hooks the model; returns the dictionary that the next forward fills."""
+    recorded = {}
+
+    def keep(name, value):
+        recorded[name] = value.detach()[0].float().contiguous()
+
+    model.model.embed_tokens.register_forward_hook(lambda _, args, out: keep("embed", out))
+    model.model.norm.register_forward_hook(lambda _, args, out: keep("final_norm", out))
+    for i, layer in enumerate(model.model.layers):
+        attention = layer.self_attn
+
+        def value(_, args, out, name=f"layers.{i}.v", dim=attention.head_dim):
+            keep(name, out.unflatten(-1, (-1, dim)))
+
+        def before_output(_, args, name=f"layers.{i}.attention"):
+            keep(name, args[0])
+
+        def after_layer(_, args, out, name=f"layers.{i}.out"):
+            keep(name, out[0] if isinstance(out, tuple) else out)
+
+        attention.v_proj.register_forward_hook(value)
+        attention.o_proj.register_forward_pre_hook(before_output)
+        layer.register_forward_hook(after_layer)
+    record_attention_inputs(keep)
+    return recorded
+
+
+def record_attention_inputs(keep):
+    """Q and K after RoPE are seen by the attention function alone, so that is what is wrapped."""
+    functions = modeling_llama.ALL_ATTENTION_FUNCTIONS
+    original = functions["sdpa"]
+
+    def wrapped(module, query, key, *args, **kwargs):
+        if hasattr(module, "q_proj"):
+            keep(f"layers.{module.layer_idx}.q", query.transpose(1, 2))
+            keep(f"layers.{module.layer_idx}.k", key.transpose(1, 2))
+        return original(module, query, key, *args, **kwargs)
+
+    functions.register("sdpa", wrapped)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hugging Face directory")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--prompt", help="text, encoded by the directory's tokenizer")
+    text.add_argument("--tokens", help="comma-separated ids")
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+
+    options = {"trust_remote_code": True, "local_files_only": True}
+    if arguments.tokens:
+        tokens = [int(token) for token in arguments.tokens.split(",")]
+    else:
+        tokens = AutoTokenizer.from_pretrained(arguments.model, **options).encode(arguments.prompt)
+    options |= {"attn_implementation": "sdpa", "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, **options).eval()
+    dump = record(model)
+    with torch.no_grad():
+        dump["logits"] = model(torch.tensor([tokens]), use_cache=False).logits[0].float().contiguous()
+    dump["tokens"] = torch.tensor(tokens, dtype=torch.int64)
+    source = {"format": "pt", "transformers": transformers.__version__, "model": arguments.model}
+    save_file({name: value.clone() for name, value in dump.items()}, arguments.output, metadata=source)
+    print(f"{arguments.output}: {len(tokens)} tokens, {len(dump)} tensors")
+
+
+if __name__ == "__main__":
+    main()
