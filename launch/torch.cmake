@@ -47,9 +47,15 @@ find_library(SATUNE_NCCL_LIBRARY NAMES nccl libnccl.so.2
 # One header over ATen, compiled once: a file that uses it starts at 2 s instead of 6.
 add_library(satune_torch STATIC ${CMAKE_SOURCE_DIR}/model/aten_pch.cpp)
 target_link_libraries(satune_torch PUBLIC satune_options ${TORCH_LIBRARIES} fmt::fmt spdlog::spdlog)
-# -fopenmp in every file: without it at::parallel_for silently runs serially. LibTorch brings its own
-# libgomp, the only one that may be in the process, so we compile with the flag and link no other.
+# -fopenmp in every file: without it at::parallel_for silently runs serially. The libgomp that LibTorch
+# brings must stay the only one in the process, so we link that very file.
 target_compile_options(satune_torch PUBLIC $<$<COMPILE_LANGUAGE:CXX>:${OpenMP_CXX_FLAGS}>)
+find_library(SATUNE_GOMP NAMES libgomp.so.1 PATHS ${SATUNE_TORCH}/lib NO_DEFAULT_PATH)
+if(SATUNE_GOMP)
+  target_link_libraries(satune_torch PUBLIC ${SATUNE_GOMP})
+else()
+  target_link_libraries(satune_torch PUBLIC OpenMP::OpenMP_CXX)
+endif()
 target_precompile_headers(satune_torch PRIVATE <ATen/ATen.h> <fmt/format.h> <string> <vector>)
 if(SATUNE_NCCL_INCLUDE AND SATUNE_NCCL_LIBRARY)
   target_include_directories(satune_torch SYSTEM PUBLIC ${SATUNE_NCCL_INCLUDE})
