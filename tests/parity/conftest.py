@@ -29,3 +29,11 @@ def satune():
 @pytest.fixture(scope="session")
 def parity_tool():
     return built("parity_tool")
+
+
+@pytest.fixture(scope="session")
+def realdata():
+    path = pathlib.Path(os.environ.get("SATUNE_REALDATA", ROOT.parent / "shared" / "realdata"))
+    if not path.exists():
+        pytest.skip(f"real data is not at {path} (set SATUNE_REALDATA)")
+    return path
