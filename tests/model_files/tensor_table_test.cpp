@@ -56,7 +56,8 @@ TEST(TensorTable, ShapesFollowHeadsAndHeadDim) {
 }
 
 TEST(TensorTable, OnlyNormsAreFreeOfDecay) {
-  for (const TensorInfo& tensor : TensorTable(small_config()).tensors()) {
+  const TensorTable table(small_config());
+  for (const TensorInfo& tensor : table.tensors()) {
     EXPECT_EQ(tensor.decay, tensor.name.find("norm") == std::string::npos) << tensor.name;
   }
 }
