@@ -1,8 +1,7 @@
-#include <fmt/format.h>
-
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
 #include "data/tokenizer.h"
+#include "data/tokenizers/bpe_tokenizer.h"
 #include "data/tokenizers/sentencepiece_tokenizer.h"
 #include "data/tokenizers/special_tokens.h"
 
@@ -20,7 +19,9 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
       return make_sentencepiece_tokenizer(model, file.text(), special_tokens);
     }
   }
-  throw bad_input(directory.string(), "no tokenizer", "tokenizer.json or tokenizer.model");
+  if (std::filesystem::exists(json)) return make_bpe_tokenizer(read_tokenizer_json(json, special_tokens));
+  if (std::filesystem::exists(model)) return make_bpe_tokenizer(read_rank_file(model, special_tokens));
+  throw bad_input(directory.string(), "neither tokenizer.json nor tokenizer.model", "a tokenizer");
 }
 
 }  // namespace satune

@@ -69,6 +69,13 @@ Json tokenizer_config() {
               {"clean_up_tokenization_spaces", false}};
 }
 
+/// sentencepiece's messages begin with the source line and the condition that failed, in brackets.
+std::string reason(const sentencepiece::util::Status& status) {
+  const std::string message = status.error_message();
+  const size_t bracket = message.find("] ");
+  return bracket == std::string::npos ? message : message.substr(bracket + 2);
+}
+
 }  // namespace
 
 void train_sentencepiece(const std::vector<std::string>& texts, const SentencePieceTraining& options,
@@ -79,7 +86,7 @@ void train_sentencepiece(const std::vector<std::string>& texts, const SentencePi
   const auto status = sentencepiece::SentencePieceTrainer::Train(trainer_arguments(options), &lines, &model);
   if (!status.ok()) {
     throw bad_input("tokenizer training",
-                    fmt::format("vocab_size {} ({})", options.vocab_size, status.error_message()),
+                    fmt::format("vocab_size {} ({})", options.vocab_size, reason(status)),
                     "a size that the texts can fill");
   }
   std::filesystem::create_directories(directory);
