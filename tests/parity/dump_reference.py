@@ -14,8 +14,7 @@ import argparse
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models.llama import modeling_llama
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 
 def record(model):
@@ -43,39 +42,37 @@ def record(model):
         attention.o_proj.register_forward_pre_hook(before_output)
         layer.register_forward_hook(after_layer)
     record_attention_inputs(keep)
+    model.set_attn_implementation("recording")
     return recorded
 
 
 def record_attention_inputs(keep):
-    """Q and K after RoPE are seen by the attention function alone, so that is what is wrapped."""
-    functions = modeling_llama.ALL_ATTENTION_FUNCTIONS
-    original = functions["sdpa"]
+    """Q and K after RoPE are seen by the attention function alone: ours keeps them and calls sdpa's."""
 
-    def wrapped(module, query, key, *args, **kwargs):
+    def recording(module, query, key, *args, **kwargs):
         if hasattr(module, "q_proj"):
             keep(f"layers.{module.layer_idx}.q", query.transpose(1, 2))
             keep(f"layers.{module.layer_idx}.k", key.transpose(1, 2))
-        return original(module, query, key, *args, **kwargs)
+        return AttentionInterface()["sdpa"](module, query, key, *args, **kwargs)
 
-    functions.register("sdpa", wrapped)
+    AttentionInterface.register("recording", recording)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hugging Face directory")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="text, encoded by the directory's tokenizer")
     text.add_argument("--tokens", help="comma-separated ids")
     parser.add_argument("--output", required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     options = {"trust_remote_code": True, "local_files_only": True}
     if arguments.tokens:
         tokens = [int(token) for token in arguments.tokens.split(",")]
     else:
         tokens = AutoTokenizer.from_pretrained(arguments.model, **options).encode(arguments.prompt)
-    options |= {"attn_implementation": "sdpa", "dtype": torch.float32}
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, **options).eval()
     dump = record(model)
     with torch.no_grad():
         dump["logits"] = model(torch.tensor([tokens]), use_cache=False).logits[0].float().contiguous()
