@@ -8,7 +8,7 @@
 #include "data/files/error.h"
 #include "trainer/settings_field.h"
 
-namespace satune {
+namespace satune::settings_test {
 namespace {
 
 using ::testing::AllOf;
@@ -260,4 +260,4 @@ TEST(Settings, WarmupSteps) {
 }
 
 }  // namespace
-}  // namespace satune
+}  // namespace satune::settings_test

@@ -1,0 +1,116 @@
+#include "trainer/progress.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <pty.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "tests/temporary_directory.h"
+
+namespace satune::progress_test {
+namespace {
+
+using ::testing::HasSubstr;
+
+StepMetrics metrics_of(int64_t step) {
+  StepMetrics m;
+  m.step = step;
+  m.loss = 1.23456;
+  m.grad_norm = 0.5;
+  m.learning_rate = 2e-5;
+  m.tokens_per_s = 12345;
+  m.step_seconds = 2;
+  m.epoch = 0.5;
+  return m;
+}
+
+TEST(Progress, Durations) {
+  EXPECT_EQ(format_duration(0), "0:00");
+  EXPECT_EQ(format_duration(42), "0:42");
+  EXPECT_EQ(format_duration(725), "12:05");
+  EXPECT_EQ(format_duration(3599.6), "1:00:00");
+  EXPECT_EQ(format_duration(11229), "3:07:09");
+  EXPECT_EQ(format_duration(2 * 86400 + 4 * 3600 + 59), "2d 4h");
+  EXPECT_EQ(format_duration(0.0 / 0.0), "?");
+}
+
+TEST(Progress, CountsAndBytes) {
+  EXPECT_EQ(format_count(0), "0");
+  EXPECT_EQ(format_count(999), "999");
+  EXPECT_EQ(format_count(12345), "12.3k");
+  EXPECT_EQ(format_count(999'700), "1.00M");
+  EXPECT_EQ(format_count(8.03e9), "8.03G");
+  EXPECT_EQ(format_bytes(512), "512 B");
+  EXPECT_EQ(format_bytes(16e9), "14.9 GiB");
+  EXPECT_EQ(format_bytes(1024.0 * 1024), "1.00 MiB");
+}
+
+TEST(Progress, LineNamesEverything) {
+  EXPECT_EQ(progress_line(metrics_of(3), 10, 14),
+            "step 3/10  epoch 0.50  loss 1.2346  12.3k tok/s  grad_norm 0.5  lr 2e-05  left 0:14");
+  StepMetrics m = metrics_of(3);
+  m.eval_loss = 2;
+  EXPECT_THAT(progress_line(m, 10, 14), HasSubstr("eval_loss 2.0000"));
+}
+
+TEST(Progress, BarFillsItsWidthAndNeverOverflows) {
+  for (const int width : {0, 10, 40, 60, 80, 200}) {
+    for (const int64_t step : {0, 1, 5, 10}) {
+      const std::string bar = progress_bar(metrics_of(step), 10, 14, width);
+      EXPECT_LE(bar.size(), static_cast<size_t>(width));
+      if (width >= 80) {
+        EXPECT_EQ(bar.size(), static_cast<size_t>(width));
+      }
+    }
+  }
+  const std::string bar = progress_bar(metrics_of(5), 10, 14, 100);
+  const std::string cells = bar.substr(bar.find('[') + 1, bar.find(']') - bar.find('[') - 1);
+  EXPECT_EQ(cells, std::string(cells.size() / 2, '#') + std::string(cells.size() - cells.size() / 2, '.'));
+  EXPECT_THAT(bar, HasSubstr(" 50% ["));
+}
+
+TEST(Progress, PlainLinesEveryLoggingStepsAndForTheLast) {
+  const TemporaryDirectory folder;
+  std::FILE* out = std::fopen((folder / "out").c_str(), "w");
+  {
+    Progress progress(7, 3, out);
+    for (int64_t step = 1; step <= 7; ++step) progress.step(metrics_of(step));
+    progress.clear();
+  }
+  std::fclose(out);
+  const std::string text = content_of(folder / "out");
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
+  EXPECT_THAT(text, HasSubstr("step 3/7"));
+  EXPECT_THAT(text, HasSubstr("step 6/7"));
+  EXPECT_THAT(text, HasSubstr("step 7/7"));
+  EXPECT_THAT(text, ::testing::Not(HasSubstr("\r")));
+}
+
+TEST(Progress, ABarOnATerminal) {
+  int terminal = -1, ours = -1;
+  winsize size{24, 90, 0, 0};
+  if (openpty(&ours, &terminal, nullptr, nullptr, &size) != 0) GTEST_SKIP() << "no pseudo terminal here";
+  std::FILE* out = fdopen(terminal, "w");
+  {
+    Progress progress(2, 1, out);
+    progress.step(metrics_of(1));
+    progress.clear();
+    progress.step(metrics_of(2));
+  }
+  std::fflush(out);
+  char buffer[4096];
+  const ssize_t n = read(ours, buffer, sizeof(buffer));
+  std::fclose(out);
+  close(ours);
+  ASSERT_GT(n, 0);
+  const std::string text(buffer, static_cast<size_t>(n));
+  EXPECT_THAT(text, HasSubstr("\r\033[K 50% ["));
+  EXPECT_THAT(text, HasSubstr("\r\033[K100% ["));
+  EXPECT_EQ(text.find('\n'), text.size() - 1) << "one line, ended once";
+}
+
+}  // namespace
+}  // namespace satune::progress_test
