@@ -30,7 +30,7 @@ class RunPlan {
   /// Reads config.json, checks every tensor's name, shape and dtype (headers only), the tokenizer against the
   /// vocabulary, the template against the tokenizer, then tokenises or maps the data. No weight is read.
   /// Throws BadInput (also for a sharing plan that contradicts the checkpoint's, a warm-up not shorter than
-  /// the run, a max_length above max_position_embeddings).
+  /// the run, a sample longer than max_position_embeddings).
   explicit RunPlan(Settings settings, int64_t world_size = 1);
 
   const Settings& settings() const { return settings_; }
@@ -64,8 +64,10 @@ class RunPlan {
 
  private:
   void plan_model();
+  void plan_tokenizer();
   void plan_data();
   void plan_steps();
+  int64_t epoch_of_step(int64_t step);
 
   Settings settings_;
   int64_t world_size_;
@@ -78,6 +80,7 @@ class RunPlan {
   std::unique_ptr<PromptTemplate> prompt_template_;
   std::unique_ptr<BatchSource> train_, eval_;
   int64_t rows_per_step_ = 0, total_steps_ = 0, warmup_steps_ = 0;
+  std::vector<int64_t> epoch_starts_ = {0};  ///< first step of every epoch walked so far
 };
 
 }  // namespace satune

@@ -1,0 +1,163 @@
+#include "trainer/run_plan.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "data/files/error.h"
+#include "model/files/hf_directory.h"
+#include "model/parameters.h"
+#include "trainer/device.h"
+
+namespace satune {
+namespace {
+
+std::string describe(const SharingPlan& plan) {
+  if (plan.empty()) return "no sharing";
+  return fmt::format("\"{}\" with anchor \"{}\"", plan.layers_text(), to_string(plan.rule()));
+}
+
+// The run's plan: the settings', which must not contradict one that the checkpoint was exported with.
+SharingPlan sharing_of(const Settings& settings, const ModelConfig& config,
+                       const std::filesystem::path& directory) {
+  if (settings.sharing_layers.empty()) return config.sharing;
+  const auto layers = static_cast<int>(config.num_hidden_layers);
+  SharingPlan plan = SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers);
+  if (!config.sharing.empty() && !(plan == config.sharing)) {
+    throw bad_input("sharing.layers", describe(plan),
+                    fmt::format("{}, the plan of {} (or no sharing.layers)", describe(config.sharing),
+                                (directory / "config.json").string()));
+  }
+  return plan;
+}
+
+DataOptions data_options(const Settings& settings) {
+  DataOptions options;
+  options.train_file = settings.train_file;
+  options.eval_file = settings.eval_file.value_or("");
+  options.val_size = settings.val_size;
+  options.seed = settings.seed;
+  options.policy = {settings.max_length, settings.overlength, /*keep_empty_output=*/false};
+  options.cache.columns = settings.columns;
+  options.cache.directory = settings.token_cache_dir ? std::filesystem::path(*settings.token_cache_dir)
+                                                     : default_token_cache_directory();
+  options.cache.threads = static_cast<int>(settings.num_threads.value_or(usable_processors()));
+  return options;
+}
+
+void check_positions(const Dataset& data, const ModelConfig& config) {
+  if (data.summary().longest <= config.max_position_embeddings) return;
+  throw bad_input(data.cache().data_file().string(),
+                  fmt::format("a sample of {} tokens", data.summary().longest),
+                  fmt::format("at most {}, the model's max_position_embeddings (set max_length)",
+                              config.max_position_embeddings));
+}
+
+void log_notes(const Dataset& data) {
+  if (!data.cache().note().empty()) spdlog::warn("{}", data.cache().note());
+}
+
+}  // namespace
+
+RunPlan::RunPlan(Settings settings, int64_t world_size)
+    : settings_(std::move(settings)), world_size_(world_size) {
+  plan_model();
+  plan_tokenizer();
+  plan_data();
+  plan_steps();
+}
+
+void RunPlan::plan_model() {
+  model_directory_ = resolve_model_directory(settings_.model_name_or_path);
+  config_ = read_model_config(model_directory_);
+  const SharingPlan sharing = sharing_of(settings_, config_, model_directory_);
+  dense_source_ = config_.sharing.empty() && !sharing.empty();
+  config_.sharing = sharing;
+  table_ = TensorTable(config_);
+  const std::vector<std::string> skipped =
+      check_checkpoint(Checkpoint(model_directory_), table_, dense_source_);
+  if (!skipped.empty()) {
+    spdlog::info("{}: {} tensors are not used ({}{})", model_directory_.string(), skipped.size(),
+                 skipped.front(), skipped.size() > 1 ? ", ..." : "");
+  }
+  trained_mask_ = match_unfrozen(table_, settings_.unfrozen_parameters);
+}
+
+void RunPlan::plan_tokenizer() {
+  tokenizer_ = load_tokenizer(model_directory_);
+  if (tokenizer_->vocab_size() > config_.vocab_size) {
+    throw bad_input(model_directory_.string(), fmt::format("a tokenizer of {} ids", tokenizer_->vocab_size()),
+                    fmt::format("at most {}, the vocab_size of its config.json", config_.vocab_size));
+  }
+  prompt_template_ = std::make_unique<PromptTemplate>(PromptTemplate::load(settings_.prompt_template));
+  prompt_template_->check(*tokenizer_);
+}
+
+void RunPlan::plan_data() {
+  TrainingData data = load_training_data(data_options(settings_), *tokenizer_, *prompt_template_);
+  log_notes(data.train);
+  check_positions(data.train, config_);
+  const PlanOptions options{settings_.max_length, settings_.packing, settings_.shuffle, settings_.seed};
+  train_ = std::make_unique<BatchSource>(std::move(data.train), options);
+  if (!data.eval) return;
+  log_notes(*data.eval);
+  check_positions(*data.eval, config_);
+  PlanOptions in_order = options;
+  in_order.shuffle = false;
+  eval_ = std::make_unique<BatchSource>(std::move(*data.eval), in_order);
+}
+
+void RunPlan::plan_steps() {
+  rows_per_step_ =
+      settings_.per_device_train_batch_size * settings_.gradient_accumulation_steps * world_size_;
+  if (settings_.max_steps) {
+    total_steps_ = *settings_.max_steps;
+  } else {
+    const double epochs = settings_.num_train_epochs.value_or(1.0);
+    const auto whole = static_cast<int64_t>(std::floor(epochs));
+    for (int64_t epoch = 0; epoch < whole; ++epoch) total_steps_ += steps_of_epoch(epoch);
+    const double rest = epochs - static_cast<double>(whole);
+    if (rest > 0) {
+      total_steps_ +=
+          static_cast<int64_t>(std::ceil(rest * static_cast<double>(steps_of_epoch(whole)) - 1e-9));
+    }
+  }
+  warmup_steps_ = warmup_step_count(settings_, total_steps_);
+}
+
+int64_t RunPlan::trained_parameters() const {
+  int64_t count = 0;
+  for (size_t i = 0; i < trained_mask_.size(); ++i) {
+    if (trained_mask_[i]) count += table_.tensors()[i].numel();
+  }
+  return count;
+}
+
+int64_t RunPlan::steps_of_epoch(int64_t epoch) {
+  return (train_->rows(epoch) + rows_per_step_ - 1) / rows_per_step_;
+}
+
+int64_t RunPlan::epoch_of_step(int64_t step) {
+  while (epoch_starts_.back() <= step) {
+    const auto epoch = static_cast<int64_t>(epoch_starts_.size()) - 1;
+    epoch_starts_.push_back(epoch_starts_.back() + steps_of_epoch(epoch));
+  }
+  const auto next = std::upper_bound(epoch_starts_.begin(), epoch_starts_.end(), step);
+  return static_cast<int64_t>(next - epoch_starts_.begin()) - 1;
+}
+
+StepPosition RunPlan::position(int64_t step) {
+  const int64_t epoch = epoch_of_step(step);
+  const int64_t first_row = (step - epoch_starts_[static_cast<size_t>(epoch)]) * rows_per_step_;
+  return {epoch, first_row, std::min(rows_per_step_, train_->rows(epoch) - first_row)};
+}
+
+double RunPlan::epochs_after(int64_t steps) {
+  const int64_t epoch = epoch_of_step(steps);
+  const int64_t done = steps - epoch_starts_[static_cast<size_t>(epoch)];
+  return static_cast<double>(epoch) + static_cast<double>(done) / static_cast<double>(steps_of_epoch(epoch));
+}
+
+}  // namespace satune
