@@ -1,18 +1,12 @@
 #include <algorithm>
 
+#include "data/utf8.h"
 #include "evaluation/generation.h"
 #include "evaluation/records.h"
 #include "evaluation/task.h"
 
 namespace satune {
 namespace {
-
-std::string_view trim(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\n\v\f\r";
-  const size_t first = text.find_first_not_of(kSpace);
-  if (first == std::string_view::npos) return {};
-  return text.substr(first, text.find_last_not_of(kSpace) - first + 1);
-}
 
 class ExactMatch final : public Task {
  public:
@@ -36,7 +30,8 @@ class ExactMatch final : public Task {
       decoder.clear();
       const Generation answer = generate(decoder, prompt, generation_);
       const std::string text = tokenizer_.decode(answer.text_tokens(), true);
-      const bool equal = trim(text) == trim(prompt_template_.response_text(records_.records[i]));
+      const bool equal =
+          trim_white_space(text) == trim_white_space(prompt_template_.response_text(records_.records[i]));
       sums.result.add(equal ? 1.0 : 0.0, 1.0);
       sums.processed_tokens += static_cast<int64_t>(prompt.size() + answer.tokens.size());
     }

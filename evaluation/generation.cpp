@@ -57,6 +57,11 @@ Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const Gen
   return result;
 }
 
+std::vector<int64_t> eos_token_ids(const std::filesystem::path& directory, const ModelConfig& config) {
+  std::vector<int64_t> ids = generation_config_eos(directory);
+  return ids.empty() ? config.eos_token_ids : ids;
+}
+
 std::vector<int64_t> stop_token_ids(const std::filesystem::path& directory, const ModelConfig& config,
                                     const Tokenizer& tokenizer, std::optional<int32_t> template_end) {
   std::set<int64_t> ids(config.eos_token_ids.begin(), config.eos_token_ids.end());

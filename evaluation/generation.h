@@ -34,6 +34,9 @@ struct Generation {
 Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const GenerationOptions& options,
                     const std::function<void(int32_t)>& on_token = {});
 
+/// eos ids of generation_config.json, or of `config` where that file has none.
+std::vector<int64_t> eos_token_ids(const std::filesystem::path& directory, const ModelConfig& config);
+
 /// What ends a text of this model: the eos ids of config.json and of generation_config.json, the tokenizer's
 /// EOS, and `template_end` (the end token that a template trained), ascending.
 std::vector<int64_t> stop_token_ids(const std::filesystem::path& directory, const ModelConfig& config,

@@ -3,11 +3,10 @@
 #include <ATen/ATen.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
-#include <spdlog/spdlog.h>
 #include <sys/resource.h>
 
 #include "data/files/error.h"
+#include "data/files/json.h"
 #include "model/files/hf_directory.h"
 
 namespace satune {
@@ -66,11 +65,7 @@ ModelSource find_model(const ModelRequest& request) {
 
 Llama load_model(const ModelSource& source) {
   const Checkpoint checkpoint(source.directory);
-  const std::vector<std::string> skipped =
-      check_checkpoint(checkpoint, TensorTable(source.config), source.dense_source);
-  if (!skipped.empty())
-    spdlog::info("{}: {} tensors are not needed and skipped ({} ...)", source.directory.string(),
-                 skipped.size(), skipped.front());
+  check_checkpoint(checkpoint, TensorTable(source.config), source.dense_source);  // before memory is taken
   Llama model(source.config, {}, source.type, source.device);
   load_weights(model.weights(), checkpoint, source.dense_source);
   return model;
@@ -83,6 +78,25 @@ std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source) {
                     fmt::format("{} tokens", tokenizer->vocab_size()),
                     fmt::format("at most {}, the vocab_size of config.json", source.config.vocab_size));
   return tokenizer;
+}
+
+std::string recorded_template(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "generation_config.json";
+  if (!std::filesystem::exists(path)) return "";
+  const Json json = read_json_file(path);
+  if (!json.is_object() || !json.contains("satune_template")) return "";
+  const Json& name = json["satune_template"];
+  if (!name.is_string())
+    throw bad_input(path.string() + ": satune_template", describe_json(&name), "a string");
+  return name.get<std::string>();
+}
+
+PromptTemplate load_model_template(const ModelSource& source, const std::optional<std::string>& name,
+                                   const Tokenizer& tokenizer) {
+  const std::string recorded = name ? *name : recorded_template(source.directory);
+  PromptTemplate prompt_template = PromptTemplate::load(recorded.empty() ? "alpaca" : recorded);
+  prompt_template.check(tokenizer);
+  return prompt_template;
 }
 
 std::string_view precision_name(at::ScalarType type) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "data/prompt_template.h"
 #include "data/tokenizer.h"
 #include "model/llama.h"
 
@@ -46,6 +47,15 @@ Llama load_model(const ModelSource& source);
 
 /// The directory's tokenizer. Throws BadInput when it has more tokens than the model's vocabulary.
 std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source);
+
+/// The template of that name or file; without one, the template that an exported model was trained with
+/// (satune_template of its generation_config.json), else "alpaca". Throws BadInput, also where the tokenizer
+/// lacks a token that the template emits.
+PromptTemplate load_model_template(const ModelSource& source, const std::optional<std::string>& name,
+                                   const Tokenizer& tokenizer);
+
+/// satune_template of a directory's generation_config.json; "" where there is none.
+std::string recorded_template(const std::filesystem::path& directory);
 
 /// "fp32" or "bf16".
 std::string_view precision_name(at::ScalarType type);

@@ -60,8 +60,8 @@ std::unique_ptr<Task> make_response_loss(const std::filesystem::path& data, cons
 std::unique_ptr<Task> make_perplexity(const std::filesystem::path& data, const TaskOptions& options,
                                       const Tokenizer& tokenizer);
 
-/// exact_match: share of records whose greedy answer equals the record's output after trimming ASCII white
-/// space from both ends, case-sensitive; exact_match_stderr; over_length; n.
+/// exact_match: share of records whose greedy answer equals the record's output after trimming white
+/// space (Unicode's, as Python's strip()) from both ends, case-sensitive; exact_match_stderr; over_length; n.
 std::unique_ptr<Task> make_exact_match(const std::filesystem::path& data, const TaskOptions& options,
                                        const Tokenizer& tokenizer, const PromptTemplate& prompt_template);
 

@@ -3,10 +3,11 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include <string>
+#include <cmath>
 
 #include "data/files/error.h"
 #include "model/ops/attention.h"
+#include "model/ops/dispatch.h"
 #include "model/ops/embedding.h"
 #include "model/ops/linear.h"
 #include "model/ops/rms_norm.h"
@@ -15,19 +16,20 @@
 namespace satune {
 namespace {
 
-/// Matrices that lie behind each other in a weight buffer as one matrix; a copy where they do not (one
-/// frozen, one trained).
-at::Tensor fused_rows(const std::vector<at::Tensor>& parts) {
-  int64_t rows = 0;
-  bool adjacent = true;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    rows += parts[i].size(0);
-    if (i > 0)
-      adjacent = adjacent && parts[i].is_alias_of(parts[0]) &&
-                 parts[i].storage_offset() == parts[i - 1].storage_offset() + parts[i - 1].numel();
-  }
-  if (!adjacent) return at::cat(parts);
-  return parts[0].as_strided({rows, parts[0].size(1)}, {parts[0].size(1), 1}, parts[0].storage_offset());
+/// Softmax weights of one query row over T keys: q [1, H, D], k [T, K, D] -> [K, H / K, T] in fp32 (fp64 for
+/// an fp64 model). Heads of a group share their key head, so that the cache is read once and never repeated.
+at::Tensor step_probabilities(const at::Tensor& q_1HD, const at::Tensor& k_TKD) {
+  const int64_t K = k_TKD.size(1), D = k_TKD.size(2);
+  const at::ScalarType wide = statistics_type(k_TKD.scalar_type());
+  const at::Tensor q_KGD = (q_1HD.to(wide) / std::sqrt(static_cast<double>(D))).view({K, -1, D});
+  return at::softmax(at::bmm(q_KGD, k_TKD.to(wide).permute({1, 2, 0})), -1);
+}
+
+/// [K, G, T] times v [T, K, D] -> [1, H * D] in v's type.
+at::Tensor apply_step(const at::Tensor& probabilities_KGT, const at::Tensor& v_TKD) {
+  const at::Tensor out_KGD =
+      at::bmm(probabilities_KGT, v_TKD.to(probabilities_KGT.scalar_type()).transpose(0, 1));
+  return out_KGD.reshape({1, -1}).to(v_TKD.scalar_type());
 }
 
 }  // namespace
@@ -42,25 +44,12 @@ Decoder::Decoder(const Llama& model, int64_t capacity) : model_(model), capacity
   const Weights& weights = model.weights();
   const auto options = at::TensorOptions(weights.type()).device(weights.device());
   rope_ = make_rope_table(config, capacity, weights.type(), weights.device());
-  embedding_VC_ = weights.tensor("model.embed_tokens.weight");
-  final_norm_C_ = weights.tensor("model.norm.weight");
-  head_VC_ = config.tie_word_embeddings ? embedding_VC_ : weights.tensor("lm_head.weight");
+  const auto cache = [&] {
+    return at::empty({capacity, config.num_key_value_heads, config.head_dim}, options);
+  };
   for (int l = 0; l < config.num_hidden_layers; ++l) {
-    const auto tensor = [&](std::string_view name) -> const at::Tensor& {
-      return weights.tensor(fmt::format("model.layers.{}.{}.weight", l, name));
-    };
-    const bool shared = config.sharing.is_shared(l);
-    std::vector<at::Tensor> projections;
-    if (!shared) projections = {tensor("self_attn.q_proj"), tensor("self_attn.k_proj")};
-    projections.push_back(tensor("self_attn.v_proj"));
-    layers_.push_back({tensor("input_layernorm"), fused_rows(projections), tensor("self_attn.o_proj"),
-                       tensor("post_attention_layernorm"),
-                       fused_rows({tensor("mlp.gate_proj"), tensor("mlp.up_proj")}),
-                       tensor("mlp.down_proj")});
-    const auto cache = [&] {
-      return at::empty({capacity, config.num_key_value_heads, config.head_dim}, options);
-    };
-    keys_.push_back(shared ? at::Tensor() : cache());
+    layers_.push_back(bind_layer(weights, l, config.sharing));
+    keys_.push_back(config.sharing.is_shared(l) ? at::Tensor() : cache());
     values_.push_back(cache());
   }
 }
@@ -93,20 +82,25 @@ at::Tensor Decoder::forward(std::span<const int32_t> tokens) {
   const at::Tensor positions_N =
       at::arange(length_, length_ + N, at::TensorOptions(at::kLong).device(device));
 
-  at::Tensor x_NC = embedding_forward(embedding_VC_, ids);
+  const Weights& weights = model_.weights();
+  const at::Tensor& embedding_VC = weights.tensor("model.embed_tokens.weight");
+  at::Tensor x_NC = embedding_forward(embedding_VC, ids);
   std::vector<SpanInput> span_inputs(layers_.size());
+  const auto norm = [&](const at::Tensor& x, const at::Tensor& weight) {
+    return rms_norm_forward(x, weight, config.rms_norm_eps).y_NC;
+  };
   for (size_t l = 0; l < layers_.size(); ++l) {
-    const Layer& layer = layers_[l];
-    const at::Tensor normed_NC = rms_norm_forward(x_NC, layer.input_norm_C, config.rms_norm_eps).y_NC;
-    const at::Tensor attended = attention(static_cast<int>(l), normed_NC, positions_N, span_inputs);
-    x_NC = linear_residual_forward(attended, layer.output, x_NC);
-    const at::Tensor mlp_in = rms_norm_forward(x_NC, layer.post_attention_norm_C, config.rms_norm_eps).y_NC;
-    x_NC = linear_residual_forward(swiglu_forward(linear_forward(mlp_in, layer.gate_up)), layer.down, x_NC);
+    const LayerWeights& layer = layers_[l];
+    const at::Tensor attended = attention(static_cast<int>(l), norm(x_NC, weights.tensor(layer.input_norm)),
+                                          positions_N, span_inputs);
+    x_NC = linear_residual_forward(attended, weights.tensor(layer.output), x_NC);
+    const at::Tensor gate_up = layer.gate_up.forward(norm(x_NC, weights.tensor(layer.post_attention_norm)));
+    x_NC = linear_residual_forward(swiglu_forward(gate_up), weights.tensor(layer.down), x_NC);
   }
   length_ += N;
-  const at::Tensor last_1C =
-      rms_norm_forward(x_NC.narrow(0, N - 1, 1), final_norm_C_, config.rms_norm_eps).y_NC;
-  return linear_forward(last_1C, head_VC_).squeeze(0).to(at::kCPU, at::kFloat);
+  const at::Tensor last_1C = norm(x_NC.narrow(0, N - 1, 1), weights.tensor("model.norm.weight"));
+  const at::Tensor& head_VC = config.tie_word_embeddings ? embedding_VC : weights.tensor("lm_head.weight");
+  return linear_forward(last_1C, head_VC).squeeze(0).to(at::kCPU, at::kFloat);
 }
 
 at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const at::Tensor& positions_N,
@@ -115,7 +109,7 @@ at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const at::
   const int64_t N = normed_NC.size(0), D = config.head_dim, T = length_ + N;
   const int source = config.sharing.source(layer);
   const bool step = N == 1;  // one row of queries: its probabilities are small enough to keep
-  const at::Tensor qkv = linear_forward(normed_NC, layers_[layer].qkv);
+  const at::Tensor qkv = layers_[layer].qkv.forward(normed_NC);
   const int64_t v_begin = qkv.size(1) - config.key_value_size();
   const at::Tensor v_NKD =
       qkv.narrow(1, v_begin, config.key_value_size()).view({N, config.num_key_value_heads, D});
@@ -128,13 +122,11 @@ at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const at::
     rope_apply(own.q_NHD, positions_N, rope_, false);
     rope_apply(own.k_NKD, positions_N, rope_, false);
     keys_[layer].narrow(0, length_, N).copy_(own.k_NKD);
-    if (step) own.probabilities_H1T = attention_probabilities(own.q_NHD, keys_[layer].narrow(0, 0, T), false);
+    if (step) own.probabilities_KGT = step_probabilities(own.q_NHD, keys_[layer].narrow(0, 0, T));
   }
   const SpanInput& used = span_inputs[source];
-  const at::Tensor out_NHD = step
-                                 ? apply_probabilities(used.probabilities_H1T, values_[layer].narrow(0, 0, T))
-                                 : attention_forward(used.q_NHD, used.k_NKD, v_NKD, {0, N}).out_NHD;
-  return out_NHD.reshape({N, config.query_size()});
+  if (step) return apply_step(used.probabilities_KGT, values_[layer].narrow(0, 0, T));
+  return attention_forward(used.q_NHD, used.k_NKD, v_NKD, {0, N}).out_NHD.reshape({N, config.query_size()});
 }
 
 int64_t Decoder::bytes_per_token() const {

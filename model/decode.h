@@ -8,13 +8,15 @@
 #include <span>
 #include <vector>
 
+#include "model/layer.h"
 #include "model/llama.h"
 #include "model/ops/rope.h"
 
 namespace satune {
 
 /// A prompt goes through the flash path in one pass; afterwards every token is one step over the cache with
-/// materialised probabilities [H, 1, T]. Works in the model's dtype and on its device.
+/// materialised probabilities, [K, H / K, T] for its one row of queries. Works in the model's dtype and on
+/// its device.
 class Decoder {
  public:
   /// `capacity` tokens at most; the cache is allocated at once. The model must outlive the decoder.
@@ -35,13 +37,10 @@ class Decoder {
   int64_t bytes_per_token() const;
 
  private:
-  /// A layer's weights as its forward reads them; q, k, v are one matrix (a shared layer: v alone).
-  struct Layer {
-    at::Tensor input_norm_C, qkv, output, post_attention_norm_C, gate_up, down;
-  };
-  /// What an anchor hands to its span: q and k after RoPE for a prompt, the probabilities for a step.
+  /// What an anchor hands to its span: q and k after RoPE for a prompt, the probabilities
+  /// for a step.
   struct SpanInput {
-    at::Tensor q_NHD, k_NKD, probabilities_H1T;
+    at::Tensor q_NHD, k_NKD, probabilities_KGT;
   };
 
   at::Tensor forward(std::span<const int32_t> tokens);
@@ -52,8 +51,7 @@ class Decoder {
   const Llama& model_;
   int64_t capacity_ = 0, length_ = 0;
   RopeTable rope_;
-  std::vector<Layer> layers_;
-  at::Tensor embedding_VC_, final_norm_C_, head_VC_;
+  std::vector<LayerWeights> layers_;
   std::vector<at::Tensor> keys_, values_;  ///< per layer [capacity, K, D]; keys_ undefined for shared layers
 };
 

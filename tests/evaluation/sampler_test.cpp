@@ -1,0 +1,100 @@
+#include "evaluation/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <stdexcept>
+#include <vector>
+
+#include "data/files/error.h"
+
+namespace satune {
+namespace {
+
+const std::vector<float> kLogits = {0.0f, 2.0f, 1.0f, 2.0f, -1.0f};
+
+std::map<int32_t, int> draw(const SamplingOptions& options, int count) {
+  Sampler sampler(options);
+  std::map<int32_t, int> seen;
+  for (int i = 0; i < count; ++i) ++seen[sampler.next(kLogits)];
+  return seen;
+}
+
+TEST(Sampler, GreedyTakesTheLowestOfEqualIds) {
+  EXPECT_EQ(Sampler({}).next(kLogits), 1);
+}
+
+TEST(Sampler, FollowsTheSoftmaxOfTheTemperature) {
+  const int count = 40000;
+  const auto seen = draw({.temperature = 2.0}, count);
+  double total = 0;
+  for (const float logit : kLogits) total += std::exp(logit / 2.0);
+  for (int32_t id = 0; id < 5; ++id) {
+    const double p = std::exp(kLogits[id] / 2.0) / total;
+    EXPECT_NEAR(seen.at(id) / double{count}, p, 4 * std::sqrt(p * (1 - p) / count)) << "id " << id;
+  }
+}
+
+TEST(Sampler, TopKKeepsTheMostProbable) {
+  const auto seen = draw({.temperature = 1.0, .top_k = 3}, 3000);
+  EXPECT_EQ(seen.size(), 3u);
+  EXPECT_TRUE(seen.contains(1) && seen.contains(2) && seen.contains(3));
+  EXPECT_EQ(draw({.temperature = 1.0, .top_k = 1}, 100), (std::map<int32_t, int>{{1, 100}}));
+}
+
+TEST(Sampler, TopPKeepsTheSmallestSetThatReachesTheMass) {
+  // Probabilities at temperature 1: ids 1 and 3 0.391 each, 2 0.144, 0 0.053, 4 0.019.
+  EXPECT_EQ(draw({.temperature = 1.0, .top_p = 0.3}, 500).size(), 1u);
+  EXPECT_EQ(draw({.temperature = 1.0, .top_p = 0.5}, 500).size(), 2u);
+  EXPECT_EQ(draw({.temperature = 1.0, .top_p = 0.9}, 2000).size(), 3u);
+}
+
+TEST(Sampler, SameSeedSameTokensOtherSeedOthers) {
+  const auto sequence = [](uint64_t seed) {
+    Sampler sampler({.temperature = 1.0, .seed = seed});
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 50; ++i) ids.push_back(sampler.next(kLogits));
+    return ids;
+  };
+  EXPECT_EQ(sequence(3), sequence(3));
+  EXPECT_NE(sequence(3), sequence(4));
+}
+
+TEST(Sampler, MaskedLogitsAreNeverDrawn) {
+  const float minus_infinity = -std::numeric_limits<float>::infinity();
+  const std::vector<float> logits = {minus_infinity, 0.0f, minus_infinity};
+  Sampler sampler({.temperature = 5.0});
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(sampler.next(logits), 1);
+}
+
+TEST(Sampler, DamagedLogitsAreAnError) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const std::vector<float>& logits :
+       {std::vector<float>{0.0f, nan}, {0.0f, infinity}, {-infinity, -infinity}}) {
+    EXPECT_THROW(Sampler({}).next(logits), std::runtime_error);
+    EXPECT_THROW(Sampler({.temperature = 1.0}).next(logits), std::runtime_error);
+  }
+}
+
+TEST(Sampler, OptionsOutOfRangeAreNamed) {
+  const auto message = [](const SamplingOptions& options) -> std::string {
+    try {
+      check_sampling_options(options);
+    } catch (const BadInput& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_NE(message({.temperature = -1}).find("--temperature"), std::string::npos);
+  EXPECT_NE(message({.temperature = NAN}).find("--temperature"), std::string::npos);
+  EXPECT_NE(message({.top_k = -1}).find("--top-k"), std::string::npos);
+  EXPECT_NE(message({.top_p = 0}).find("--top-p"), std::string::npos);
+  EXPECT_NE(message({.top_p = 1.5}).find("--top-p"), std::string::npos);
+  EXPECT_EQ(message({}), "");
+}
+
+}  // namespace
+}  // namespace satune

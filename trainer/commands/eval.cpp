@@ -1,0 +1,194 @@
+// satune eval: what a model scores on files of records or text.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <map>
+
+#include "data/files/atomic_file.h"
+#include "data/files/error.h"
+#include "evaluation/generation.h"
+#include "evaluation/task.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/model_options.h"
+
+namespace satune {
+namespace {
+
+struct EvalOptions {
+  ModelRequest model;
+  std::vector<std::string> tasks;  ///< NAME=PATH
+  std::optional<std::string> template_name, output;
+  std::optional<int64_t> max_length;
+  std::string batch_size = "auto";
+  TaskOptions task;
+  bool json = false;
+};
+
+struct NamedTask {
+  std::string key;
+  std::unique_ptr<Task> task;
+};
+
+int64_t parse_batch_size(const std::string& text) {
+  if (text == "auto") return 0;
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 1)
+    throw bad_input("--batch-size", fmt::format("\"{}\"", text), "auto or a whole number of at least 1");
+  return value;
+}
+
+/// The task's key in the JSON: its name, and for a second file under the same name NAME:FILENAME.
+std::string task_key(const std::string& name, const std::filesystem::path& data,
+                     const std::vector<NamedTask>& tasks) {
+  const auto taken = [&](const std::string& key) {
+    return std::any_of(tasks.begin(), tasks.end(), [&](const NamedTask& task) { return task.key == key; });
+  };
+  if (!taken(name)) return name;
+  const std::string longer = name + ":" + data.filename().string();
+  if (taken(longer))
+    throw bad_input("--task " + name + "=" + data.string(), "a task of this name and file name before",
+                    "another file name for each");
+  return longer;
+}
+
+std::vector<NamedTask> make_tasks(const EvalOptions& options, const Tokenizer& tokenizer,
+                                  const PromptTemplate& prompt_template) {
+  std::vector<NamedTask> tasks;
+  for (const std::string& text : options.tasks) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals + 1 == text.size())
+      throw bad_input("--task", fmt::format("\"{}\"", text), "NAME=PATH, as in response_loss=eval.json");
+    const std::string name = text.substr(0, equals), path = text.substr(equals + 1);
+    tasks.push_back(
+        {task_key(name, path, tasks), make_task(name, path, options.task, tokenizer, prompt_template)});
+  }
+  return tasks;
+}
+
+std::string format_value(const Json& value) {
+  if (value.is_number_integer()) return fmt::format("{}", value.get<int64_t>());
+  if (value.is_number()) return fmt::format("{:.6g}", value.get<double>());
+  return value.is_null() ? "-" : value.dump();
+}
+
+void print_table(const Json& report) {
+  fmt::print("{}\n", report["model"].get<std::string>());
+  for (const auto& [name, metrics] : report["tasks"].items()) {
+    fmt::print("\n  {}\n", name);
+    for (const auto& [metric, value] : metrics.items())
+      fmt::print("    {:<20} {:>14}\n", metric, format_value(value));
+  }
+  fmt::print("\n");
+  for (const char* key :
+       {"parameters", "kv_cache_bytes_per_token", "seconds", "tokens_per_s", "peak_memory_bytes"})
+    fmt::print("  {:<22} {:>14}\n", key, format_value(report[key]));
+}
+
+Json run_tasks(const ModelSource& source, const std::vector<NamedTask>& tasks) {
+  Llama model = load_model(source);
+  Json results = Json::object();
+  int64_t tokens = 0;
+  const auto start = std::chrono::steady_clock::now();
+  for (const NamedTask& task : tasks) {
+    const TaskSums sums = task.task->run(model, 0, 1);
+    results[task.key] = task.task->metrics(sums);
+    tokens += sums.processed_tokens;
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Json report;
+  report["tasks"] = std::move(results);
+  report["seconds"] = seconds;
+  report["tokens_per_s"] = static_cast<double>(tokens) / seconds;
+  report["peak_memory_bytes"] = peak_memory_bytes(source.device);
+  report["parameters"] = model.table().parameter_count();
+  report["kv_cache_bytes_per_token"] =
+      kv_cache_bytes_per_token(source.config, static_cast<int64_t>(at::elementSize(source.type)));
+  report["precision"] = precision_name(source.type);
+  report["sharing"] = source.config.sharing.layers_text();
+  return report;
+}
+
+int run_eval(EvalOptions options) {
+  if (options.output) require_new_file(*options.output, "--output");
+  options.task.batch_size = parse_batch_size(options.batch_size);
+  const ModelSource source = find_model(options.model);
+  const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source);
+  const PromptTemplate prompt_template = load_model_template(source, options.template_name, *tokenizer);
+  options.task.max_length = options.max_length.value_or(
+      std::min<int64_t>(options.task.max_length, source.config.max_position_embeddings));
+  options.task.stop_ids =
+      stop_token_ids(source.directory, source.config, *tokenizer, prompt_template.end_id(*tokenizer));
+  const std::vector<NamedTask> tasks = make_tasks(options, *tokenizer, prompt_template);
+
+  Json report;
+  report["model"] = options.model.name_or_path;
+  report.update(run_tasks(source, tasks));
+  if (options.output) write_file_atomic(*options.output, write_json(report));
+  if (options.json) {
+    fmt::print("{}", write_json(report));
+  } else {
+    print_table(report);
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<EvalOptions>();
+  CLI::App* command = app.add_subcommand("eval", "Measure a model: response_loss, perplexity, exact_match");
+  const auto count = CLI::Range(int64_t{1}, int64_t{1} << 40);
+  add_model_options(*command, options->model);
+  command
+      ->add_option(
+          "--task", options->tasks,
+          "NAME=PATH, several times. response_loss, exact_match: Alpaca JSON or JSONL; perplexity: .txt, "
+          "or JSONL with `text`. A second file under one name is reported as NAME:FILENAME")
+      ->required()
+      ->allow_extra_args(false);
+  command->add_option(
+      "--template", options->template_name,
+      "alpaca, alpaca_stanford, llama3 or a template file (default: what the model was trained "
+      "with, else alpaca)");
+  command
+      ->add_option(
+          "--max-length", options->max_length,
+          "Records longer than this many tokens are left out and counted; perplexity's window (default "
+          "2048, or the model's max_position_embeddings where that is less)")
+      ->check(count);
+  command
+      ->add_option("--max-records", options->task.max_records,
+                   "Only the first N records that fit, in file order (perplexity: documents)")
+      ->check(count);
+  command
+      ->add_option(
+          "--stride", options->task.stride,
+          "Step of perplexity's windows (default: --max-length; smaller gives every token more context)")
+      ->check(count);
+  command
+      ->add_option("--max-new-tokens", options->task.max_new_tokens,
+                   "Longest answer of exact_match, in tokens (default 256)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option(
+      "--batch-size", options->batch_size,
+      "Records or windows of a forward pass of response_loss and perplexity: auto (about 2048 "
+      "tokens, the default) or N; exact_match answers one record at a time");
+  command->add_option("--output", options->output, "Write the report to this new JSON file");
+  command->add_flag("--json", options->json, "Print the report as JSON instead of a table");
+  command->footer(
+      "Report: {\"model\", \"tasks\": {NAME: {metric: value, ..., \"n\"}}, \"seconds\", \"tokens_per_s\",\n"
+      "         \"peak_memory_bytes\", \"parameters\", \"kv_cache_bytes_per_token\", ...}\n"
+      "  response_loss  loss per target token, loss_stderr (over records), tokens (targets), n (records)\n"
+      "  perplexity     exp(loss), loss per token; every token after the first counted once, n (windows)\n"
+      "  exact_match    share of greedy answers equal to the output after trimming, exact_match_stderr, n\n"
+      "Examples:\n"
+      "  satune eval MODEL --task response_loss=eval.json --task perplexity=wiki.txt\n"
+      "  satune eval MODEL --task exact_match=held_out.json --sharing 23-26 --output shared.json");
+  command->callback([options, &exit_code] { exit_code = run_eval(*options); });
+}
+
+}  // namespace satune

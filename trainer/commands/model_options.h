@@ -1,0 +1,30 @@
+// Command line options that several subcommands share.
+#pragma once
+
+#include <CLI/App.hpp>
+#include <filesystem>
+#include <string>
+
+#include "evaluation/model_loader.h"
+
+namespace satune {
+
+/// The MODEL argument, --sharing, --anchor, --precision and --device.
+void add_model_options(CLI::App& command, ModelRequest& request);
+
+/// --sharing and --anchor alone.
+void add_sharing_options(CLI::App& command, std::string& sharing, std::optional<std::string>& anchor);
+
+/// "float32" | "bfloat16" | "float16". Throws BadInput naming --dtype.
+DType parse_export_dtype(const std::string& text);
+
+/// Throws BadInput when OUT exists and is not an empty folder, so that it shows before any work is done.
+void require_new_directory(const std::filesystem::path& out);
+
+/// Throws BadInput when the file exists already or its folder does not.
+void require_new_file(const std::filesystem::path& file, std::string_view option);
+
+/// Throws BadInput that names the option and the first bad byte.
+void require_utf8(std::string_view text, std::string_view option);
+
+}  // namespace satune
