@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 PLANS = [("3-4", "before"), ("1-2,4-5", "first"), ("1-2,4", "before")]
 SHAPES = ["gqa", "tied", "head_dim", "llama3_v4", "llama3_v5"]
@@ -270,17 +270,18 @@ def test_wrong_plans_are_refused(tmp_path):
 
 
 def test_vanilla_tensors_come_back_byte_for_byte(satune, tmp_path):
-    for shape, dtype in (("tied", torch.float32), ("llama3_v5", torch.bfloat16), ("gqa", torch.float16)):
+    for shape, dtype in (("tied", torch.float32), ("default_v5", torch.bfloat16), ("gqa", torch.float16)):
         source, out = tmp_path / shape, tmp_path / f"{shape}_out"
         make_models.write_model(source, shape, dtype=dtype)
-        run(satune, "export", source, out)
+        run(satune, "share", source, out)
         found, wanted = load_file(out / "model.safetensors"), load_file(source / "model.safetensors")
         assert found.keys() == wanted.keys()
-        for name in wanted:
-            assert found[name].dtype == dtype and torch.equal(found[name].view(torch.uint8), wanted[name].view(torch.uint8))
+        for name, tensor in wanted.items():
+            assert found[name].dtype == dtype and found[name].shape == tensor.shape, name
+            assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
         assert not list(out.glob("*.py"))
         assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
-        model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(out, dtype="auto", local_files_only=True)
         assert type(model).__name__ == "LlamaForCausalLM" and model.dtype == dtype
 
 
@@ -288,9 +289,26 @@ def test_satune_generates_the_same_ids(satune, realdata, tmp_path):
     """stories260K with layers 3-4 shared: satune's greedy ids are those of transformers' generate()."""
     run(satune, "share", realdata / "stories260K_hf", tmp_path / "out", "--sharing", "3-4")
     options = ("--prompt", "Once upon a time", "--max-new-tokens", 40, "--temperature", 0, "--json")
-    ids = json.loads(run(satune, "generate", tmp_path / "out", *options))
+    found = json.loads(run(satune, "generate", tmp_path / "out", *options))
     model = load(tmp_path / "out")
-    prompt = torch.tensor([ids["prompt_tokens"]])
-    generated = model.generate(prompt, max_new_tokens=40, do_sample=False)[0, prompt.shape[1] :].tolist()
-    eos = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
-    assert ids["tokens"] == [token for token in generated if token != eos]
+    prompt = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "out", **REMOTE).encode("Once upon a time")])
+    assert prompt.tolist() == [[1, 403, 407, 261, 378]]
+    generated = model.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)[0, 5:]
+    assert found["tokens"] == generated.tolist()
+    cache = model(prompt, use_cache=True).past_key_values
+    stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert found["kv_cache_bytes_per_token"] * prompt.shape[1] == stored
+
+
+def test_generation_config_with_our_template_name(tmp_path, caplog):
+    """The name of the trained template travels in generation_config.json; transformers takes no offence."""
+    make_models.write_model(tmp_path, "gqa", "3-4")
+    trained = {"do_sample": False, "bos_token_id": 1, "eos_token_id": [2, 9], "satune_template": "alpaca"}
+    (tmp_path / "generation_config.json").write_text(json.dumps(trained))
+    with caplog.at_level("WARNING", logger="transformers"):
+        model = load(tmp_path)
+        length = model.generate(tokens_of(rows=1), max_new_tokens=4, pad_token_id=0).shape[1]
+    assert model.generation_config.eos_token_id == [2, 9] and length > 19
+    assert not [record.message for record in caplog.records if "satune_template" in record.message]
+    model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["satune_template"] == "alpaca"
