@@ -225,8 +225,8 @@ TextDocument read_text_document(const std::filesystem::path& path) {
 
 DataFormat detect_data_format(const std::filesystem::path& path, const ColumnNames& columns) {
   if (is_text_file(path)) return DataFormat::kText;
-  const auto first = RecordScanner(path).next();
-  const Json record = parse_record(*first, path);
+  RecordScanner scanner(path);  // owns the text that the record is a view of
+  const Json record = parse_record(*scanner.next(), path);
   const bool is_text = record.contains(columns.text) && !record.contains(columns.instruction) &&
                        !record.contains(columns.output);
   return is_text ? DataFormat::kText : DataFormat::kAlpaca;
