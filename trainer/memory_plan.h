@@ -34,12 +34,15 @@ struct MemoryPlan {
 };
 
 /// `tokens` = tokens of the largest micro-batch (per_device_train_batch_size * max_length at most).
-/// gradient_checkpointing "auto": the first layers are recomputed and the others kept, as few recomputed as
-/// fit `available` bytes; all of them where nothing fits.
+/// gradient_checkpointing "auto": as many layers as fit into `available` bytes keep everything, the first
+/// ones selective where that is enough, else recomputed; all recomputed where nothing fits.
 MemoryPlan plan_memory(const Settings& settings, const ModelConfig& config, const TensorTable& table,
                        const std::vector<bool>& trained, int64_t tokens, int64_t available);
 
 /// Element size of weights and activations: 4 for fp32, 2 otherwise.
 int64_t compute_element_bytes(Precision precision);
+/// Element size of gradients: that of the weights, but 4 where several micro-batches are added up, because
+/// sums in half precision lose what is small.
+int64_t gradient_element_bytes(const Settings& settings);
 
 }  // namespace satune

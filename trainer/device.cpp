@@ -1,0 +1,99 @@
+#include "trainer/device.h"
+
+#include <ATen/ATen.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <sched.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <string_view>
+
+#include "data/files/atomic_file.h"
+#include "data/files/error.h"
+#include "data/files/mapped_file.h"
+
+namespace satune {
+namespace {
+
+/// "VmHWM:   1234 kB" of a file of such lines, in bytes; -1 if it is not there.
+int64_t kilobytes_of(const char* file, std::string_view key) {
+  std::ifstream lines(file);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with(key)) return std::stoll(line.substr(key.size() + 1)) * 1024;
+  }
+  return -1;
+}
+
+/// First number of a file; `otherwise` when it is missing or "max".
+int64_t number_in(const char* file, int64_t otherwise) {
+  std::ifstream stream(file);
+  int64_t value = 0;
+  return stream >> value ? value : otherwise;
+}
+
+bool has_card() {
+  return at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0;
+}
+
+std::string build_id() {
+  try {
+    const MappedFile program("/proc/self/exe");
+    return fmt::format("{:08x}", crc32c(program.bytes()));
+  } catch (const BadInput&) {
+    return "unknown";
+  }
+}
+
+}  // namespace
+
+int64_t usable_processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+void use_threads(const Settings& settings) {
+  at::set_num_threads(static_cast<int>(settings.num_threads.value_or(usable_processors())));
+}
+
+at::Device choose_device(DeviceChoice choice) {
+  if (choice == DeviceChoice::kCpu) return at::kCPU;
+  if (has_card()) return {at::kCUDA, 0};
+  if (choice == DeviceChoice::kCuda) {
+    throw EnvironmentError("device: found no CUDA card, expected one (\"cpu\" or \"auto\" run without)");
+  }
+  return at::kCPU;
+}
+
+int64_t available_memory(const at::Device& device) {
+  if (!device.is_cpu()) {
+    return static_cast<int64_t>(at::accelerator::getMemoryInfo(device.index()).first);
+  }
+  constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+  int64_t available = kilobytes_of("/proc/meminfo", "MemAvailable:");
+  if (available < 0) available = kNoLimit;
+  const int64_t limit = number_in("/sys/fs/cgroup/memory.max", kNoLimit);
+  const int64_t used = number_in("/sys/fs/cgroup/memory.current", 0);
+  return limit == kNoLimit ? available : std::min(available, std::max<int64_t>(0, limit - used));
+}
+
+int64_t peak_memory_bytes(const at::Device& device) {
+  if (device.is_cpu()) return std::max<int64_t>(0, kilobytes_of("/proc/self/status", "VmHWM:"));
+  const auto stats = at::accelerator::getDeviceStats(device.index());
+  return stats.allocated_bytes[static_cast<size_t>(at::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+Json machine_json(const at::Device& device) {
+  return {{"device", device.is_cpu() ? "cpu" : "cuda"},
+          {"threads", at::get_num_threads()},
+          {"instruction_set", at::get_cpu_capability()},
+          {"torch", TORCH_VERSION},
+          {"build", build_id()}};
+}
+
+}  // namespace satune

@@ -1,0 +1,53 @@
+// SIGTERM, Ctrl-C and SIGUSR1 during a run. Handlers are installed as long as a SignalWatch lives (one at a
+// time) and the previous ones restored after it.
+#pragma once
+
+#include <csignal>
+#include <exception>
+#include <string>
+
+#include "model/llama.h"
+
+namespace satune {
+
+/// Thrown between segments of a pass when the run is asked to stop. Nothing of the step has been applied.
+class Interrupted : public std::exception {
+ public:
+  const char* what() const noexcept override { return "stopped by a signal"; }
+};
+
+class SignalWatch {
+ public:
+  /// From here on SIGTERM and SIGINT end the process at once with exit code 4 (nothing is half-written that
+  /// a later run would read), and SIGUSR1 is remembered.
+  SignalWatch();
+  ~SignalWatch();
+  SignalWatch(const SignalWatch&) = delete;
+  SignalWatch& operator=(const SignalWatch&) = delete;
+
+  /// Between defer_stop() and end_at_once() a first SIGTERM or SIGINT is only remembered and a second one
+  /// ends the process as if no handler were there.
+  void defer_stop();
+  void end_at_once();
+
+  bool stop_requested() const;
+  std::string stop_signal_name() const;  ///< "SIGTERM", "SIGINT"; "" without one
+  /// Whether SIGUSR1 came since the last call.
+  bool take_save_request();
+
+ private:
+  struct sigaction previous_term_, previous_int_, previous_usr1_;
+};
+
+/// Throws Interrupted before a segment's pass when a stop was requested.
+class InterruptHooks : public SegmentHooks {
+ public:
+  explicit InterruptHooks(const SignalWatch& signals) : signals_(signals) {}
+  void before_forward(int segment) override;
+  void before_backward(int segment) override;
+
+ private:
+  const SignalWatch& signals_;
+};
+
+}  // namespace satune

@@ -1,0 +1,162 @@
+#include "trainer/snapshot_reader.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "data/files/error.h"
+#include "data/files/json.h"
+
+namespace satune {
+namespace fs = std::filesystem;
+namespace {
+
+std::string hex(uint32_t checksum) {
+  return fmt::format("{:08x}", checksum);
+}
+
+[[noreturn]] void fail_state(const fs::path& folder, const std::exception& error) {
+  throw BadInput(fmt::format("{}: {}", (folder / kStateFile).string(), error.what()));
+}
+
+at::Tensor copy_stored(const StoredTensor& stored) {
+  const DType dtype = stored.dtype == "F64"   ? DType::kF64
+                      : stored.dtype == "F32" ? DType::kF32
+                      : stored.dtype == "F16" ? DType::kF16
+                                              : DType::kBF16;
+  at::Tensor tensor = at::empty(stored.shape, scalar_type(dtype));
+  std::memcpy(tensor.mutable_data_ptr(), stored.bytes.data(), stored.bytes.size());
+  return tensor;
+}
+
+}  // namespace
+
+SnapshotReader::SnapshotReader(fs::path folder) : folder_(std::move(folder)) {
+  manifest_ = read_manifest(folder_);
+  state_ = read_json_file(folder_ / kStateFile);
+  try {
+    step_ = state_.at("progress").at("step").get<int64_t>();
+    has_optimizer_state_ = state_.at("has_optimizer_state").get<bool>();
+    config_ = parse_model_config(state_.at("model"), (folder_ / kStateFile).string());
+    table_ = TensorTable(config_);
+    base_model_ = state_.at("base_model").get<std::string>();
+    open_ranks();
+  } catch (const Json::exception& error) {
+    fail_state(folder_, error);
+  }
+  check_coverage();
+}
+
+void SnapshotReader::open_ranks() {
+  const size_t count = table_.tensors().size();
+  trained_.assign(count, false);
+  for (const Json& shard : state_.at("shards")) {
+    RankFile rank{std::make_unique<SafetensorsFile>(folder_ / shard.at("file").get<std::string>()),
+                  std::vector<ElementRange>(count)};
+    for (const auto& [name, range] : shard.at("ranges").items()) {
+      const TensorInfo* info = table_.find(name);
+      if (info == nullptr) {
+        throw bad_input((folder_ / kStateFile).string(), "ranges of " + quote_json(name),
+                        "tensors of the model");
+      }
+      const auto index = static_cast<size_t>(info - table_.tensors().data());
+      rank.ranges[index] = {range.at(0).get<int64_t>(), range.at(1).get<int64_t>()};
+      trained_[index] = true;
+    }
+    ranks_.push_back(std::move(rank));
+  }
+}
+
+void SnapshotReader::check_coverage() const {
+  for (size_t i = 0; i < trained_.size(); ++i) {
+    if (!trained_[i]) continue;
+    std::vector<ElementRange> ranges;
+    for (const RankFile& rank : ranks_) {
+      if (rank.ranges[i].size() > 0) ranges.push_back(rank.ranges[i]);
+    }
+    std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+    int64_t reached = 0;
+    for (const ElementRange& range : ranges) {
+      if (range.begin != reached) break;
+      reached = range.end;
+    }
+    if (reached != table_.tensors()[i].numel()) {
+      throw bad_input((folder_ / kStateFile).string(),
+                      fmt::format("ranges of {} that leave a gap or overlap at element {}",
+                                  table_.tensors()[i].name, reached),
+                      fmt::format("all of its {} elements once", table_.tensors()[i].numel()));
+    }
+  }
+}
+
+std::string SnapshotReader::template_name() const {
+  const auto found = settings().find("template");
+  return found != settings().end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+void SnapshotReader::verify() const {
+  verify_checksums(folder_, manifest_);
+}
+
+void SnapshotReader::read(std::string_view kind, size_t tensor, ElementRange range,
+                          std::span<float> out) const {
+  const std::string name = fmt::format("{}.{}", kind, table_.tensors()[tensor].name);
+  for (const RankFile& rank : ranks_) {
+    const ElementRange stored_range = rank.ranges[tensor];
+    const int64_t begin = std::max(range.begin, stored_range.begin);
+    const int64_t end = std::min(range.end, stored_range.end);
+    if (begin >= end) continue;
+    const StoredTensor* stored = rank.file->find(name);
+    if (stored == nullptr || stored->dtype != "F32" ||
+        stored->bytes.size() != static_cast<size_t>(stored_range.size()) * sizeof(float)) {
+      throw bad_input(rank.file->path().string(),
+                      stored == nullptr ? "no tensor " + name : name + " of another type or size",
+                      fmt::format("{} fp32 elements", stored_range.size()));
+    }
+    const auto* from = stored->bytes.data() + static_cast<size_t>(begin - stored_range.begin) * sizeof(float);
+    std::memcpy(out.data() + (begin - range.begin), from, static_cast<size_t>(end - begin) * sizeof(float));
+    rank.file->release(*stored);
+  }
+}
+
+at::Tensor SnapshotReader::tensor(size_t tensor) const {
+  if (!trained_[tensor]) return frozen_tensor(tensor);
+  const TensorInfo& info = table_.tensors()[tensor];
+  at::Tensor values = at::empty(info.shape, at::kFloat);
+  const auto numel = static_cast<size_t>(info.numel());
+  read("master", tensor, {0, info.numel()}, {values.mutable_data_ptr<float>(), numel});
+  return values;
+}
+
+at::Tensor SnapshotReader::frozen_tensor(size_t tensor) const {
+  if (!base_) base_ = std::make_unique<Checkpoint>(base_model_);
+  const std::string& name = table_.tensors()[tensor].name;
+  const StoredTensor* stored = base_->find(name);
+  if (stored == nullptr) throw bad_input(base_model_.string(), "no tensor " + name, "the run's base model");
+  const std::string found = hex(crc32c(stored->bytes));
+  const Json& frozen = state_.at("frozen");
+  const std::string expected = frozen.contains(name) ? frozen.at(name).get<std::string>() : "none";
+  if (found != expected) {
+    throw bad_input(base_->file_of(name).string(), fmt::format("{} with checksum {}", name, found),
+                    fmt::format("{}: the base model that {} was trained from", expected, folder_.string()));
+  }
+  at::Tensor copy = copy_stored(*stored);
+  base_->release(*stored);
+  return copy;
+}
+
+Json frozen_checksums(const Checkpoint& base, const TensorTable& table, const std::vector<bool>& trained) {
+  Json checksums = Json::object();
+  const auto tensors = table.tensors();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (trained.empty() || trained[i]) continue;
+    const StoredTensor* stored = base.find(tensors[i].name);
+    if (stored == nullptr) continue;  // load_weights() has the error for this
+    checksums[tensors[i].name] = hex(crc32c(stored->bytes));
+    base.release(*stored);
+  }
+  return checksums;
+}
+
+}  // namespace satune

@@ -1,0 +1,94 @@
+#include "trainer/snapshot_writer.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <span>
+
+#include "model/files/safetensors.h"
+
+namespace satune {
+namespace fs = std::filesystem;
+namespace {
+
+// A card's buffers pass through the host in pieces of this many elements.
+constexpr int64_t kPiece = int64_t{16} << 20;
+
+std::span<const std::string_view> parts_written(bool only_model) {
+  return std::span(kOptimizerParts).first(only_model ? 1 : std::size(kOptimizerParts));
+}
+
+/// Every piece of the rank's share in storage order.
+std::vector<ShardPiece> all_pieces(const ParameterBuffers& weights, const World& world) {
+  std::vector<ShardPiece> all;
+  for (int segment = 0; segment < weights.num_segments(); ++segment) {
+    for (const ShardPiece& piece : shard_pieces(weights, segment, world)) all.push_back(piece);
+  }
+  return all;
+}
+
+void write_elements(SafetensorsWriter& writer, const at::Tensor& values) {
+  for (int64_t begin = 0; begin < values.numel(); begin += kPiece) {
+    const at::Tensor piece =
+        values.slice(0, begin, std::min(values.numel(), begin + kPiece)).cpu().contiguous();
+    writer.write(std::as_bytes(std::span(piece.const_data_ptr<float>(), static_cast<size_t>(piece.numel()))));
+  }
+}
+
+ManifestEntry write_rank_file(const fs::path& folder, const AdamW& optimizer, bool only_model, FileOps& ops) {
+  const auto tensors = optimizer.weights().table().tensors();
+  const std::vector<ShardPiece> pieces = all_pieces(optimizer.weights(), optimizer.world());
+  std::vector<TensorSpec> specs;
+  for (const std::string_view part : parts_written(only_model)) {
+    for (const ShardPiece& piece : pieces) {
+      specs.push_back(
+          {fmt::format("{}.{}", part, tensors[piece.tensor].name), "F32", {piece.elements.size()}});
+    }
+  }
+  const std::string name = rank_file_name(optimizer.world().rank);
+  SafetensorsWriter writer(folder / name, std::move(specs), {{"format", "pt"}}, ops);
+  for (const std::string_view part : parts_written(only_model)) {
+    for (const ShardPiece& piece : pieces) {
+      write_elements(writer, optimizer.part(part, piece.segment)
+                                 .slice(0, piece.shard_offset, piece.shard_offset + piece.elements.size()));
+    }
+  }
+  writer.commit();
+  return {name, writer.bytes_written(), writer.checksum()};
+}
+
+/// [{"file": NAME, "ranges": {TENSOR: [begin, end]}}], by rank.
+Json shards_json(const ParameterBuffers& weights, int64_t world_size) {
+  Json shards = Json::array();
+  for (int64_t rank = 0; rank < world_size; ++rank) {
+    Json ranges = Json::object();
+    for (const ShardPiece& piece : all_pieces(weights, {rank, world_size})) {
+      ranges[weights.table().tensors()[piece.tensor].name] = {piece.elements.begin, piece.elements.end};
+    }
+    shards.push_back({{"file", rank_file_name(rank)}, {"ranges", std::move(ranges)}});
+  }
+  return shards;
+}
+
+ManifestEntry write_json_file(const fs::path& path, const Json& json, FileOps& ops) {
+  AtomicFile file(path, ops);
+  file.write(write_json(json));
+  file.commit();
+  return {path.filename().string(), file.bytes_written(), file.checksum()};
+}
+
+}  // namespace
+
+void write_snapshot(const fs::path& folder, const AdamW& optimizer, Json state, int64_t step, bool only_model,
+                    FileOps& ops) {
+  AtomicDirectory directory(folder, ops);
+  std::vector<ManifestEntry> files;
+  files.push_back(write_rank_file(directory.path(), optimizer, only_model, ops));
+  state["has_optimizer_state"] = !only_model;
+  state["shards"] = shards_json(optimizer.weights(), optimizer.world().size);
+  files.push_back(write_json_file(directory.path() / kStateFile, state, ops));
+  write_json_file(directory.path() / kManifestFile, manifest_json(step, files), ops);
+  directory.commit();
+}
+
+}  // namespace satune

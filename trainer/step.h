@@ -1,0 +1,67 @@
+// One optimizer step: the micro-batches of its rows, their gradients added up, the norm, the update.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "data/batches.h"
+#include "model/llama.h"
+#include "trainer/adamw.h"
+#include "trainer/run_plan.h"
+#include "trainer/settings.h"
+#include "trainer/shard.h"
+
+namespace satune {
+
+/// A batch as the model takes it, on `device`.
+DeviceBatch to_device(const Batch& batch, const at::Device& device);
+
+/// The rows of each micro-batch that `world.rank` computes: rank r's micro-batch m starts at row
+/// (m * size + r) * rows_per_micro_batch of the step. The last ones may be shorter or empty.
+std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_per_micro_batch,
+                                        const World& world);
+
+struct StepResult {
+  double loss = 0;       ///< mean over the step's targets; NaN for a step without any
+  double grad_norm = 0;  ///< before clipping; 0 for a step without targets
+  double accuracy = 0;   ///< targets that were the argmax / targets
+  int64_t tokens = 0, samples = 0, targets = 0;
+  bool finite = true;    ///< loss and norm
+  bool updated = false;  ///< false: not finite, or no target in the whole step
+};
+
+class TrainingStep {
+ public:
+  /// The references must outlive it. `recording`: one entry per layer.
+  TrainingStep(Llama& model, AdamW& optimizer, BatchSource& data, const Settings& settings,
+               std::vector<Recording> recording);
+
+  /// Gradients of the mean loss over all targets of the step, whose number is known beforehand, so that
+  /// every micro-batch is scaled by it. Update number `update` (1-based) follows unless loss or norm is not
+  /// finite. What `hooks` throws leaves weights and moments as they were.
+  StepResult run(const StepPosition& position, double learning_rate, int64_t update, SegmentHooks& hooks);
+
+  /// Records (1-based numbers in the training file) of a step whose loss or gradient is not finite on its
+  /// own; those of a whole row where no single record shows it. Overwrites the gradients.
+  std::vector<int64_t> find_nonfinite_records(const StepPosition& position, SegmentHooks& hooks);
+
+  const ParameterBuffers& gradients() const { return gradients_; }
+
+ private:
+  struct Sums {
+    double loss = 0;
+    int64_t correct = 0;
+  };
+  Sums accumulate(const StepPosition& position, double loss_scale, SegmentHooks& hooks);
+  bool row_is_finite(const StepPosition& row, SegmentHooks& hooks);
+
+  Llama& model_;
+  AdamW& optimizer_;
+  BatchSource& data_;
+  int64_t rows_per_micro_batch_;
+  double max_grad_norm_;
+  std::vector<Recording> recording_;
+  ParameterBuffers gradients_;
+};
+
+}  // namespace satune
