@@ -3,7 +3,6 @@
 
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
-#include "data/fingerprint.h"
 #include "data/tokenizers/bpe_tokenizer.h"
 
 namespace satune {
@@ -148,14 +147,7 @@ BpeDefinition read_rank_file(const std::filesystem::path& path, const SpecialTok
   definition.pre_tokenizer = std::make_unique<PreTokenizer>(PreTokenizer::llama3());
   definition.bos = resolve_token(special_tokens.bos, definition, {"<|begin_of_text|>"});
   definition.eos = resolve_token(special_tokens.eos, definition, {"<|end_of_text|>"});
-  Sha256 hash;
-  hash.update_field("rank file");
-  hash.update_field(file.text());
-  for (const AddedToken& token : definition.added) {
-    hash.update_field(token.text);
-    hash.update_field(static_cast<uint64_t>(token.id));
-  }
-  definition.fingerprint = hash.hex();
+  definition.fingerprint = content_fingerprint("rank file", file.text(), definition.added);
   return definition;
 }
 

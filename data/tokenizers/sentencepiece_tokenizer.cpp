@@ -6,7 +6,6 @@
 #include <map>
 
 #include "data/files/error.h"
-#include "data/fingerprint.h"
 #include "data/tokenizers/code_points.h"
 #include "data/utf8.h"
 
@@ -79,19 +78,14 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
     if (control && invisible_ < 0) invisible_ = id;
     if (control || processor_.IsUnknown(id)) specials_.emplace(processor_.IdToPiece(id), id);
   }
-  Sha256 hash;
-  hash.update_field("sentencepiece");
-  hash.update_field(model);
   for (const AddedToken& token : special_tokens.added) {
-    hash.update_field(token.text);
-    hash.update_field(static_cast<uint64_t>(token.id));
     if (token.special) specials_.emplace(token.text, token.id);
     if (token.id >= pieces_) added_.push_back(token);
     vocab_size_ = std::max(vocab_size_, token.id + 1);
   }
   bos_ = resolve(special_tokens.bos, processor_.bos_id());
   eos_ = resolve(special_tokens.eos, processor_.eos_id());
-  fingerprint_ = hash.hex();
+  fingerprint_ = content_fingerprint("sentencepiece", model, special_tokens.added);
 }
 
 std::optional<int32_t> SentencePieceTokenizer::resolve(const TokenSetting& setting, int from_model) const {

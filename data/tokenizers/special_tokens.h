@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace satune {
@@ -31,5 +32,9 @@ struct SpecialTokens {
 /// tokenizer_config.json first, special_tokens_map.json for what that one leaves out; neither needs to
 /// exist. A token is a string or an AddedToken object. Throws BadInput that names file and key.
 SpecialTokens read_special_tokens(const std::filesystem::path& directory);
+
+/// What Tokenizer::fingerprint() is made of: the kind of file, its content and the tokens added to it.
+std::string content_fingerprint(std::string_view kind, std::string_view content,
+                                const std::vector<AddedToken>& added);
 
 }  // namespace satune

@@ -11,6 +11,8 @@ uint64_t mix(uint64_t h) {
   return h ^ h >> 32;
 }
 
+}  // namespace
+
 uint64_t hash_bytes(std::string_view bytes) {
   uint64_t h = bytes.size();
   const char* data = bytes.data();
@@ -24,8 +26,6 @@ uint64_t hash_bytes(std::string_view bytes) {
   std::memcpy(&word, data, left);
   return mix(mix(h ^ word));
 }
-
-}  // namespace
 
 bool TokenTable::add_hidden(int32_t id, std::string_view bytes) {
   if (id < 0 || bytes.empty() || has(id)) return false;

@@ -8,6 +8,9 @@
 
 namespace satune {
 
+/// A fast 64-bit hash, the same in every build; strings that differ in one place never share it.
+uint64_t hash_bytes(std::string_view bytes);
+
 /// Byte strings with ids >= 0; holes between ids are allowed. Looking up is read-only and thread-safe.
 class TokenTable {
  public:

@@ -2,95 +2,13 @@
 
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
-#include "data/fingerprint.h"
 #include "data/tokenizers/bpe_tokenizer.h"
 #include "data/tokenizers/byte_level.h"
 #include "data/tokenizers/json_access.h"
+#include "data/tokenizers/tokenizer_json_contents.h"
 
 namespace satune {
 namespace {
-
-/// A tokenizer.json with its two long tables, model.vocab and model.merges, kept out of the JSON tree.
-struct Contents {
-  nlohmann::json rest;
-  std::vector<std::pair<std::string, int32_t>> vocab;
-  std::vector<std::pair<std::string, std::string>> merges;
-};
-
-/// Collects the two tables while nlohmann parses; see parser_callback_t for the events and their depths.
-class TableCollector {
- public:
-  TableCollector(std::string path, Contents& contents) : path_(std::move(path)), contents_(contents) {}
-
-  bool operator()(int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-    using Event = nlohmann::json::parse_event_t;
-    if (event == Event::key && depth <= 2) keys_[depth - 1] = value.get<std::string>();
-    if (depth < 3 || keys_[0] != "model") return true;
-    if (keys_[1] == "vocab") return vocab_event(depth, event, value);
-    if (keys_[1] == "merges") return merges_event(depth, event, value);
-    return true;
-  }
-
- private:
-  bool vocab_event(int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-    using Event = nlohmann::json::parse_event_t;
-    if (event == Event::key) {
-      token_ = value.get<std::string>();
-      return false;
-    }
-    const bool is_id = event == Event::value && depth == 3 && value.is_number_integer();
-    if (!is_id || value.get<int64_t>() < 0 || value.get<int64_t>() > 1 << 24) {
-      throw bad_input(path_ + ": model.vocab." + token_, value.dump(), "a token id");
-    }
-    contents_.vocab.emplace_back(std::move(token_), value.get<int32_t>());
-    return true;
-  }
-
-  bool merges_event(int depth, nlohmann::json::parse_event_t event, nlohmann::json& value) {
-    using Event = nlohmann::json::parse_event_t;
-    if (event == Event::array_start && depth == 3) {
-      pair_.clear();
-      return true;
-    }
-    if (event == Event::value && depth == 4 && value.is_string()) {
-      pair_.push_back(value.get<std::string>());
-    } else if (event == Event::value && depth == 3 && value.is_string()) {
-      split_merge(value.get_ref<const std::string&>());
-    } else if (event == Event::array_end && depth == 3 && pair_.size() == 2) {
-      contents_.merges.emplace_back(std::move(pair_[0]), std::move(pair_[1]));
-    } else {
-      throw bad_input(where(), "something else", "\"left right\" or [\"left\", \"right\"]");
-    }
-    return false;
-  }
-
-  void split_merge(const std::string& text) {
-    const size_t space = text.find(' ');
-    if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
-      throw bad_input(where(), "\"" + text + "\"", "two tokens with one space between them");
-    }
-    contents_.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
-  }
-
-  std::string where() const { return fmt::format("{}: model.merges[{}]", path_, contents_.merges.size()); }
-
-  std::string path_;
-  Contents& contents_;
-  std::string keys_[2];
-  std::string token_;
-  std::vector<std::string> pair_;
-};
-
-Contents read_contents(const std::string& path, std::string_view text) {
-  Contents contents;
-  try {
-    contents.rest = nlohmann::json::parse(text, TableCollector(path, contents));
-  } catch (const nlohmann::json::exception& error) {
-    const std::string_view message = error.what();
-    throw bad_input(path, fmt::format("no JSON ({})", message.substr(message.find("] ") + 2)), "a tokenizer");
-  }
-  return contents;
-}
 
 /// The value is absent, null or one of the harmless ones; anything else would change ids.
 void expect_unset(const nlohmann::json& object, const char* key, const std::string& where,
@@ -155,7 +73,7 @@ std::vector<AddedToken> read_added_tokens(const nlohmann::json& file, const std:
 }
 
 /// Vocabulary, then added tokens. Special tokens are hidden from text, wherever they stand.
-void fill_tokens(const std::string& path, const Contents& contents, BpeDefinition& definition) {
+void fill_tokens(const std::string& path, const TokenizerJsonContents& contents, BpeDefinition& definition) {
   TokenTable& tokens = *definition.tokens;
   std::vector<int32_t> special_ids;
   for (const AddedToken& token : definition.added) {
@@ -188,7 +106,7 @@ void fill_tokens(const std::string& path, const Contents& contents, BpeDefinitio
   }
 }
 
-PairTable make_pairs(const std::string& path, const Contents& contents) {
+PairTable make_pairs(const std::string& path, const TokenizerJsonContents& contents) {
   TokenTable texts;
   for (const auto& [text, id] : contents.vocab) texts.add(id, text);
   PairTable pairs(contents.merges.size());
@@ -212,7 +130,7 @@ PairTable make_pairs(const std::string& path, const Contents& contents) {
 BpeDefinition read_tokenizer_json(const std::filesystem::path& path, const SpecialTokens& special_tokens) {
   const MappedFile file(path);
   const std::string name = path.string();
-  const Contents contents = read_contents(name, file.text());
+  const TokenizerJsonContents contents = read_tokenizer_json_contents(name, file.text());
   check_model(contents.rest, name);
   check_normalizer_and_decoder(contents.rest, name);
   BpeDefinition definition;
@@ -232,14 +150,7 @@ BpeDefinition read_tokenizer_json(const std::filesystem::path& path, const Speci
   definition.bos = resolve_token(special_tokens.bos, definition, {"<|begin_of_text|>", "<s>"});
   definition.eos =
       resolve_token(special_tokens.eos, definition, {"<|end_of_text|>", "</s>", "<|endoftext|>"});
-  Sha256 hash;
-  hash.update_field("tokenizer.json");
-  hash.update_field(file.text());
-  for (const AddedToken& token : definition.added) {
-    hash.update_field(token.text);
-    hash.update_field(static_cast<uint64_t>(token.id));
-  }
-  definition.fingerprint = hash.hex();
+  definition.fingerprint = content_fingerprint("tokenizer.json", file.text(), definition.added);
   return definition;
 }
 

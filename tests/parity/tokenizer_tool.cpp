@@ -1,17 +1,21 @@
-// What the parity tests ask a tokenizer, over standard input and output:
-//   tokenizer_tool encode DIR   length-prefixed texts in, one line of ids for each out
-//   tokenizer_tool decode DIR   one line of ids in, length-prefixed text out; "decode-skip" leaves out
-//   specials tokenizer_tool info DIR     kind, size, bos, eos, load seconds, then special_id of each further
-//   argument tokenizer_tool bench DIR    length-prefixed texts in; seconds of the fastest of 5 rounds,
-//   tokens, load seconds
-// A length prefix is the number of bytes in decimal and a newline.
-#include <chrono>
+// What the parity tests ask of tokenizers, over standard input and output. Texts go in and out with their
+// number of bytes and a newline before them; ids and lengths stand in one line for each text.
+//   tokenizer_tool encode DIR             texts in, ids out
+//   tokenizer_tool decode|decode-skip DIR ids in, texts out, with or without special tokens
+//   tokenizer_tool info DIR [TOKEN...]    kind, size, bos, eos, CPU seconds of loading, special_id of each
+//   token tokenizer_tool bench DIR              texts in; CPU seconds of the fastest of 5 rounds and the
+//   number of tokens tokenizer_tool split JSON             texts in; the bytes of each word that this
+//   pre_tokenizer makes tokenizer_tool classes                one digit for each code point: other 0, letter
+//   1, number 2, space 3 tokenizer_tool train DIR VOCAB_SIZE   texts in; trains a SentencePiece tokenizer
+#include <ctime>
 #include <iostream>
 #include <iterator>
 #include <sstream>
 
 #include "data/files/error.h"
 #include "data/tokenizer.h"
+#include "data/tokenizers/pre_tokenizer.h"
+#include "data/tokenizers/unicode_classes.h"
 
 namespace satune {
 namespace {
@@ -28,8 +32,9 @@ std::vector<std::string> read_texts() {
   return texts;
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+/// CPU time: what a busy machine does not change.
+double cpu_seconds() {
+  return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
 }
 
 void encode(const Tokenizer& tokenizer) {
@@ -56,31 +61,47 @@ void bench(const Tokenizer& tokenizer) {
   size_t tokens = 0;
   for (int round = 0; round < 5; ++round) {
     tokens = 0;
-    const auto start = std::chrono::steady_clock::now();
+    const double start = cpu_seconds();
     for (const std::string& text : texts) tokens += tokenizer.encode(text).size();
-    best = std::min(best, seconds_since(start));
+    best = std::min(best, cpu_seconds() - start);
   }
   std::cout << best << ' ' << tokens;
 }
 
-int run(const std::vector<std::string>& arguments) {
-  const auto start = std::chrono::steady_clock::now();
-  const auto tokenizer = load_tokenizer(arguments.at(1));
-  const double load_seconds = seconds_since(start);
-  const std::string& what = arguments.at(0);
+void info(const Tokenizer& tokenizer, double load_seconds, std::span<const std::string> tokens) {
+  std::cout << tokenizer.kind() << ' ' << tokenizer.vocab_size() << ' ' << tokenizer.bos_id().value_or(-1)
+            << ' ' << tokenizer.eos_id().value_or(-1) << ' ' << load_seconds;
+  for (const std::string& token : tokens) std::cout << ' ' << tokenizer.special_id(token).value_or(-1);
+}
+
+void split(const std::string& json) {
+  const PreTokenizer pre_tokenizer(nlohmann::json::parse(json), "pre_tokenizer");
+  for (const std::string& text : read_texts()) {
+    for (const std::string_view word : pre_tokenizer.split(text).views) std::cout << word.size() << ' ';
+    std::cout << '\n';
+  }
+}
+
+void classes() {
+  std::string digits(0x110000, '0');
+  for (char32_t c = 0; c < digits.size(); ++c) digits[c] += static_cast<char>(classify(c));
+  std::cout << digits;
+}
+
+void run(std::span<const std::string> arguments) {
+  const std::string& what = arguments[0];
+  if (what == "classes") return classes();
+  if (what == "split") return split(arguments[1]);
+  if (what == "train") {
+    return train_sentencepiece(read_texts(), {.vocab_size = std::stoi(arguments[2])}, arguments[1]);
+  }
+  const double start = cpu_seconds();
+  const auto tokenizer = load_tokenizer(arguments[1]);
+  const double load_seconds = cpu_seconds() - start;
   if (what == "encode") encode(*tokenizer);
   if (what == "decode" || what == "decode-skip") decode(*tokenizer, what == "decode-skip");
   if (what == "bench") bench(*tokenizer);
-  if (what == "info") {
-    std::cout << tokenizer->kind() << ' ' << tokenizer->vocab_size() << ' '
-              << tokenizer->bos_id().value_or(-1) << ' ' << tokenizer->eos_id().value_or(-1) << ' '
-              << load_seconds;
-    for (size_t i = 2; i < arguments.size(); ++i) {
-      std::cout << ' ' << tokenizer->special_id(arguments[i]).value_or(-1);
-    }
-  }
-  std::cout << std::flush;
-  return 0;
+  if (what == "info") info(*tokenizer, load_seconds, arguments.subspan(2));
 }
 
 }  // namespace
@@ -88,7 +109,11 @@ int run(const std::vector<std::string>& arguments) {
 
 int main(int argc, char** argv) {
   try {
-    return satune::run({argv + 1, argv + argc});
+    const std::vector<std::string> arguments(argv + 1, argv + argc);
+    if (arguments.size() < (arguments.empty() || arguments[0] != "classes" ? 2u : 1u))
+      return satune::kExitBadInput;
+    satune::run(arguments);
+    return satune::kExitOk;
   } catch (const satune::BadInput& error) {
     std::cerr << error.what() << '\n';
     return satune::kExitBadInput;
