@@ -41,7 +41,7 @@ class DigitsStep final : public PreTokenizerStep {
     bool digits = false;
     for (size_t i = 0; i < word.size();) {
       const CodePoint point = code_point_at(word, i);
-      const bool digit = classify(point.value) == CharacterClass::kNumber;
+      const bool digit = is_digit(point.value);
       if (i > begin && (digit != digits || (digit && individual_))) {
         out.views.push_back(word.substr(begin, i - begin));
         begin = i;

@@ -1,6 +1,8 @@
 #include "data/tokenizers/unicode_classes.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <memory>
 
 namespace satune {
@@ -28,6 +30,15 @@ std::unique_ptr<const Table> build_table() {
 CharacterClass classify(char32_t code_point) {
   static const std::unique_ptr<const Table> table = build_table();
   return code_point < kTableSize ? (*table)[code_point] : CharacterClass::kOther;
+}
+
+bool is_digit(char32_t code_point) {
+  const auto holds = [&](CodePointRange range) {
+    return range.first <= code_point && code_point <= range.last;
+  };
+  return classify(code_point) == CharacterClass::kNumber ||
+         (code_point > 0x10000 &&
+          std::any_of(std::begin(kNewerDigitRanges), std::end(kNewerDigitRanges), holds));
 }
 
 std::span<const CodePointRange> ranges_of(CharacterClass character_class) {

@@ -16,6 +16,9 @@ struct CodePointRange {
 /// \p{L}, \p{N} or \s; kOther for everything else.
 CharacterClass classify(char32_t code_point);
 
+/// What the Digits pre-tokenizer takes for a digit: \p{N} of a slightly newer Unicode.
+bool is_digit(char32_t code_point);
+
 /// The ranges of one class, ascending. Empty for kOther.
 std::span<const CodePointRange> ranges_of(CharacterClass character_class);
 

@@ -4,32 +4,21 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
 
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
+#include "tests/temporary_directory.h"
 
 namespace satune {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 class TokenizerTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = ::testing::TempDir() + "satune_tokenizer_XXXXXX";
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    directory_ = name;
-  }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
-
-  void write(const std::string& name, const std::string& text) const {
-    std::ofstream(directory_ / name, std::ios::binary) << text;
-  }
   std::string error_of_loading() const {
     try {
-      load_tokenizer(directory_);
+      load_tokenizer(directory_.path());
     } catch (const BadInput& error) {
       EXPECT_THAT(error.what(), ::testing::Not(HasSubstr("\n")));
       return error.what();
@@ -37,7 +26,7 @@ class TokenizerTest : public ::testing::Test {
     return "loaded";
   }
 
-  std::filesystem::path directory_;
+  TemporaryDirectory directory_;
 };
 
 std::vector<std::string> training_texts() {
@@ -52,9 +41,8 @@ std::vector<std::string> training_texts() {
 class TrainedTokenizerTest : public TokenizerTest {
  protected:
   void SetUp() override {
-    TokenizerTest::SetUp();
-    train_sentencepiece(training_texts(), {.vocab_size = 360}, directory_);
-    tokenizer_ = load_tokenizer(directory_);
+    train_sentencepiece(training_texts(), {.vocab_size = 360}, directory_.path());
+    tokenizer_ = load_tokenizer(directory_.path());
   }
   std::unique_ptr<Tokenizer> tokenizer_;
 };
@@ -126,22 +114,50 @@ TEST_F(TrainedTokenizerTest, TrainingIsDeterministicAndFingerprintsFollowContent
 TEST_F(TokenizerTest, TrainingIsQuiet) {
   ::testing::internal::CaptureStdout();
   ::testing::internal::CaptureStderr();
-  train_sentencepiece(training_texts(), {.vocab_size = 300}, directory_);
+  train_sentencepiece(training_texts(), {.vocab_size = 300}, directory_.path());
   EXPECT_EQ(::testing::internal::GetCapturedStdout(), "");
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
 }
 
 TEST_F(TokenizerTest, TrainingOnTooLittleTextIsRefused) {
-  EXPECT_THROW(train_sentencepiece({}, {}, directory_), BadInput);
-  EXPECT_THROW(train_sentencepiece({"", "\n\t"}, {}, directory_), BadInput);
-  EXPECT_THROW(train_sentencepiece({"abc"}, {.vocab_size = 5000}, directory_), BadInput);
-  EXPECT_THROW(train_sentencepiece(training_texts(), {.vocab_size = 10}, directory_), BadInput);
+  EXPECT_THROW(train_sentencepiece({}, {}, directory_.path()), BadInput);
+  EXPECT_THROW(train_sentencepiece({"", "\n\t"}, {}, directory_.path()), BadInput);
+  EXPECT_THROW(train_sentencepiece({"abc"}, {.vocab_size = 5000}, directory_.path()), BadInput);
+  EXPECT_THROW(train_sentencepiece(training_texts(), {.vocab_size = 10}, directory_.path()), BadInput);
   EXPECT_FALSE(std::filesystem::exists(directory_ / "tokenizer.model"));
 }
 
 TEST_F(TokenizerTest, DirectoryWithoutTokenizerNamesTheFilesLookedFor) {
   EXPECT_THAT(error_of_loading(),
               ::testing::AllOf(HasSubstr("tokenizer.json"), HasSubstr("tokenizer.model")));
+}
+
+TEST_F(TokenizerTest, DamagedModelsAndConfigsAreRefused) {
+  train_sentencepiece(training_texts(), {.vocab_size = 300}, directory_.path());
+  const std::string model = read_text_file(directory_ / "tokenizer.model");
+  for (const size_t size : {model.size() / 2, model.size() - 1, size_t{7}, size_t{0}}) {
+    directory_.write("tokenizer.model", model.substr(0, size));
+    EXPECT_THAT(error_of_loading(), HasSubstr("tokenizer.model")) << size;
+  }
+  directory_.write("tokenizer.model", model);
+  directory_.write("tokenizer_config.json", R"({"bos_token": "<nope>"})");
+  EXPECT_THAT(error_of_loading(), ::testing::AllOf(HasSubstr("bos_token"), HasSubstr("<nope>")));
+  directory_.write("tokenizer_config.json", R"({"added_tokens_decoder": {"x": "<pad>"}})");
+  EXPECT_THAT(error_of_loading(), HasSubstr("added_tokens_decoder.x"));
+}
+
+TEST_F(TrainedTokenizerTest, AddedTokensBeyondTheModelAreKnownButNeverRead) {
+  const std::string before = tokenizer_->fingerprint();
+  directory_.write("added_tokens.json", R"({"<pad>": 361})");
+  const auto tokenizer = load_tokenizer(directory_.path());
+  EXPECT_EQ(tokenizer->vocab_size(), 362);
+  EXPECT_EQ(tokenizer->special_id("<pad>"), 361);
+  EXPECT_EQ(tokenizer->encode("<pad>"), tokenizer_->encode("<pad>"));
+  const std::vector<int32_t> ids = {361, 2, 361};
+  EXPECT_EQ(tokenizer->decode(ids), "<pad></s><pad>");
+  EXPECT_EQ(tokenizer->decode(ids, true), "");
+  EXPECT_EQ(tokenizer->token_text(361), "<pad>");
+  EXPECT_NE(tokenizer->fingerprint(), before);
 }
 
 }  // namespace
