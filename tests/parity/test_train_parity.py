@@ -76,8 +76,12 @@ def test_plain_llama_equals_transformers(parity_tool, tmp_path, shape, lengths):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 @pytest.mark.parametrize("lengths", [PACKED, SINGLE], ids=["packed", "single"])
-@pytest.mark.parametrize("layers, anchor", [("", "before"), *PLANS])
-@pytest.mark.parametrize("shape", ["gqa", "tied", "llama3_v5"])
+@pytest.mark.parametrize(
+    "shape, layers, anchor",
+    [("gqa", *plan) for plan in PLANS]
+    + [(shape, *PLANS[3]) for shape in ("tied", "head_dim", "llama3_v5")]
+    + [("tied", "", "before"), ("llama3_v4", "2-4", "before")],
+)
 def test_equals_the_oracle(parity_tool, tmp_path, shape, layers, anchor, lengths, precision):
     config = make_models.write_model(tmp_path, shape, layers, anchor)
     batch = make_models.random_batch(config["vocab_size"], lengths, seed=12)
