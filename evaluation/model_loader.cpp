@@ -1,9 +1,7 @@
 #include "evaluation/model_loader.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/CachingDeviceAllocator.h>
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
@@ -17,16 +15,6 @@ at::ScalarType choose_type(std::string_view precision, DType stored) {
   if (precision == "bf16") return at::kBFloat16;
   if (precision == "auto") return stored == DType::kBF16 ? at::kBFloat16 : at::kFloat;
   throw bad_input("--precision", fmt::format("\"{}\"", precision), "auto, fp32 or bf16");
-}
-
-at::Device choose_device(std::string_view device) {
-  if (device == "cpu") return at::kCPU;
-  if (device != "auto" && device != "cuda")
-    throw bad_input("--device", fmt::format("\"{}\"", device), "auto, cpu or cuda");
-  const bool card = at::hasCUDA();
-  if (device == "cuda" && !card)
-    throw EnvironmentError("--device cuda: found no CUDA device that LibTorch can use, expected one");
-  return card ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
 }
 
 std::string describe_plan(const SharingPlan& plan) {
@@ -59,7 +47,7 @@ ModelSource find_model(const ModelRequest& request) {
   source.config = read_model_config(source.directory);
   source.dense_source = settle_sharing(source.config, request.sharing, request.anchor);
   source.type = choose_type(request.precision, source.config.dtype);
-  source.device = choose_device(request.device);
+  source.device = request.device;
   return source;
 }
 
@@ -101,16 +89,6 @@ PromptTemplate load_model_template(const ModelSource& source, const std::optiona
 
 std::string_view precision_name(at::ScalarType type) {
   return type == at::kBFloat16 ? "bf16" : "fp32";
-}
-
-int64_t peak_memory_bytes(at::Device device) {
-  if (device.is_cuda()) {
-    const auto stats = at::getDeviceAllocator(device.type())->getDeviceStats(device.index());
-    return stats.allocated_bytes[0].peak;
-  }
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;  // Linux counts in KiB
 }
 
 }  // namespace satune

@@ -1,4 +1,4 @@
-// From what a command line says about a model to the model: directory, sharing plan, precision, device.
+// From what a command line says about a model to the model: directory, sharing plan, precision.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +21,7 @@ struct ModelRequest {
   std::string sharing;                ///< "23-26"; "" = the checkpoint's own plan
   std::optional<std::string> anchor;  ///< "before" | "first"; only with `sharing`
   std::string precision = "auto";     ///< "fp32" | "bf16"; auto: bf16 for a bf16 checkpoint, else fp32
-  std::string device = "auto";        ///< "cpu" | "cuda"; auto: a card where there is one
+  at::Device device = at::kCPU;
 };
 
 /// A checkpoint whose config is read and whose plan is settled; no weights yet.
@@ -34,7 +34,7 @@ struct ModelSource {
 };
 
 /// Throws BadInput for a missing model, a bad plan, a plan that contradicts the exported one, an anchor
-/// without sharing, an unknown precision; EnvironmentError for cuda where there is no card.
+/// without sharing, an unknown precision.
 ModelSource find_model(const ModelRequest& request);
 
 /// Puts the plan that `layers` and `anchor` describe into `config`; returns whether the checkpoint is a dense
@@ -59,8 +59,5 @@ std::string recorded_template(const std::filesystem::path& directory);
 
 /// "fp32" or "bf16".
 std::string_view precision_name(at::ScalarType type);
-
-/// The most memory the process has held so far: resident on a CPU, allocated by LibTorch on a card. Bytes.
-int64_t peak_memory_bytes(at::Device device);
 
 }  // namespace satune

@@ -16,7 +16,7 @@ namespace satune {
 namespace {
 
 struct DiffOptions {
-  ModelRequest model;
+  ModelOptions model;
   std::string reference;
   Tolerance tolerance;
 };
@@ -126,7 +126,7 @@ int run_diff(const DiffOptions& options) {
 
 void add_diff_command(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<DiffOptions>();
-  options->model.precision = "fp32";
+  options->model.request.precision = "fp32";
   CLI::App* command =
       app.add_subcommand("diff", "Find the first layer where satune and a reference dump part");
   add_model_options(*command, options->model);

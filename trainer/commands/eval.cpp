@@ -13,12 +13,13 @@
 #include "evaluation/task.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
+#include "trainer/device.h"
 
 namespace satune {
 namespace {
 
 struct EvalOptions {
-  ModelRequest model;
+  ModelOptions model;
   std::vector<std::string> tasks;  ///< NAME=PATH
   std::optional<std::string> template_name, output;
   std::optional<int64_t> max_length;
@@ -125,7 +126,7 @@ int run_eval(EvalOptions options) {
   const std::vector<NamedTask> tasks = make_tasks(options, *tokenizer, prompt_template);
 
   Json report;
-  report["model"] = options.model.name_or_path;
+  report["model"] = options.model.request.name_or_path;
   report.update(run_tasks(source, tasks));
   if (options.output) write_file_atomic(*options.output, write_json(report));
   if (options.json) {

@@ -17,7 +17,7 @@ namespace satune {
 namespace {
 
 struct GenerateOptions {
-  ModelRequest model;
+  ModelOptions model;
   std::optional<std::string> prompt, instruction, template_name;
   std::string input;
   GenerationOptions generation;

@@ -5,6 +5,7 @@
 
 #include "data/files/error.h"
 #include "data/utf8.h"
+#include "trainer/device.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -18,14 +19,27 @@ void add_sharing_options(CLI::App& command, std::string& sharing, std::optional<
                      "the first of each run computes");
 }
 
-void add_model_options(CLI::App& command, ModelRequest& request) {
+void add_model_options(CLI::App& command, ModelOptions& options) {
+  ModelRequest& request = options.request;
   command.add_option("model", request.name_or_path, "Hugging Face directory, or a hub id in the local cache")
       ->required();
   add_sharing_options(command, request.sharing, request.anchor);
   command.add_option("--precision", request.precision,
                      "fp32 | bf16 (default auto: bf16 for a bf16 checkpoint, else fp32)");
-  command.add_option("--device", request.device,
+  command.add_option("--device", options.device,
                      "auto | cpu | cuda (default auto: a card where there is one)");
+}
+
+ModelSource find_model(ModelOptions options) {
+  if (options.device == "auto") {
+    options.request.device = choose_device(DeviceChoice::kAuto);
+  } else if (options.device == "cpu" || options.device == "cuda") {
+    options.request.device =
+        choose_device(options.device == "cpu" ? DeviceChoice::kCpu : DeviceChoice::kCuda);
+  } else {
+    throw bad_input("--device", "\"" + options.device + "\"", "auto, cpu or cuda");
+  }
+  return find_model(options.request);
 }
 
 DType parse_export_dtype(const std::string& text) {

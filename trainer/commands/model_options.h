@@ -9,8 +9,16 @@
 
 namespace satune {
 
+struct ModelOptions {
+  ModelRequest request;
+  std::string device = "auto";
+};
+
 /// The MODEL argument, --sharing, --anchor, --precision and --device.
-void add_model_options(CLI::App& command, ModelRequest& request);
+void add_model_options(CLI::App& command, ModelOptions& options);
+
+/// find_model() on the chosen device. Throws EnvironmentError for cuda where there is no card.
+ModelSource find_model(ModelOptions options);
 
 /// --sharing and --anchor alone.
 void add_sharing_options(CLI::App& command, std::string& sharing, std::optional<std::string>& anchor);

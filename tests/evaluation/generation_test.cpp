@@ -1,0 +1,111 @@
+#include "evaluation/generation.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "data/files/error.h"
+#include "data/prompt_template.h"
+#include "evaluation/model_loader.h"
+#include "tests/evaluation/fixtures.h"
+#include "tests/realdata.h"
+#include "tests/temporary_directory.h"
+
+namespace satune {
+namespace {
+
+const std::vector<int32_t> kPrompt = {1, 80, 90, 100};
+
+std::vector<int32_t> generated(const Llama& model, const GenerationOptions& options) {
+  Decoder decoder(model, static_cast<int64_t>(kPrompt.size()) + options.max_new_tokens);
+  return generate(decoder, kPrompt, options).tokens;
+}
+
+TEST(Generation, GreedyIsTheArgmaxOfTheWholeSequence) {
+  Llama model = byte_model("2-3");
+  const std::vector<int32_t> tokens = generated(model, {.max_new_tokens = 12});
+  ASSERT_EQ(tokens.size(), 12u);
+  std::vector<int64_t> sequence(kPrompt.begin(), kPrompt.end());
+  for (const int32_t token : tokens) {
+    const auto N = static_cast<int64_t>(sequence.size());
+    DeviceBatch batch;
+    batch.tokens_N = at::tensor(at::IntArrayRef(sequence));
+    batch.positions_N = at::arange(N, at::kLong);
+    batch.document_starts = {0, N};
+    EXPECT_EQ(token, model.logits(batch)[N - 1].argmax().item<int64_t>());
+    sequence.push_back(token);
+  }
+}
+
+TEST(Generation, StopsAtAnyStopIdAndKeepsItLast) {
+  Llama model = byte_model();
+  const std::vector<int32_t> free = generated(model, {.max_new_tokens = 10});
+  const int32_t stop = free[4];
+  size_t first = 0;
+  while (free[first] != stop) ++first;
+  Decoder decoder(model, 14);
+  std::vector<int32_t> seen;
+  const Generation result =
+      generate(decoder, kPrompt, {.max_new_tokens = 10, .sampling = {}, .stop_ids = {9999, stop}},
+               [&](int32_t token) { seen.push_back(token); });
+  EXPECT_TRUE(result.stopped);
+  EXPECT_EQ(result.tokens,
+            std::vector<int32_t>(free.begin(), free.begin() + static_cast<ptrdiff_t>(first) + 1));
+  EXPECT_EQ(result.text_tokens().size(), first);
+  EXPECT_EQ(seen, std::vector<int32_t>(free.begin(), free.begin() + static_cast<ptrdiff_t>(first)));
+}
+
+TEST(Generation, SampledTextDependsOnTheSeedAlone) {
+  Llama model = byte_model();
+  GenerationOptions options{
+      .max_new_tokens = 30, .sampling = {.temperature = 1.5, .seed = 5}, .stop_ids = {}};
+  const std::vector<int32_t> first = generated(model, options);
+  EXPECT_EQ(generated(model, options), first);
+  options.sampling.seed = 6;
+  EXPECT_NE(generated(model, options), first);
+  options.sampling.top_k = 1;
+  EXPECT_EQ(generated(model, options), generated(model, {.max_new_tokens = 30}));
+}
+
+TEST(Generation, RefusesWhatTheCacheCannotHold) {
+  Llama model = byte_model();
+  Decoder decoder(model, 10);
+  EXPECT_THROW(generate(decoder, kPrompt, {.max_new_tokens = 7}), BadInput);
+}
+
+TEST(Generation, StopIdsComeFromAllPlacesThatNameOne) {
+  const TemporaryDirectory directory;
+  const ByteTokenizer tokenizer;
+  ModelConfig config;
+  config.eos_token_ids = {7, 8};
+  EXPECT_EQ(stop_token_ids(directory.path(), config, tokenizer, std::nullopt),
+            (std::vector<int64_t>{2, 7, 8}));
+  directory.write("generation_config.json", R"({"eos_token_id": [8, 9]})");
+  EXPECT_EQ(stop_token_ids(directory.path(), config, tokenizer, 5), (std::vector<int64_t>{2, 5, 7, 8, 9}));
+  EXPECT_EQ(eos_token_ids(directory.path(), config), (std::vector<int64_t>{8, 9}));
+  directory.write("generation_config.json", R"({"eos_token_id": 4})");
+  EXPECT_EQ(stop_token_ids(directory.path(), config, tokenizer, std::nullopt),
+            (std::vector<int64_t>{2, 4, 7, 8}));
+  directory.write("generation_config.json", R"({"eos_token_id": ["</s>"]})");
+  EXPECT_THROW(stop_token_ids(directory.path(), config, tokenizer, std::nullopt), BadInput);
+}
+
+TEST(Generation, ARealModelTellsItsKnownStory) {
+  SATUNE_REALDATA_OR_SKIP(directory, "stories260K_hf");
+  const ModelSource source = find_model({.name_or_path = directory.string()});
+  const auto tokenizer = load_model_tokenizer(source);
+  const Llama model = load_model(source);
+  const std::vector<int32_t> prompt = encode_raw_prompt("", *tokenizer);
+  ASSERT_EQ(prompt, (std::vector<int32_t>{*tokenizer->bos_id()}));
+  Decoder decoder(model, 128);
+  const Generation result = generate(decoder, prompt, {.max_new_tokens = 100});
+  const std::string text = tokenizer->decode(result.text_tokens(), true);
+  // SOURCE.txt: greedy continuation from BOS by transformers in fp32.
+  const std::string story =
+      "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, "
+      "she "
+      "saw a big, red ball. She wanted to play with it, but it was too high.";
+  EXPECT_EQ(text.substr(0, story.size()), story);
+}
+
+}  // namespace
+}  // namespace satune
