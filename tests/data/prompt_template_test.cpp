@@ -234,7 +234,7 @@ TEST(PromptTemplate, FingerprintFollowsEveryString) {
     EXPECT_NE(PromptTemplate("a", other).fingerprint(), fingerprint);
 }
 
-// Rendered by jinja2 and compared with the training text in tests/parity; here the text itself is held.
+// The expressions a renderer sees; that they render the training text shows only in a renderer.
 TEST(PromptTemplate, ChatTemplate) {
   const FakeTokenizer tokenizer;
   const std::string alpaca = PromptTemplate::load("alpaca").chat_template(tokenizer);
