@@ -18,10 +18,12 @@ class Tokenizer {
 
   /// Ids of plain text (UTF-8), without BOS or EOS. SentencePiece adds its dummy prefix where its model
   /// says so. Text that looks like a special token ("<|eot_id|>", "</s>") is encoded as ordinary text.
+  /// Bytes that are not UTF-8 are replaced by U+FFFD first, as Python's errors="replace" does. All members
+  /// may be called from several threads at once.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
 
   /// Text of the ids. Special tokens are left out when `skip_special`. Bytes that are not UTF-8 are
-  /// replaced by U+FFFD as the reference libraries do.
+  /// replaced by U+FFFD as the reference libraries do. Ids without a token decode to nothing.
   virtual std::string decode(std::span<const int32_t> ids, bool skip_special = false) const = 0;
 
   /// Highest id + 1, special and added tokens included. A model's vocabulary must be at least this.

@@ -36,7 +36,8 @@ class PairTable {
   size_t used_ = 0;
 };
 
-/// Splits a word's bytes into tokens by merging, again and again, the leftmost pair of the lowest rank.
+/// Splits a word into tokens by merging, again and again, the leftmost pair of the lowest rank, beginning
+/// with single bytes, or with characters as SentencePiece does.
 /// Immutable after construction, so encode() may be called from any thread.
 class BytePairEncoder {
  public:
@@ -49,8 +50,12 @@ class BytePairEncoder {
   BytePairEncoder(const TokenTable& tokens, PairTable pairs, Words words);
   /// Any two neighbours merge whose joined bytes are a token, whose id is the rank (tiktoken).
   explicit BytePairEncoder(const TokenTable& tokens);
+  /// Begins with characters; any two neighbours merge whose joined bytes are a token, by that token's place
+  /// in `ranks`. Characters that are no token at the end become the tokens `bytes` (SentencePiece).
+  BytePairEncoder(const TokenTable& tokens, std::vector<uint32_t> ranks,
+                  const std::array<int32_t, 256>& bytes);
 
-  /// Appends the ids of one non-empty word.
+  /// Appends the ids of one non-empty word, which is well-formed UTF-8 where characters matter.
   void encode(std::string_view word, std::vector<int32_t>& ids) const;
 
  private:
@@ -60,13 +65,20 @@ class BytePairEncoder {
   void merge_short(std::string_view word, std::vector<int32_t>& ids) const;
   void merge_long(std::string_view word, std::vector<int32_t>& ids) const;
   void merge(std::string_view word, std::vector<int32_t>& ids) const;
-  void find_bytes();
+  size_t unit_end(std::string_view word, size_t begin) const;
+  int32_t unit_id(std::string_view unit) const;
+  void push(int32_t id, std::string_view part, std::vector<int32_t>& ids) const;
+  void find_single_bytes();
+  void find_whole_words();
 
   const TokenTable& tokens_;
   PairTable pairs_;
-  bool by_rank_;
-  std::array<int32_t, 256> byte_ids_{};
-  std::vector<bool> whole_;  // by id: a word of these bytes is this one token
+  bool by_joined_bytes_;
+  bool by_character_ = false;
+  std::vector<uint32_t> ranks_;              // by id; empty: the id itself
+  std::array<int32_t, 256> single_ids_{};    // of units of one byte, -1 without a token
+  std::array<int32_t, 256> fallback_ids_{};  // by_character_: what becomes of unknown characters' bytes
+  std::vector<bool> whole_;                  // by id: a word of these bytes is this one token
 };
 
 }  // namespace satune

@@ -7,6 +7,7 @@
 
 #include "data/files/error.h"
 #include "data/tokenizers/code_points.h"
+#include "data/tokenizers/sentencepiece_bpe.h"
 #include "data/utf8.h"
 
 namespace satune {
@@ -53,6 +54,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::optional<int32_t> resolve(const TokenSetting& setting, int from_model) const;
 
   sentencepiece::SentencePieceProcessor processor_;
+  std::unique_ptr<const SentencePieceBpe> fast_;  // null for models that only the library encodes
   int32_t pieces_ = 0;
   int32_t vocab_size_ = 0;
   int32_t invisible_ = -1;         // a control piece, which Decode turns into nothing
@@ -71,6 +73,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
         fmt::format("{} bytes that sentencepiece refuses ({})", model.size(), status.error_message()),
         "a SentencePiece model");
   }
+  fast_ = SentencePieceBpe::make(model);
   pieces_ = processor_.GetPieceSize();
   vocab_size_ = pieces_;
   for (int32_t id = 0; id < pieces_; ++id) {
@@ -99,9 +102,11 @@ std::optional<int32_t> SentencePieceTokenizer::resolve(const TokenSetting& setti
 }
 
 std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text) const {
+  std::string repaired;
+  if (find_invalid_utf8(text)) text = repaired = replace_invalid_utf8(text);
+  if (fast_) return fast_->encode(text);
   std::vector<int32_t> ids;
-  const auto status = find_invalid_utf8(text) ? processor_.Encode(replace_invalid_utf8(text), &ids)
-                                              : processor_.Encode(text, &ids);
+  const auto status = processor_.Encode(text, &ids);
   if (!status.ok()) throw std::runtime_error("sentencepiece: " + status.ToString());
   return ids;
 }

@@ -148,6 +148,27 @@ def test_llama2_shows_special_tokens_where_asked(tool, realdata):
     assert decode(tool, realdata / "tok_llama2", [[1, 15043, 2]]) == ["<s>Hello</s>"]
 
 
+OTHER_MODELS = {
+    "unigram": {"model_type": "unigram", "byte_fallback": True},
+    "normalized": {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "nmt_nfkc",
+                   "remove_extra_whitespaces": True},
+    "no_bytes": {"model_type": "bpe", "byte_fallback": False, "character_coverage": 0.98},
+    "no_prefix": {"model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False, "character_coverage": 0.98},
+    "user_symbols": {"model_type": "bpe", "byte_fallback": True, "user_defined_symbols": ["<sep>", "ing"]},
+    "across_spaces": {"model_type": "bpe", "byte_fallback": True, "split_by_whitespace": False},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_other_sentencepiece_models(tool, texts, tmp_path, name):
+    """Models that the fast path takes, and models that it must leave to the library."""
+    options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} | OTHER_MODELS[name]
+    lines = [line for text in texts[100:2000] for line in text.split("\n") if line]
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_prefix=str(tmp_path / "tokenizer"),
+                                             vocab_size=600, minloglevel=2, num_threads=1, **options)
+    check_sentencepiece(tool, tmp_path, texts[:3000] + texts[-3000:] + ["a<sep>bing"])
+
+
 def test_trained_tokenizer_loads_everywhere(tool, realdata, tmp_path):
     texts = alpaca_texts(realdata)[:3000]
     tool("train", tmp_path, 1000, texts=texts)
