@@ -24,24 +24,25 @@ inline at::Tensor norm(const at::Tensor& x, const at::Tensor& weight, double eps
 /// [T, heads, D] rotated; angles are fp32 products of position and inverse frequency.
 inline at::Tensor rotate(const at::Tensor& x, const ModelConfig& config) {
   const int64_t dim = config.head_dim;
-  std::vector<float> frequencies;
-  for (int64_t i = 0; i < dim / 2; ++i) {
-    double frequency = std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
-    if (config.rope_scaling) {
-      const Llama3RopeScaling& s = *config.rope_scaling;
-      const double wavelength = 2 * M_PI / frequency;
-      const double context = static_cast<double>(s.original_max_position_embeddings);
-      if (wavelength > context / s.low_freq_factor) {
-        frequency /= s.factor;
-      } else if (wavelength > context / s.high_freq_factor) {
-        const double blend =
-            (context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
-        frequency = (1 - blend) * frequency / s.factor + blend * frequency;
+  // fp32 by definition (transformers' arithmetic), also where everything else is fp64.
+  const at::Tensor exponent = at::arange(0, dim, 2, at::kFloat) / static_cast<double>(dim);
+  at::Tensor inverse = 1.0 / at::pow(at::Scalar(config.rope_theta), exponent);
+  if (config.rope_scaling) {
+    const Llama3RopeScaling& s = *config.rope_scaling;
+    const auto context = static_cast<float>(s.original_max_position_embeddings);
+    const auto low = static_cast<float>(s.low_freq_factor), high = static_cast<float>(s.high_freq_factor);
+    const auto factor = static_cast<float>(s.factor);
+    float* frequency = inverse.data_ptr<float>();
+    for (int64_t i = 0; i < dim / 2; ++i) {
+      const float wavelength = static_cast<float>(2 * M_PI) / frequency[i];
+      if (wavelength > context / low) {
+        frequency[i] /= factor;
+      } else if (wavelength >= context / high) {
+        const float blend = (context / wavelength - low) / (high - low);
+        frequency[i] = (1 - blend) * frequency[i] / factor + blend * frequency[i];
       }
     }
-    frequencies.push_back(static_cast<float>(frequency));
   }
-  const at::Tensor inverse = at::tensor(frequencies, at::kFloat);
   const at::Tensor angle = (at::arange(x.size(0), at::kFloat).unsqueeze(1) * inverse.unsqueeze(0))
                                .to(x.scalar_type())
                                .unsqueeze(1);
