@@ -76,14 +76,10 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
-bool ends_with(std::string_view text, std::string_view suffix) {
-  return text.ends_with(suffix);
-}
-
 // Whether this is the q_proj or k_proj of a layer that the table has without them.
 bool is_query_or_key_of_shared_layer(std::string_view name, const TensorTable& table) {
   for (const std::string_view suffix : {"q_proj.weight", "k_proj.weight"}) {
-    if (!ends_with(name, suffix) || table.find(name) != nullptr) continue;
+    if (!name.ends_with(suffix) || table.find(name) != nullptr) continue;
     return table.find(std::string(name.substr(0, name.size() - suffix.size())) + "v_proj.weight") != nullptr;
   }
   return false;
@@ -91,7 +87,7 @@ bool is_query_or_key_of_shared_layer(std::string_view name, const TensorTable& t
 
 bool is_droppable(std::string_view name, const TensorTable& table, bool dense_source) {
   // Written by old conversions; computed from the config here.
-  if (ends_with(name, "rotary_emb.inv_freq")) return true;
+  if (name.ends_with("rotary_emb.inv_freq")) return true;
   // A tied head is the embedding.
   if (name == "lm_head.weight" && table.find(name) == nullptr) return true;
   return dense_source && is_query_or_key_of_shared_layer(name, table);

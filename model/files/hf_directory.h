@@ -28,10 +28,10 @@ std::vector<std::string> check_checkpoint(const Checkpoint& checkpoint, const Te
                                           bool dense_source);
 
 struct ExportOptions {
-  std::filesystem::path tokenizer_source;        ///< directory whose tokenizer files are copied; may be empty
-  std::string template_name;                     ///< "alpaca", "llama3", ...; "" = no chat template
-  std::optional<std::string> chat_template;      ///< text of chat_template.jinja
-  std::vector<int64_t> eos_token_ids;            ///< of generation_config.json: the EOS trained
+  std::filesystem::path tokenizer_source;    ///< directory whose tokenizer files are copied; may be empty
+  std::string template_name;                 ///< "alpaca", "llama3", ...; "" = no chat template
+  std::optional<std::string> chat_template;  ///< text of chat_template.jinja
+  std::vector<int64_t> eos_token_ids;        ///< of generation_config.json: the EOS trained
   uint64_t max_shard_bytes = 5'000'000'000;
 };
 
