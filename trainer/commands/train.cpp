@@ -1,0 +1,98 @@
+// satune train: a fine-tuning run, or what it would do.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <memory>
+
+#include "data/files/error.h"
+#include "trainer/commands/commands.h"
+#include "trainer/dry_run.h"
+#include "trainer/fine_tune.h"
+#include "trainer/settings.h"
+
+namespace satune {
+namespace {
+
+struct TrainCommand {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::string resume;
+  bool dry_run = false, print_config = false, allow_changes = false;
+};
+
+// Settings are listed from their table, so that the help cannot fall behind.
+std::string settings_help() {
+  std::string text =
+      "Examples:\n"
+      "  satune train configs/llama3-8b-sa.json model_name_or_path=MODEL train_file=alpaca.json "
+      "output_dir=runs/sa\n"
+      "  satune train config.json learning_rate=1e-5 --sharing.layers=23-26 --dry-run\n"
+      "  satune train --print-config > config.json\n"
+      "SIGUSR1 saves a snapshot; SIGTERM and Ctrl-C save the last finished step and exit with 4: the same "
+      "command\n"
+      "then continues. Exit codes: 2 bad command line, input or config, 3 environment, 4 stopped and "
+      "resumable.\n\n"
+      "Settings (CONFIG keys; --print-config shows types and defaults):\n";
+  for (const SettingInfo& info : setting_infos())
+    text += fmt::format("  {:<28} {}\n", info.key, info.meaning);
+  return text;
+}
+
+// Later sessions bring ranks; until then a launcher's processes must not all train into one folder.
+void refuse_ranks() {
+  const char* world = std::getenv("WORLD_SIZE");
+  if (world != nullptr && std::string_view(world) != "1") {
+    throw EnvironmentError(
+        fmt::format("WORLD_SIZE: found {}, expected 1 or none: one process is supported so far", world));
+  }
+}
+
+Settings settings_of(const TrainCommand& command, std::vector<std::string> overrides) {
+  overrides.insert(overrides.begin(), command.overrides.begin(), command.overrides.end());
+  if (!command.resume.empty()) overrides.push_back("resume=" + command.resume);
+  if (command.allow_changes) overrides.push_back("allow_changes=true");
+  return read_settings(command.config, overrides);
+}
+
+int run_train(const TrainCommand& command, const std::vector<std::string>& overrides) {
+  if (command.config.empty()) {
+    if (!command.print_config) throw bad_input("satune train", "no CONFIG", "the path of a JSON config");
+    fmt::print("{}", print_config(Settings{}));
+    return kExitOk;
+  }
+  const Settings settings = settings_of(command, overrides);
+  if (command.print_config) {
+    fmt::print("{}", print_config(settings));
+    return kExitOk;
+  }
+  refuse_ranks();
+  if (!command.dry_run) return run_training(settings);
+  RunPlan plan(settings);
+  fmt::print("{}", dry_run_report(plan));
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<TrainCommand>();
+  CLI::App* command = app.add_subcommand("train", "Fine-tune a model (or train one from scratch)");
+  command->add_option("config", options->config, "JSON file of settings; // comments are allowed");
+  command->add_option("overrides", options->overrides, "key=value or --key=value, each replacing a setting");
+  command->add_option(
+      "--resume", options->resume,
+      "auto: take up the newest complete snapshot of output_dir (default); never; or a snapshot folder");
+  command->add_flag("--dry-run", options->dry_run,
+                    "Check everything, print the plan and one example as trained, write nothing");
+  command->add_flag("--print-config", options->print_config,
+                    "Print every setting with default and meaning: a usable config");
+  command->add_flag("--allow-changes", options->allow_changes,
+                    "Resume although settings or data that change the trajectory differ");
+  command->allow_extras();  // --key=value
+  command->footer(settings_help);
+  command->callback(
+      [options, command, &exit_code] { exit_code = run_train(*options, command->remaining()); });
+}
+
+}  // namespace satune

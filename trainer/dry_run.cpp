@@ -1,0 +1,223 @@
+#include "trainer/dry_run.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "data/files/atomic_file.h"
+#include "data/files/error.h"
+#include "data/preview.h"
+#include "trainer/device.h"
+#include "trainer/memory_plan.h"
+#include "trainer/progress.h"
+#include "trainer/resume.h"
+#include "trainer/run_folder.h"
+
+namespace satune {
+namespace {
+
+constexpr int64_t kPreviewTokens = 96;  // of the example; the middle of a longer one is left out
+
+std::string line(std::string_view name, const std::string& text) {
+  return fmt::format("{:<12}{}\n", name, text);
+}
+
+std::string model_lines(const RunPlan& plan) {
+  const ModelConfig& config = plan.config();
+  std::string text =
+      line("model", fmt::format("{}: {} layers, {} parameters, {}", plan.model_directory().string(),
+                                config.num_hidden_layers,
+                                format_count(static_cast<double>(plan.table().parameter_count())),
+                                torch_name(config.dtype)));
+  std::string sharing = "none";
+  if (!config.sharing.empty()) {
+    sharing = fmt::format("layers {} (anchor {}): {} of {} layers use another's attention weights{}",
+                          config.sharing.layers_text(), to_string(config.sharing.rule()),
+                          config.sharing.num_shared(), config.num_hidden_layers,
+                          plan.dense_source() ? "; their q_proj and k_proj are left out" : "");
+  }
+  text += line("sharing", sharing);
+  if (plan.trained_parameters() != plan.table().parameter_count()) {
+    text += line("trained",
+                 fmt::format("{} parameters", format_count(static_cast<double>(plan.trained_parameters()))));
+  }
+  const Tokenizer& tokenizer = plan.tokenizer();
+  return text + line("tokenizer", fmt::format("{} of {} ids for a vocabulary of {}", tokenizer.kind(),
+                                              tokenizer.vocab_size(), config.vocab_size));
+}
+
+std::string data_line(std::string_view name, const std::filesystem::path& file, const DatasetSummary& s) {
+  std::string text =
+      fmt::format("{}: {} samples of {} records, {} tokens ({} targets), longest {}", file.string(), s.kept,
+                  s.records, format_count(static_cast<double>(s.tokens)),
+                  format_count(static_cast<double>(s.target_tokens)), s.longest);
+  if (s.dropped_empty > 0) text += fmt::format("; {} dropped (nothing to learn)", s.dropped_empty);
+  if (s.dropped_overlength > 0) text += fmt::format("; {} dropped (too long)", s.dropped_overlength);
+  if (s.truncated > 0) text += fmt::format("; {} truncated", s.truncated);
+  return line(name, text);
+}
+
+std::string data_lines(RunPlan& plan) {
+  const auto lines_of = [&](std::string_view name, BatchSource& source) {
+    const Dataset& data = source.dataset();
+    return data_line(name, data.cache().data_file(), data.summary());
+  };
+  std::string text = lines_of("train", plan.train());
+  text += plan.eval() ? lines_of("eval", *plan.eval()) : line("eval", "none");
+  const bool plain = plan.train().dataset().cache().format() == DataFormat::kText;
+  return text + line("template",
+                     plain ? "none: plain text, every token is a target" : plan.prompt_template().name());
+}
+
+// Mean, least and most of a quantity over the steps of the first epoch.
+struct Spread {
+  double sum = 0;
+  int64_t least = std::numeric_limits<int64_t>::max(), most = 0, count = 0;
+  void add(int64_t value) {
+    sum += static_cast<double>(value);
+    least = std::min(least, value);
+    most = std::max(most, value);
+    ++count;
+  }
+  std::string text() const {
+    return fmt::format("{:.1f} ({} to {})", sum / static_cast<double>(count), least, most);
+  }
+};
+
+std::string step_lines(RunPlan& plan) {
+  const Settings& settings = plan.settings();
+  Spread samples, tokens, targets;
+  const int64_t steps = std::min(plan.steps_of_epoch(0), plan.total_steps());
+  for (int64_t step = 0; step < steps; ++step) {
+    const StepPosition at = plan.position(step);
+    int64_t documents = 0;
+    for (int64_t row = at.first_row; row < at.first_row + at.rows; ++row) {
+      documents += static_cast<int64_t>(plan.train().plan(at.epoch).row(row).size());
+    }
+    samples.add(documents);
+    tokens.add(plan.train().token_count(at.epoch, at.first_row, at.rows));
+    targets.add(plan.train().target_count(at.epoch, at.first_row, at.rows));
+  }
+  const int64_t rows = plan.train().rows(0);
+  const double full = static_cast<double>(plan.train_summary().tokens) /
+                      (static_cast<double>(rows) * static_cast<double>(settings.max_length));
+  std::string text = line(
+      "rows", fmt::format("{} an epoch, {} ({:.1f} % of {} tokens each)", rows,
+                          settings.packing ? "packed" : "one sample each", 100 * full, settings.max_length));
+  text +=
+      line("step", fmt::format("{} rows = {} a micro-batch x {} accumulated", plan.rows_per_step(),
+                               settings.per_device_train_batch_size, settings.gradient_accumulation_steps));
+  text += line("steps", fmt::format("{} ({:.2f} epochs; {} in the first)", plan.total_steps(),
+                                    plan.epochs_after(plan.total_steps()), plan.steps_of_epoch(0)));
+  text += line("warm-up", fmt::format("{} steps = {:.1f} % of the run", plan.warmup_steps(),
+                                      100.0 * static_cast<double>(plan.warmup_steps()) /
+                                          static_cast<double>(plan.total_steps())));
+  text += line("per step", fmt::format("samples {}, tokens {}, target tokens {}", samples.text(),
+                                       tokens.text(), targets.text()));
+  return text;
+}
+
+void require_writable(const std::filesystem::path& output_dir) {
+  std::filesystem::path parent = std::filesystem::absolute(output_dir);
+  std::error_code ignored;
+  while (!std::filesystem::exists(parent, ignored) && parent.has_relative_path())
+    parent = parent.parent_path();
+  if (!std::filesystem::is_directory(parent, ignored)) {
+    throw bad_input("output_dir " + output_dir.string(), "a file at " + parent.string(), "a folder");
+  }
+  if (access(parent.c_str(), W_OK | X_OK) != 0) {
+    throw EnvironmentError(fmt::format("output_dir {}: found {} ({}), expected a folder that can be written",
+                                       output_dir.string(), parent.string(), std::strerror(errno)));
+  }
+}
+
+std::string disk_lines(RunPlan& plan) {
+  const std::filesystem::path folder = plan.settings().output_dir;
+  const DiskNeed need = disk_need(plan);
+  const uint64_t free_bytes = free_disk_bytes(folder);
+  std::string text =
+      line("snapshots", fmt::format("{} each, {} at most{}; {} free under {}",
+                                    format_bytes(static_cast<double>(need.snapshot_bytes)), need.snapshots,
+                                    need.export_bytes == 0
+                                        ? ""
+                                        : fmt::format(", and {} of exports",
+                                                      format_bytes(static_cast<double>(need.export_bytes))),
+                                    format_bytes(static_cast<double>(free_bytes)), folder.string()));
+  try {
+    check_disk(folder, need, free_bytes);
+  } catch (const EnvironmentError& error) {
+    text += fmt::format("WARNING     a run here would stop before step 0: {}\n", error.what());
+  }
+  return text;
+}
+
+std::string memory_lines(RunPlan& plan) {
+  const Settings& settings = plan.settings();
+  at::Device device = at::kCPU;
+  std::string text;
+  try {
+    device = choose_device(settings.device);
+  } catch (const EnvironmentError& error) {
+    text += fmt::format("WARNING     a run here would stop: {}\n", error.what());
+  }
+  const int64_t row = settings.packing ? settings.max_length : plan.train_summary().longest;
+  const int64_t available = available_memory(device);
+  const MemoryPlan memory = plan_memory(settings, plan.config(), plan.table(), plan.trained_mask(),
+                                        settings.per_device_train_batch_size * row, available);
+  std::string parts;
+  for (const auto& [name, bytes] : memory.items()) {
+    if (bytes > 0) {
+      parts +=
+          fmt::format("{}{} {}", parts.empty() ? "" : ", ", name, format_bytes(static_cast<double>(bytes)));
+    }
+  }
+  text += line("memory", fmt::format("{} estimated ({}); {} available on {}",
+                                     format_bytes(static_cast<double>(memory.total())), parts,
+                                     format_bytes(static_cast<double>(available)), device.str()));
+  if (memory.total() > available)
+    text += "WARNING     the estimate is more than this machine has available\n";
+  return text;
+}
+
+// What the run would continue from; check_continuation() throws when it would refuse to.
+std::string resume_line(RunPlan& plan) {
+  const Settings& settings = plan.settings();
+  if (settings.resume == "never") return line("resume", "never");
+  std::filesystem::path folder = settings.resume;
+  if (settings.resume == "auto") {
+    folder.clear();
+    for (const StoredSnapshot& stored :
+         SnapshotStore(std::filesystem::path(settings.output_dir) / kSnapshotFolder).scan()) {
+      if (stored.damage.empty()) folder = stored.folder;
+    }
+    if (folder.empty()) return line("resume", "nothing to take up: starts at step 0");
+  }
+  const SnapshotReader snapshot(folder);
+  if (!snapshot.has_optimizer_state())
+    return line("resume", folder.string() + " is a model only: not resumable");
+  check_continuation(snapshot, plan, machine_json(at::kCPU));
+  return line("resume", "takes up " + folder.string());
+}
+
+std::string example_lines(RunPlan& plan) {
+  const StepPosition first = plan.position(0);
+  const Batch batch = plan.train().make_batch(first.epoch, first.first_row, 1);
+  const auto records = plan.train().record_numbers(first.epoch, first.first_row, 1);
+  std::string text = fmt::format("\nexample: record {} as trained\n", records.at(0));
+  for (const std::string& row : preview_lines(batch, 0, plan.tokenizer(), kPreviewTokens)) text += row + "\n";
+  return text;
+}
+
+}  // namespace
+
+std::string dry_run_report(RunPlan& plan) {
+  refuse_used_folder(plan.settings());
+  require_writable(plan.settings().output_dir);
+  return model_lines(plan) + data_lines(plan) + step_lines(plan) + disk_lines(plan) + memory_lines(plan) +
+         resume_line(plan) + example_lines(plan);
+}
+
+}  // namespace satune

@@ -1,0 +1,17 @@
+// `satune train --dry-run`: everything a run checks before step 0, and what it would do, as text. No weight
+// is read and nothing is written (but the token cache, which the run then uses).
+#pragma once
+
+#include <string>
+
+#include "trainer/run_plan.h"
+
+namespace satune {
+
+/// Lines for a person: model, data, steps, targets per step, disk, memory, one example as trained. What would
+/// stop a run on this machine but not on another (disk, memory, no card) is a line that starts with
+/// "WARNING". Throws BadInput when the snapshot that the run would take up does not fit it, or resume "never"
+/// meets a used folder, and EnvironmentError when output_dir cannot be written.
+std::string dry_run_report(RunPlan& plan);
+
+}  // namespace satune
