@@ -56,7 +56,8 @@ check_disk() {
 driver_version() {
   local file=${SATUNE_DRIVER_FILE:-/proc/driver/nvidia/version}
   [[ -r $file ]] || return 0
-  sed -n 's/.*Kernel Module[^0-9]*\([0-9][0-9.]*\).*/\1/p' "$file" | head -1
+  # "... Kernel Module  535.183.01 ..." or "... Open Kernel Module for x86_64  580.95.05 ..."
+  grep -m1 'Kernel Module' "$file" | grep -oE '[0-9]{3,}(\.[0-9]+)+' | head -1 || true
 }
 
 check_driver() {

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# From nothing to passed tests: set-up, build, C++ tests, sanitised parsers, parity tests, the quickstart.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+readonly ROOT=$PWD
+
+usage() {
+  cat <<'TEXT'
+usage: tests/run.sh [--full] [--no-setup]
+
+  --full       also the long tests (SATUNE_FULL=1)
+  --no-setup   take what is installed; for repeated runs without a network
+
+Environment:
+  SATUNE_REALDATA   real tokenizers, configs and models that some tests read (skipped by name where absent)
+TEXT
+}
+
+with_setup=1
+export SATUNE_FULL=${SATUNE_FULL:-0}
+for argument in "$@"; do
+  case $argument in
+    --full) SATUNE_FULL=1 ;;
+    --no-setup) with_setup=0 ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "error: tests/run.sh: unknown option $argument, expected --full or --no-setup" >&2; exit 2 ;;
+  esac
+done
+
+if [[ $with_setup == 1 ]]; then ./launch/setup.sh --tests; fi
+if [[ -f .setup/environment.sh ]]; then
+  # shellcheck disable=SC1091
+  source .setup/environment.sh
+fi
+# shellcheck source=launch/jobs.sh
+source launch/jobs.sh
+JOBS=$(build_jobs)
+readonly JOBS
+export SATUNE_BUILD_DIR=$ROOT/build/release
+readonly LOGS=$ROOT/build/test-logs
+mkdir -p "$LOGS"
+
+failed=()
+closing=()
+
+# stage NAME PATTERN COMMAND...: runs it, shows it, and keeps its seconds and the lines of its own summary.
+stage() {
+  local name=$1 pattern=$2 log start=$SECONDS result=passed
+  shift 2
+  log=$LOGS/${name// /-}.log
+  printf '\n=== %s\n' "$name"
+  if ! "$@" 2>&1 | tee "$log"; then
+    result=FAILED
+    failed+=("$name")
+  fi
+  closing+=("$(printf '%-22s %-7s %5d s' "$name" "$result" $((SECONDS - start)))")
+  local line
+  while read -r line; do closing+=("    $line"); done < <(grep -E "$pattern" "$log" | tail -3)
+}
+
+finish() {
+  printf '\n=== summary\n'
+  printf '%s\n' "${closing[@]}"
+  if ((${#failed[@]} > 0)); then
+    printf 'FAILED:%s\n' "$(printf ' %s;' "${failed[@]}")"
+    exit 1
+  fi
+  printf 'all stages passed in %d s\n' "$SECONDS"
+}
+
+build() { cmake --preset "$1" -DSATUNE_TESTS=ON && cmake --build "build/$1" -j "$JOBS"; }
+# Tests get one thread each while two run side by side; those about threads set their own.
+run_ctest() { OMP_NUM_THREADS=1 ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --no-tests=error; }
+
+check_format() {
+  if ! command -v clang-format >/dev/null; then
+    echo "skipped: clang-format is not installed"
+    return
+  fi
+  git ls-files '*.cpp' '*.h' '*.cu' | xargs -r clang-format --dry-run --Werror && echo "formatted"
+}
+
+# A parity test that skips because its program is missing would pass without testing anything.
+run_pytest() {
+  local log=$LOGS/pytest-output.log
+  .venv/bin/python -m pytest -q -rs -p no:cacheprovider "$@" | tee "$log"
+  if grep -q 'is not built at' "$log"; then
+    echo "error: programs that parity tests need were not built" >&2
+    return 1
+  fi
+}
+
+stage "build release" 'ninja: |error' build release
+if ((${#failed[@]} > 0)); then finish; fi
+stage "build asan-ubsan" 'ninja: |error' build asan-ubsan
+stage "format" 'formatted|skipped|error' check_format
+stage "ctest release" 'tests passed|tests failed|Total Test time' run_ctest release
+stage "ctest asan-ubsan" 'tests passed|tests failed|Total Test time' run_ctest asan-ubsan
+stage "pytest parity" ' (passed|failed|error)' run_pytest tests/parity
+stage "pytest launch" ' (passed|failed|error)' run_pytest tests/launch
+finish
