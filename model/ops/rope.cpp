@@ -5,6 +5,7 @@
 
 #include <numbers>
 
+#include "model/ops/cuda_stream.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/rope_kernels.h"
 
@@ -41,14 +42,10 @@ void rope_apply(const at::Tensor& x_NHD, const at::Tensor& positions_N, const Ro
   const int64_t heads = x_NHD.size(1), dim = x_NHD.size(2);
   TORCH_CHECK(x_NHD.stride(2) == 1 && x_NHD.stride(1) == dim && dim % 2 == 0);
   if (!x_NHD.is_cpu()) {
-    const at::ScalarType wide = table.cos_PD2.scalar_type();
-    const at::Tensor cos = table.cos_PD2.index_select(0, positions_N).unsqueeze(1);
-    at::Tensor sin = table.sin_PD2.index_select(0, positions_N).unsqueeze(1);
-    if (inverse) sin = -sin;
-    const at::Tensor low = x_NHD.narrow(2, 0, dim / 2).to(wide);
-    const at::Tensor high = x_NHD.narrow(2, dim / 2, dim / 2).to(wide);
-    x_NHD.narrow(2, 0, dim / 2).copy_(low * cos - high * sin);
-    x_NHD.narrow(2, dim / 2, dim / 2).copy_(high * cos + low * sin);
+    cuda::rope_apply(cuda::element_of(x_NHD), x_NHD.mutable_data_ptr(), x_NHD.stride(0),
+                     positions_N.const_data_ptr<int64_t>(), table.cos_PD2.const_data_ptr(),
+                     table.sin_PD2.const_data_ptr(), x_NHD.size(0), heads, dim, inverse ? -1 : 1,
+                     cuda::current_stream(x_NHD));
     return;
   }
   dispatch_floating(x_NHD.scalar_type(), [&]<typename T>() {

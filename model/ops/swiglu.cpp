@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "model/ops/cuda_stream.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/swiglu_kernels.h"
 
@@ -11,11 +12,12 @@ namespace satune {
 at::Tensor swiglu_forward(const at::Tensor& gate_up_N2F) {
   TORCH_CHECK(gate_up_N2F.is_contiguous() && gate_up_N2F.size(1) % 2 == 0);
   const int64_t rows = gate_up_N2F.size(0), ffn = gate_up_N2F.size(1) / 2;
-  if (!gate_up_N2F.is_cpu()) {
-    const at::Tensor wide = gate_up_N2F.to(statistics_type(gate_up_N2F.scalar_type()));
-    return (at::silu(wide.narrow(1, 0, ffn)) * wide.narrow(1, ffn, ffn)).to(gate_up_N2F.scalar_type());
-  }
   at::Tensor act_NF = at::empty({rows, ffn}, gate_up_N2F.options());
+  if (!gate_up_N2F.is_cpu()) {
+    cuda::swiglu_forward(cuda::element_of(gate_up_N2F), gate_up_N2F.const_data_ptr(),
+                         act_NF.mutable_data_ptr(), rows, ffn, cuda::current_stream(gate_up_N2F));
+    return act_NF;
+  }
   dispatch_floating(gate_up_N2F.scalar_type(), [&]<typename T>() {
     at::parallel_for(0, rows, rows_per_task(2 * ffn), [&](int64_t begin, int64_t end) {
       kernels::swiglu_forward<T>(gate_up_N2F.const_data_ptr<T>(), act_NF.mutable_data_ptr<T>(), begin, end,
@@ -30,13 +32,9 @@ at::Tensor swiglu_backward(const at::Tensor& d_act_NF, const at::Tensor& gate_up
   const int64_t rows = gate_up_N2F.size(0), ffn = gate_up_N2F.size(1) / 2;
   at::Tensor d_gate_up = at::empty_like(gate_up_N2F);
   if (!gate_up_N2F.is_cpu()) {
-    const at::ScalarType wide = statistics_type(gate_up_N2F.scalar_type());
-    const at::Tensor gate = gate_up_N2F.narrow(1, 0, ffn).to(wide);
-    const at::Tensor up = gate_up_N2F.narrow(1, ffn, ffn).to(wide);
-    const at::Tensor d_act = d_act_NF.to(wide);
-    const at::Tensor sigmoid = at::sigmoid(gate);
-    d_gate_up.narrow(1, 0, ffn).copy_(d_act * up * sigmoid * (1 + gate * (1 - sigmoid)));
-    d_gate_up.narrow(1, ffn, ffn).copy_(d_act * gate * sigmoid);
+    cuda::swiglu_backward(cuda::element_of(gate_up_N2F), d_act_NF.const_data_ptr(),
+                          gate_up_N2F.const_data_ptr(), d_gate_up.mutable_data_ptr(), rows, ffn,
+                          cuda::current_stream(gate_up_N2F));
     return d_gate_up;
   }
   dispatch_floating(gate_up_N2F.scalar_type(), [&]<typename T>() {
