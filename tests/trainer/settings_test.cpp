@@ -6,6 +6,8 @@
 #include <set>
 
 #include "data/files/error.h"
+#include "model/files/model_config.h"
+#include "model/files/tensor_table.h"
 #include "trainer/settings_field.h"
 
 namespace satune::settings_test {
@@ -257,6 +259,39 @@ TEST(Settings, WarmupSteps) {
   for (const char* bad : {R"("warmup_steps": 50)", R"("warmup_steps": 1000)", R"("warmup_steps": 2.5)"}) {
     EXPECT_THROW(warmup_step_count(parse(bad), 50), BadInput) << bad;
   }
+}
+
+const std::filesystem::path kConfigs = std::filesystem::path(SATUNE_SOURCE_DIR) / "configs";
+
+TEST(Configs, RunsThatShip) {
+  const Settings sa = read_settings(kConfigs / "llama3-8b-sa.json", {});
+  EXPECT_EQ(sa.sharing_layers, "23-26");
+  // Beyond what a run must name, this config is the defaults.
+  const Settings defaults = parse(R"("sharing": {"layers": "23-26"})",
+                                  {"model_name_or_path=" + sa.model_name_or_path,
+                                   "output_dir=" + sa.output_dir, "train_file=" + sa.train_file});
+  EXPECT_EQ(settings_json(sa), settings_json(defaults));
+
+  const Settings paper = read_settings(kConfigs / "llama3-8b-sa-paper.json", {});
+  EXPECT_FALSE(paper.packing);
+  EXPECT_EQ(paper.per_device_train_batch_size * paper.gradient_accumulation_steps, 2 * 16);
+  EXPECT_EQ(paper.prompt_template, "alpaca_stanford");
+  EXPECT_EQ(paper.min_lr_ratio, 1e-4);
+  EXPECT_EQ(paper.lr_warmup_type, WarmupType::kLog);
+  EXPECT_EQ(paper.warmup_start_ratio, 0.04);
+  EXPECT_EQ(warmup_step_count(paper, 15000), 1001);  // 0.0667 of them
+
+  EXPECT_EQ(read_settings(kConfigs / "llama2-7b-sa.json", {}).sharing_layers, "23-26");
+}
+
+TEST(Configs, ArchitecturesThatShip) {
+  const auto parameters = [](const char* file) {
+    const Json json = read_json_file(kConfigs / file, {.allow_comments = true});
+    return TensorTable(parse_model_config(json, file)).parameter_count();
+  };
+  EXPECT_EQ(parameters("arch-llama3-8b.json"), 8'030'261'248);
+  EXPECT_EQ(parameters("arch-llama2-7b.json"), 6'738'415'616);
+  EXPECT_EQ(parameters("arch-llama3.2-1b.json"), 1'235'814'400);
 }
 
 }  // namespace
