@@ -22,12 +22,16 @@ bool satisfies(double value, const Rule& rule) {
 // A string that holds a number is a common slip ("2e-5"): say what is wrong with it.
 std::string expected_number(const Json& value, bool whole, const Rule& rule) {
   std::string expected = describe_number(whole, rule);
-  if (!rule.unset_word.empty()) expected += fmt::format(" | \"{}\"", rule.unset_word);
+  if (!rule.unset_word.empty()) expected += describe_unset(rule);
   if (value.is_string() && parse_loose(value.get<std::string>()).is_number()) expected += " (without quotes)";
   return expected;
 }
 
 }  // namespace
+
+std::string describe_unset(const Rule& rule) {
+  return rule.unset_word.empty() ? " | null" : fmt::format(" | \"{}\"", rule.unset_word);
+}
 
 std::string describe_number(bool whole, const Rule& rule) {
   std::string text = whole ? "a whole number" : "a number";

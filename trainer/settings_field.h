@@ -66,6 +66,8 @@ ChoiceNames<DeviceChoice> choice_names(DeviceChoice);
 ChoiceNames<ExportDtype> choice_names(ExportDtype);
 ChoiceNames<OptimizerOffload> choice_names(OptimizerOffload);
 
+/// " | null", or " | \"auto\"": how an optional is left unset.
+std::string describe_unset(const Rule& rule);
 /// "a number > 0", "a whole number from 0 to 3".
 std::string describe_number(bool whole, const Rule& rule);
 double read_number(const Json& value, const Rule& rule, std::string_view where);
@@ -140,10 +142,7 @@ struct Codec<std::vector<std::string>> {
 
 template <class T>
 struct Codec<std::optional<T>> {
-  static std::string word(const Rule& rule) {
-    return rule.unset_word.empty() ? "null" : "\"" + std::string(rule.unset_word) + "\"";
-  }
-  static std::string type(const Rule& rule) { return Codec<T>::type(rule) + " | " + word(rule); }
+  static std::string type(const Rule& rule) { return Codec<T>::type(rule) + describe_unset(rule); }
   static std::optional<T> read(const Json& value, const Rule& rule, std::string_view where) {
     const bool unset = value.is_null() || (!rule.unset_word.empty() && value == std::string(rule.unset_word));
     if (unset) return std::nullopt;
