@@ -211,8 +211,15 @@ install_nvcc() {
     mark_done nvcc "$nvcc"
     return
   fi
-  install_python nvcc launch/requirements-nvcc.txt
+  local key
+  key=$(sha256sum <launch/requirements-nvcc.txt)
+  if is_done nvcc "$key" && [[ -x .setup/cuda/bin/nvcc ]]; then
+    say "there already"
+    return
+  fi
+  .venv/bin/python -m pip install --disable-pip-version-check -r launch/requirements-nvcc.txt
   link_cuda
+  mark_done nvcc "$key"
 }
 
 # The PyPI packages lack what CMake's CUDA support and find_package(Torch) look for: lib64 and lib*.so.
