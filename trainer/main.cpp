@@ -62,14 +62,20 @@ std::string describe_extras(const CLI::App& app) {
     known.clear();
     for (const CLI::App* subcommand : command->get_subcommands({})) known.push_back(subcommand->get_name());
   }
-  const std::string name = word.substr(0, word.find('='));
+  const std::string name = word.substr(0, word.find('=')),
+                    where = command == &app ? "" : "satune " + command->get_name() + ": ";
   const std::string nearest = nearest_name(name, known);
-  return fmt::format("{}: found the unknown {} {}, expected {}",
-                     command == &app ? "satune" : "satune " + command->get_name(),
+  return fmt::format("{}found the unknown {} {}, expected {}", where,
                      is_option         ? "option"
                      : command == &app ? "command"
                                        : "argument",
                      name, nearest.empty() ? "what --help lists" : nearest);
+}
+
+std::string describe_misuse(const CLI::App& app, const CLI::ParseError& error) {
+  const std::string command =
+      app.get_subcommands().empty() ? "satune" : "satune " + app.get_subcommands().front()->get_name();
+  return fmt::format("{0}: {1} (see {0} --help)", command, error.what());
 }
 
 void add_commands(CLI::App& app, int& exit_code) {
@@ -104,13 +110,12 @@ int run(int argc, char** argv) {
   } catch (const CLI::ExtrasError&) {
     return report(describe_extras(app), kExitBadInput);
   } catch (const CLI::RequiredError& error) {
-    if (!app.get_subcommands().empty()) return report(error.what(), kExitBadInput);
+    if (!app.get_subcommands().empty()) return report(describe_misuse(app, error), kExitBadInput);
     const auto extras = app.remaining();
-    return report(
-        extras.empty() ? "satune: found no command, expected one that --help lists" : describe_extras(app),
-        kExitBadInput);
+    return report(extras.empty() ? "found no command, expected one that --help lists" : describe_extras(app),
+                  kExitBadInput);
   } catch (const CLI::ParseError& error) {
-    return report(error.what(), kExitBadInput);
+    return report(describe_misuse(app, error), kExitBadInput);
   }
   return exit_code;
 }

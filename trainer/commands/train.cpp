@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "data/files/error.h"
+#include "data/files/json.h"
 #include "trainer/commands/commands.h"
 #include "trainer/dry_run.h"
 #include "trainer/fine_tune.h"
@@ -37,6 +38,22 @@ std::string settings_help() {
   for (const SettingInfo& info : setting_infos())
     text += fmt::format("  {:<28} {}\n", info.key, info.meaning);
   return text;
+}
+
+// What CLI11 did not know must be --key=value; anything else is a misspelt option.
+void check_extras(const CLI::App& command) {
+  std::vector<std::string> known;
+  for (const CLI::Option* option : command.get_options()) {
+    for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+  }
+  for (const SettingInfo& info : setting_infos()) known.push_back("--" + info.key + "=VALUE");
+  for (const std::string& word : command.remaining()) {
+    if (word.find('=') != std::string::npos) continue;
+    std::string nearest = nearest_name(word, known);
+    if (nearest.empty()) nearest = nearest_name(word + "=VALUE", known);
+    throw bad_input("satune train", fmt::format("the unknown option {}", word),
+                    nearest.empty() ? "an option that --help lists, or --key=value" : nearest);
+  }
 }
 
 // Later sessions bring ranks; until then a launcher's processes must not all train into one folder.
@@ -91,8 +108,10 @@ void add_train_command(CLI::App& app, int& exit_code) {
                     "Resume although settings or data that change the trajectory differ");
   command->allow_extras();  // --key=value
   command->footer(settings_help);
-  command->callback(
-      [options, command, &exit_code] { exit_code = run_train(*options, command->remaining()); });
+  command->callback([options, command, &exit_code] {
+    check_extras(*command);
+    exit_code = run_train(*options, command->remaining());
+  });
 }
 
 }  // namespace satune

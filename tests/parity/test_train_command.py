@@ -1,0 +1,222 @@
+"""`satune train` as a user meets it: the configs that ship, --dry-run on true-shape models, errors and help."""
+
+import json
+import pathlib
+import resource
+import shutil
+import struct
+import subprocess
+
+import make_models
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GIB = 1 << 30
+
+
+def call(program, *arguments, code=0, env=None, limit=None):
+    def set_limit():
+        if limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600, env=env,
+                          preexec_fn=set_limit)
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(program, *arguments, code=2, env=None):
+    lines = [line for line in call(program, *arguments, code=code, env=env).stderr.splitlines()
+             if line.startswith("satune: error: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def write_sparse_model(directory, config, tokenizer):
+    """True-shape bf16 shards whose data are holes: 16 GB that occupy nothing."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads", config["num_attention_heads"])
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // heads
+    shards = [{"model.embed_tokens.weight": [config["vocab_size"], hidden], "model.norm.weight": [hidden],
+               "lm_head.weight": [config["vocab_size"], hidden]}]
+    for i in range(config["num_hidden_layers"]):
+        if i % 8 == 0:
+            shards.append({})
+        layer = f"model.layers.{i}."
+        shards[-1] |= {
+            layer + "self_attn.q_proj.weight": [heads * head_dim, hidden],
+            layer + "self_attn.k_proj.weight": [kv_heads * head_dim, hidden],
+            layer + "self_attn.v_proj.weight": [kv_heads * head_dim, hidden],
+            layer + "self_attn.o_proj.weight": [hidden, heads * head_dim],
+            layer + "mlp.gate_proj.weight": [ffn, hidden],
+            layer + "mlp.up_proj.weight": [ffn, hidden],
+            layer + "mlp.down_proj.weight": [hidden, ffn],
+            layer + "input_layernorm.weight": [hidden],
+            layer + "post_attention_layernorm.weight": [hidden],
+        }
+    weight_map, total = {}, 0
+    for number, shapes in enumerate(shards, 1):
+        name, header, offset = f"model-{number:05}-of-{len(shards):05}.safetensors", {}, 0
+        for tensor, shape in shapes.items():
+            size = 2
+            for dimension in shape:
+                size *= dimension
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+            weight_map[tensor] = name
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(directory / name, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + offset)
+        total += offset
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file in ("tokenizer.model", "tokenizer_config.json"):
+        if (tokenizer / file).exists():
+            shutil.copy(tokenizer / file, directory)
+
+
+@pytest.fixture(scope="module")
+def llama3_8b(tmp_path_factory, realdata):
+    directory = tmp_path_factory.mktemp("sparse") / "llama3-8b"
+    config = json.loads((realdata / "cfg_llama3_8b" / "config.json").read_text())
+    write_sparse_model(directory, config, realdata / "tok_llama3")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def llama2_7b(tmp_path_factory, realdata):
+    directory = tmp_path_factory.mktemp("sparse") / "llama2-7b"
+    config = json.loads((realdata / "tok_llama2" / "config.json").read_text())
+    write_sparse_model(directory, config, realdata / "tok_llama2")
+    return directory
+
+
+def dry_run(satune, config, model, data, tmp_path, *more):
+    # Weights are not read: 16 GB of them would not fit the limit on what is allocated.
+    return call(satune, "train", ROOT / "configs" / config, f"model_name_or_path={model}", f"train_file={data}",
+                f"output_dir={tmp_path / 'run'}", f"token_cache_dir={tmp_path / 'cache'}", "num_threads=1", *more,
+                "--dry-run", limit=4 * GIB).stdout
+
+
+def test_shipped_llama3_config_on_true_shapes(satune, llama3_8b, realdata, tmp_path):
+    data = realdata / "alpaca_random9k" / "random_9k.json"
+    plan = dry_run(satune, "llama3-8b-sa.json", llama3_8b, data, tmp_path)
+    assert "32 layers" in plan and "7.95G parameters" in plan  # 8.03G less q and k of four layers
+    assert "layers 23-26 (anchor before): 4 of 32" in plan
+    assert "rows" in plan and "packed" in plan
+    assert "warm-up" in plan and "% of the run" in plan
+    assert "target tokens" in plan
+    assert "GiB each" in plan and "free under" in plan
+    assert "estimated" in plan
+    # One example, with the end of the response as a target and the prompt's tokens without.
+    assert '"Below"' in plan and '<|end_of_text|>"' in plan
+    assert not (tmp_path / "run").exists()
+
+
+def test_shipped_paper_recipe_on_true_shapes(satune, llama3_8b, realdata, tmp_path):
+    data = realdata / "alpaca_random9k" / "random_9k.json"
+    plan = dry_run(satune, "llama3-8b-sa-paper.json", llama3_8b, data, tmp_path)
+    assert "one sample each" in plan
+    assert "32 rows = 16 a micro-batch x 2 accumulated" in plan
+
+
+def test_shipped_llama2_config_on_true_shapes(satune, llama2_7b, realdata, tmp_path):
+    data = realdata / "alpaca_random9k" / "random_9k.json"
+    plan = dry_run(satune, "llama2-7b-sa.json", llama2_7b, data, tmp_path)
+    assert "sentencepiece of 32000 ids" in plan
+    assert '</s>"' in plan
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, realdata):
+    """A tiny model with a tokenizer, records, and a config that trains it for 6 steps."""
+    directory = tmp_path_factory.mktemp("tiny")
+    records = [{"instruction": f"Count to {n}.", "input": "", "output": " ".join(map(str, range(1, n + 1)))}
+               for n in range(1, 33)]
+    (directory / "train.json").write_text(json.dumps(records))
+    config = json.loads((realdata / "stories260K_hf" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 5
+    (directory / "config.json").write_text(json.dumps({
+        "model_name_or_path": str(realdata / "stories260K_hf"),
+        "output_dir": str(directory / "run"),
+        "sharing": {"layers": "3-4"},
+        "train_file": str(directory / "train.json"),
+        "token_cache_dir": "",
+        "val_size": 4,
+        "max_length": 512,
+        "max_steps": 6,
+        "eval_steps": 3,
+        "save_steps": 2,
+        "precision": "fp32",
+        "device": "cpu",
+        "num_threads": 1,
+    }))
+    return directory
+
+
+def test_dry_run_of_a_tiny_model(satune, tiny):
+    plan = call(satune, "train", tiny / "config.json", "--dry-run").stdout
+    assert "28 samples of 28 records" in plan or "28 samples of 32 records" in plan
+    assert "resume      nothing to take up" in plan
+    assert not (tiny / "run").exists()
+
+
+def test_print_config_is_a_config(satune, tiny, tmp_path):
+    printed = call(satune, "train", tiny / "config.json", "max_steps=4", "--print-config").stdout
+    (tmp_path / "again.json").write_text(printed)
+    assert call(satune, "train", tmp_path / "again.json", "--print-config").stdout == printed
+    assert '"max_steps": 4' in printed
+    assert "// peak of the schedule" in call(satune, "train", "--print-config").stdout
+
+
+def test_errors_name_what_was_found_and_expected(satune, tiny, tmp_path):
+    config = tiny / "config.json"
+    assert "found no command" in refused(satune)
+    assert "expected train" in refused(satune, "trian", config)
+    assert "expected --dry-run" in refused(satune, "train", config, "--dry-rum")
+    assert "expected --max_steps=VALUE" in refused(satune, "train", config, "--max-steps", "5")
+    assert "expected learning_rate" in refused(satune, "train", config, "--lr=1")
+    assert "expected max_length" in refused(satune, "train", config, "cutoff_len=1")
+    assert "missing.json" in refused(satune, "train", tmp_path / "missing.json")
+    assert "found no CONFIG" in refused(satune, "train")
+    assert "key=value" in refused(satune, "train", config, "learning_rate")
+    assert "log-level" in refused(satune, "--log-level", "loud", "train", config)
+    for override, words in {
+        "model_name_or_path=/nowhere": ["/nowhere"],
+        "train_file=/nowhere.json": ["/nowhere.json"],
+        "template=alpacca": ["alpacca"],
+        "sharing.layers=3-9": ["9"],
+        "unfrozen_parameters=model.layer.1": ["unfrozen_parameters", "matches no tensor"],
+        "warmup_steps=6": ["warmup_steps", "shorter than the run"],
+        "optimizer_offload=cpu": ["optimizer_offload", "not supported yet"],
+        "output_dir=/proc/version/run": ["output_dir"],
+    }.items():
+        line = refused(satune, "train", config, override, "--dry-run")
+        assert all(word in line for word in words), line
+
+
+def test_ranks_are_refused_by_name(satune, tiny):
+    line = refused(satune, "train", tiny / "config.json", code=3, env={"WORLD_SIZE": "2", "PATH": "/usr/bin"})
+    assert "WORLD_SIZE" in line
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(satune, tiny, tmp_path, realdata):
+    make_models.write_model(tmp_path / "model", "gqa", seed=0)
+    for file in (realdata / "tok_llama2").glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "model")
+    line = refused(satune, "train", tiny / "config.json", f"model_name_or_path={tmp_path / 'model'}",
+                   "sharing.layers=", "--dry-run")
+    assert "32000 ids" in line and "vocab_size" in line
+
+
+def test_version_and_help(satune):
+    assert call(satune, "--version").stdout.startswith("satune ")
+    text = call(satune, "train", "--help").stdout
+    assert "--dry-run" in text and "learning_rate" in text and "satune train" in text
+    everything = call(satune, "--help").stdout
+    for command in ("init", "train", "export", "share", "generate", "eval", "diff"):
+        assert command in everything
