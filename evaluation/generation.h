@@ -15,8 +15,8 @@ namespace satune {
 
 struct GenerationOptions {
   int64_t max_new_tokens = 256;
-  SamplingOptions sampling;
-  std::vector<int64_t> stop_ids;  ///< any of them ends the text
+  SamplingOptions sampling = {};
+  std::vector<int64_t> stop_ids = {};  ///< any of them ends the text
 };
 
 struct Generation {

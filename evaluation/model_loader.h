@@ -17,10 +17,10 @@ namespace satune {
 
 /// The options that the commands over a model share, as given.
 struct ModelRequest {
-  std::string name_or_path;
-  std::string sharing;                ///< "23-26"; "" = the checkpoint's own plan
-  std::optional<std::string> anchor;  ///< "before" | "first"; only with `sharing`
-  std::string precision = "auto";     ///< "fp32" | "bf16"; auto: bf16 for a bf16 checkpoint, else fp32
+  std::string name_or_path = {};
+  std::string sharing = {};                          ///< "23-26"; "" = the checkpoint's own plan
+  std::optional<std::string> anchor = std::nullopt;  ///< "before" | "first"; only with `sharing`
+  std::string precision = "auto";  ///< "fp32" | "bf16"; auto: bf16 for a bf16 checkpoint, else fp32
   at::Device device = at::kCPU;
 };
 

@@ -19,12 +19,12 @@
 namespace satune {
 
 struct TaskOptions {
-  int64_t max_length = 2048;           ///< tokens of a record or window; longer records are left out
-  std::optional<int64_t> max_records;  ///< of those that fit, in file order
+  int64_t max_length = 2048;  ///< tokens of a record or window; longer records are left out
+  std::optional<int64_t> max_records = std::nullopt;  ///< of those that fit, in file order
   int64_t batch_size = 0;              ///< records (windows) that share a forward pass; 0 = by tokens
   int64_t stride = 0;                  ///< of perplexity's windows; 0 = max_length
   int64_t max_new_tokens = 256;        ///< of exact_match's answers
-  std::vector<int64_t> stop_ids;       ///< that end exact_match's answers
+  std::vector<int64_t> stop_ids = {};  ///< that end exact_match's answers
 };
 
 class Task {

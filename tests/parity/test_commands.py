@@ -1,0 +1,394 @@
+"""The commands over a model, run as a user runs them: init, share, generate, eval, diff, and their errors."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import make_models
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+STORY = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she "
+    "saw a big, red ball. She wanted to play with it, but it was too high."
+)
+ARCHITECTURE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}
+DUMP_TOOL = pathlib.Path(__file__).with_name("dump_reference.py")
+
+
+def call(program, *arguments, code=0):
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, timeout=300)
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(program, *arguments, code=2):
+    """The one line of an error."""
+    done = call(program, *arguments, code=code)
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def stories(realdata):
+    path = realdata / "stories260K_hf"
+    if not path.exists():
+        pytest.skip(f"needs real data {path}")
+    return path
+
+
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "records.json"
+    rows = [
+        {"instruction": f"Tell me about {thing}", "input": thing if i % 2 else "", "output": f"The {thing} was red. " * (1 + i % 3)}
+        for i, thing in enumerate(["ball", "park", "girl", "dog", "caf\u00e9", "tree", "house"])
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def write_architecture(tmp_path, **changes):
+    path = tmp_path / "arch.json"
+    path.write_text(json.dumps({key: value for key, value in (ARCHITECTURE | changes).items() if value is not None}))
+    return path
+
+
+# generate
+
+
+def test_a_real_model_tells_its_known_story(satune, stories):
+    answer = json.loads(call(satune, "generate", stories, "--prompt", "", "--max-new-tokens", 100, "--json").stdout)
+    assert answer["text"].startswith(STORY)
+    assert answer["prompt"] == "" and len(answer["tokens"]) == 100
+    assert answer["kv_cache_bytes_per_token"] == 2 * 5 * 4 * 8 * 4
+    streamed = call(satune, "generate", stories, "--prompt", "", "--max-new-tokens", 100)
+    assert streamed.stdout.decode() == answer["text"] + "\n"
+
+
+def test_greedy_ids_are_those_of_transformers(satune, stories):
+    prompt = "One day, a dog"
+    answer = json.loads(call(satune, "generate", stories, "--prompt", prompt, "--max-new-tokens", 60, "--json").stdout)
+    import sentencepiece
+
+    ids = [1] + sentencepiece.SentencePieceProcessor(model_file=str(stories / "tokenizer.model")).encode(prompt)
+    model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32, local_files_only=True)
+    expected = model.generate(torch.tensor([ids]), max_new_tokens=60, do_sample=False)[0, len(ids) :]
+    assert answer["tokens"] == expected.tolist()
+    assert answer["text"].startswith(" ")
+
+
+def test_sampling_is_a_function_of_the_seed(satune, stories):
+    def sample(seed, *more):
+        arguments = ["--prompt", "Once", "--max-new-tokens", 40, "--temperature", 1, "--seed", seed, "--json", *more]
+        return json.loads(call(satune, "generate", stories, *arguments).stdout)["tokens"]
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+    assert sample(1, "--top-k", 1) == sample(2, "--top-k", 1)
+
+
+def test_instruction_goes_through_the_template(satune, stories):
+    arguments = ["--instruction", "Say hello", "--input", "to Lily", "--max-new-tokens", 5, "--json"]
+    answer = json.loads(call(satune, "generate", stories, *arguments).stdout)
+    assert answer["prompt"].startswith("Below is an instruction that describes a task, paired with an input")
+    assert answer["prompt"].endswith("### Instruction:\nSay hello\n\n### Input:\nto Lily\n\n### Response:\n")
+
+
+# eval
+
+
+def nll(model, tokens):
+    """-log p of tokens[1:], each."""
+    logits = model(torch.tensor([tokens])).logits[0].double()
+    return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]), reduction="none")
+
+
+def test_eval_equals_the_definitions(satune, stories, tmp_path, records):
+    import sentencepiece
+
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(stories / "tokenizer.model"))
+    model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32, local_files_only=True).eval()
+    text = tmp_path / "text.txt"
+    text.write_text(STORY * 4)
+    out = tmp_path / "report.json"
+    tasks = ["--task", f"perplexity={text}", "--task", f"response_loss={records}", "--task", f"exact_match={records}"]
+    call(satune, "eval", stories, *tasks, "--max-length", 256, "--max-new-tokens", 4, "--output", out)
+    report = json.loads(out.read_text())
+
+    with torch.no_grad():
+        ids = [1] + tokenizer.encode(STORY * 4)
+        windows = [nll(model, ids[begin : begin + 257]) for begin in range(0, len(ids) - 1, 256)]
+        # lm-eval's last window is moved back to full length; only its new tokens count.
+        rest = (len(ids) - 1) % 256
+        if rest and len(windows) > 1:
+            windows[-1] = nll(model, ids[-257:])[-rest:]
+        expected = torch.cat(windows)
+    assert report["tasks"]["perplexity"]["tokens"] == len(ids) - 1 == len(expected)
+    assert report["tasks"]["perplexity"]["loss"] == pytest.approx(expected.mean().item(), rel=1e-5)
+    assert report["tasks"]["perplexity"]["perplexity"] == pytest.approx(math.exp(expected.mean().item()), rel=1e-4)
+
+    total, count = 0.0, 0
+    for row in json.loads(records.read_text()):
+        prompt = (
+            "Below is an instruction that describes a task, paired with an input that provides further context. "
+            f"Write a response that appropriately completes the request.\n\n### Instruction:\n{row['instruction']}\n\n"
+            f"### Input:\n{row['input']}\n\n### Response:\n"
+            if row["input"]
+            else "Below is an instruction that describes a task. Write a response that appropriately completes the "
+            f"request.\n\n### Instruction:\n{row['instruction']}\n\n### Response:\n"
+        )
+        prompt_ids = [1] + tokenizer.encode(prompt)
+        response = tokenizer.encode(row["output"]) + [2]
+        with torch.no_grad():
+            total += nll(model, prompt_ids + response)[len(prompt_ids) - 1 :].sum().item()
+        count += len(response)
+    assert report["tasks"]["response_loss"]["tokens"] == count
+    assert report["tasks"]["response_loss"]["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert report["tasks"]["response_loss"]["n"] == 7
+    assert report["tasks"]["exact_match"]["n"] == 7
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    for key in ("seconds", "tokens_per_s", "peak_memory_bytes", "kv_cache_bytes_per_token"):
+        assert report[key] > 0
+    assert report["model"] == str(stories)
+
+
+def test_sharing_on_a_dense_checkpoint_is_that_of_share(satune, stories, tmp_path, records):
+    call(satune, "share", stories, tmp_path / "shared", "--sharing", "3-4")
+    task = ["--task", f"response_loss={records}", "--json"]
+    direct = json.loads(call(satune, "eval", stories, *task, "--sharing", "3-4").stdout)
+    exported = json.loads(call(satune, "eval", tmp_path / "shared", *task).stdout)
+    dense = json.loads(call(satune, "eval", stories, *task).stdout)
+    first = json.loads(call(satune, "eval", stories, *task, "--sharing", "3-4", "--anchor", "first").stdout)
+    assert direct["tasks"] == exported["tasks"]
+    losses = [report["tasks"]["response_loss"]["loss"] for report in (dense, direct, first)]
+    assert len(set(losses)) == 3
+    assert dense["kv_cache_bytes_per_token"] - direct["kv_cache_bytes_per_token"] == 2 * 4 * 8 * 4
+    assert dense["parameters"] - direct["parameters"] == 2 * (64 * 64 + 64 * 32)
+
+
+def test_bf16_is_near_fp32(satune, stories, records):
+    def loss(precision):
+        report = json.loads(call(satune, "eval", stories, "--task", f"response_loss={records}", "--precision", precision, "--json").stdout)
+        return report["tasks"]["response_loss"]["loss"]
+
+    assert loss("bf16") != loss("fp32")
+    assert loss("bf16") == pytest.approx(loss("fp32"), rel=0.02)
+
+
+def test_the_same_task_twice_has_two_keys(satune, stories, tmp_path, records):
+    other = tmp_path / "other.json"
+    other.write_text(records.read_text())
+    tasks = ["--task", f"response_loss={records}", "--task", f"response_loss={other}"]
+    report = json.loads(call(satune, "eval", stories, *tasks, "--json").stdout)
+    assert list(report["tasks"]) == ["response_loss", "response_loss:other.json"]
+    assert "response_loss:other.json" in call(satune, "eval", stories, *tasks).stdout.decode()
+
+
+# share
+
+
+@pytest.mark.parametrize("shape", ["gqa", "tied"])
+def test_share_copies_byte_for_byte(satune, tmp_path, shape):
+    make_models.write_model(tmp_path / "dense", shape)
+    source = load_file(tmp_path / "dense" / "model.safetensors")
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in source.items()}
+    save_file(half, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
+    call(satune, "share", tmp_path / "dense", tmp_path / "copy")
+    copy = load_file(tmp_path / "copy" / "model.safetensors")
+    assert copy.keys() == half.keys()
+    assert all(torch.equal(copy[name].view(torch.int16), half[name].view(torch.int16)) for name in half)
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["model_type"] == "llama"
+    call(satune, "share", tmp_path / "dense", tmp_path / "shared", "--sharing", "3-4")
+    shared = load_file(tmp_path / "shared" / "model.safetensors")
+    left_out = {f"model.layers.{i}.self_attn.{p}_proj.weight" for i in (3, 4) for p in "qk"}
+    assert half.keys() - shared.keys() == left_out
+    assert all(torch.equal(shared[name].view(torch.int16), half[name].view(torch.int16)) for name in shared)
+    assert json.loads((tmp_path / "shared" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+# init
+
+
+def test_init_makes_a_model_that_transformers_loads(satune, tmp_path, records):
+    out = tmp_path / "base"
+    arch = write_architecture(tmp_path)
+    call(satune, "init", arch, out, "--train-tokenizer", records, "--vocab-size", 320, "--seed", 3)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["vocab_size"], config["bos_token_id"], config["eos_token_id"]) == (320, 1, 2)
+    model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+    weights = model.model.layers[0].mlp.gate_proj.weight
+    assert weights.std().item() == pytest.approx(0.02, rel=0.1) and abs(weights.mean().item()) < 2e-3
+    assert torch.equal(model.model.norm.weight, torch.ones(32))
+    answer = json.loads(call(satune, "generate", out, "--instruction", "Hi", "--max-new-tokens", 3, "--json").stdout)
+    assert 1 <= len(answer["tokens"]) <= 3
+
+    call(satune, "init", arch, tmp_path / "again", "--tokenizer", out, "--seed", 3)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    call(satune, "init", arch, tmp_path / "other", "--tokenizer", out, "--seed", 4, "--dtype", "bfloat16", "--sharing", "4-5")
+    other = load_file(tmp_path / "other" / "model.safetensors")
+    assert other["model.norm.weight"].dtype == torch.bfloat16
+    assert "model.layers.4.self_attn.q_proj.weight" not in other
+    assert not torch.equal(other["model.embed_tokens.weight"].float(), model.model.embed_tokens.weight.to(torch.bfloat16).float())
+
+
+def test_init_refuses_ids_that_are_not_the_tokenizers(satune, tmp_path, stories):
+    for changes, words in (
+        ({"bos_token_id": 128000}, ["bos_token_id", "128000", "1"]),
+        ({"eos_token_id": [5, 6]}, ["eos_token_id", "5", "2"]),
+        ({"vocab_size": 100}, ["vocab_size", "100", "512"]),
+    ):
+        line = refused(satune, "init", write_architecture(tmp_path, **changes), tmp_path / "out", "--tokenizer", stories)
+        assert all(word in line for word in words), line
+        assert not (tmp_path / "out").exists()
+
+
+# diff
+
+
+@pytest.fixture
+def dump(tmp_path, stories):
+    """(model directory, dump) of the real model, shared over layers 3-4."""
+    path = tmp_path / "dump.safetensors"
+    command = [sys.executable, DUMP_TOOL, stories, "--tokens", "1,403,407,261,378,410,33,12", "--output", path]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300)
+    return path
+
+
+def test_diff_agrees_with_transformers(satune, stories, dump):
+    done = call(satune, "diff", stories, "--reference", dump).stdout.decode()
+    for name in ("embed", "layers.0.q", "layers.4.attention", "final_norm", "logits"):
+        assert f"\n{name} " in done
+    assert done.splitlines()[-1].startswith(f"{3 + 5 * 5} tensors agree")
+
+
+def test_diff_names_the_first_element_that_parts(satune, stories, dump):
+    tensors = load_file(dump)
+    tensors["layers.2.v"][3, 1, 5] += 0.5
+    tensors["logits"][0, 0] += 1
+    save_file(tensors, dump)
+    done = call(satune, "diff", stories, "--reference", dump, code=1).stdout.decode()
+    assert "first to part: layers.2.v[3, 1, 5]" in done.splitlines()[-1]
+    assert "1 of 256 elements" in done.splitlines()[-1]
+    call(satune, "diff", stories, "--reference", dump, "--atol", 2)
+
+
+def test_diff_finds_where_sharing_begins(satune, stories, dump):
+    done = call(satune, "diff", stories, "--reference", dump, "--sharing", "3-4", code=1).stdout.decode()
+    assert "first to part: layers.3.q[" in done.splitlines()[-1]
+
+
+def test_diff_refuses_what_is_no_dump_of_this_model(satune, stories, dump, tmp_path):
+    tensors = load_file(dump)
+    save_file({"tokens": tensors["tokens"], "logits": tensors["logits"][:, :5].contiguous()}, tmp_path / "small.safetensors")
+    assert "tensor logits" in refused(satune, "diff", stories, "--reference", tmp_path / "small.safetensors")
+    save_file({"tokens": torch.tensor([1, 512])}, tmp_path / "outside.safetensors")
+    assert "512" in refused(satune, "diff", stories, "--reference", tmp_path / "outside.safetensors")
+    save_file({"logits": tensors["logits"]}, tmp_path / "none.safetensors")
+    assert "tensor tokens" in refused(satune, "diff", stories, "--reference", tmp_path / "none.safetensors")
+
+
+# errors
+
+
+def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").write_text("x")
+    arch = write_architecture(tmp_path)
+    task = f"response_loss={records}"
+    empty = tmp_path / "empty.json"
+    empty.write_text("[]")
+    call(satune, "share", stories, tmp_path / "shared", "--sharing", "3-4")
+    cases = [
+        (["generate", stories], ["--prompt", "--instruction"]),
+        (["generate", stories, "--prompt", "a", "--instruction", "b"], ["--prompt", "--instruction"]),
+        (["generate", stories, "--prompt", "a", "--input", "b"], ["--input"]),
+        (["generate", stories, "--prompt", "a", "--temperature", "-1"], ["--temperature", "-1"]),
+        (["generate", stories, "--prompt", "a", "--top-p", "0"], ["--top-p", "0"]),
+        (["generate", stories, "--prompt", "a", "--max-new-tokens", "0"], ["--max-new-tokens"]),
+        (["generate", stories, "--prompt", "a", "--precision", "fp8"], ["--precision", "fp8"]),
+        (["generate", stories, "--prompt", "a", "--device", "tpu"], ["--device", "tpu"]),
+        (["generate", stories, "--prompt", "a", "--maxnew", "3"], ["--maxnew"]),
+        (["generate", stories, "--instruction", "a", "--template", "vicuna"], ["vicuna"]),
+        (["generate", tmp_path / "none", "--prompt", "a"], ["none"]),
+        (["generate", full, "--prompt", "a"], ["full", "config.json"]),
+        (["generate", stories, "--instruction", b"caf\xe9"], ["--instruction", "UTF-8", "3"]),
+        (["eval", stories], ["--task"]),
+        (["eval", stories, "--task", "response_loss"], ["NAME=PATH"]),
+        (["eval", stories, "--task", "response_los=x"], ["response_los", "response_loss"]),
+        (["eval", stories, "--task", "response_loss=missing.json"], ["missing.json"]),
+        (["eval", stories, "--task", f"exact_match={empty}"], ["empty.json"]),
+        (["eval", stories, "--task", task, "--task", task], [str(records)]),
+        (["eval", stories, "--task", task, "--batch-size", "many"], ["--batch-size", "many"]),
+        (["eval", stories, "--task", task, "--max-length", "10"], ["--max-length", "10"]),
+        (["eval", stories, "--task", task, "--output", full / "file"], ["--output", "exist"]),
+        (["eval", stories, "--task", task, "--output", tmp_path / "no" / "x.json"], ["--output", "no"]),
+        (["eval", stories, "--task", task, "--sharing", "4-5"], ["5"]),
+        (["eval", stories, "--task", task, "--anchor", "first"], ["--anchor", "--sharing"]),
+        (["eval", tmp_path / "shared", "--task", task, "--sharing", "2-4"], ["2-4", "3-4"]),
+        (["share", stories, full, "--sharing", "3-4"], ["full", "empty"]),
+        (["share", stories, tmp_path / "out", "--sharing", "0-1"], ["0"]),
+        (["share", stories, tmp_path / "out", "--dtype", "int8"], ["--dtype", "int8"]),
+        (["export", tmp_path / "none", tmp_path / "out"], ["none"]),
+        (["export", full, tmp_path / "out"], ["full", "snapshot"]),
+        (["init", arch, full, "--tokenizer", stories], ["full", "empty"]),
+        (["init", tmp_path / "none.json", tmp_path / "out"], ["none.json"]),
+        (["init", arch, tmp_path / "out"], ["vocab_size"]),
+        (["init", arch, tmp_path / "out", "--tokenizer", full], ["full"]),
+        (["init", arch, tmp_path / "out", "--tokenizer", stories, "--train-tokenizer", records], ["--train-tokenizer"]),
+        (["diff", stories, "--reference", tmp_path / "none.safetensors"], ["none.safetensors"]),
+        (["diff", stories, "--reference", records], ["records.json"]),
+    ]
+    for arguments, words in cases:
+        arguments = [argument if isinstance(argument, bytes) else str(argument) for argument in arguments]
+        done = subprocess.run([satune, *arguments], capture_output=True, timeout=300)
+        lines = done.stderr.decode().splitlines()
+        assert done.returncode == 2 and len(lines) == 1, f"{arguments}: {done.returncode} {done.stdout} {lines}"
+        assert all(word in lines[0] for word in words), f"{arguments}: {lines[0]}"
+        assert not (tmp_path / "out").exists(), arguments
+    assert (full / "file").read_text() == "x"
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(satune, tmp_path, stories):
+    make_models.write_model(tmp_path / "small", "gqa")
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (tmp_path / "small" / name).write_bytes((stories / name).read_bytes())
+    line = refused(satune, "generate", tmp_path / "small", "--prompt", "a")
+    assert "512" in line and "97" in line, line
+
+
+@pytest.mark.parametrize("command", ["init", "export", "share", "generate", "eval", "diff"])
+def test_help_shows_examples(satune, command):
+    text = call(satune, command, "--help").stdout.decode()
+    assert f"satune {command} " in text.split("Example")[-1]
+
+
+def test_reports_are_standard_json(satune, stories, tmp_path):
+    """A loss that is not finite must not make the report unreadable."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "tokenizer.model", "tokenizer_config.json"):
+        (broken / name).write_bytes((stories / name).read_bytes())
+    with safe_open(stories / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "text.txt").write_text("Once upon a time")
+    done = call(satune, "eval", broken, "--task", f"perplexity={tmp_path / 'text.txt'}", "--json").stdout
+    assert json.loads(done, parse_constant=pytest.fail)["tasks"]["perplexity"]["perplexity"] is None
+    assert "not finite" in refused(satune, "generate", broken, "--prompt", "a", code=1)
