@@ -1,0 +1,173 @@
+#include "trainer/run_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "data/files/error.h"
+#include "tests/trainer/tiny_run.h"
+#include "trainer/dry_run.h"
+
+namespace satune::run_plan_test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using trainer_test::TinyRun;
+
+template <class Function>
+std::string error_of(Function function) {
+  try {
+    function();
+  } catch (const BadInput& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+class RunPlanTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { run_ = new TinyRun(40); }
+  static void TearDownTestSuite() {
+    delete run_;
+    run_ = nullptr;
+  }
+  // 40 records, unpacked and without a split: 40 rows an epoch, 3 rows a step.
+  static Settings settings(const std::vector<std::string>& more) {
+    const Json config = {{"model_name_or_path", run_->model().string()},
+                         {"train_file", run_->data().string()},
+                         {"output_dir", run_->output("out").string()},
+                         {"token_cache_dir", ""},
+                         {"sharing", {{"layers", "2-3"}}},
+                         {"max_length", 512},
+                         {"packing", false},
+                         {"val_size", 0},
+                         {"warmup_ratio", 0.1},
+                         {"per_device_train_batch_size", 3},
+                         {"gradient_accumulation_steps", 1},
+                         {"num_threads", 1},
+                         {"device", "cpu"}};
+    return parse_settings(config.dump(), "test", more);
+  }
+  static RunPlan plan(const std::vector<std::string>& more, int64_t world_size = 1) {
+    return RunPlan(settings(more), world_size);
+  }
+  static TinyRun* run_;
+};
+TinyRun* RunPlanTest::run_ = nullptr;
+
+TEST_F(RunPlanTest, EveryRowOfAnEpochOnceAndTheLastStepIsSmaller) {
+  RunPlan p = plan({"num_train_epochs=2"});
+  ASSERT_EQ(p.train().rows(0), 40);
+  EXPECT_EQ(p.rows_per_step(), 3);
+  EXPECT_EQ(p.total_steps(), 28);  // 2 x ceil(40 / 3)
+  EXPECT_EQ(p.warmup_steps(), 3);
+  int64_t row = 0, epoch = 0;
+  for (int64_t step = 0; step < p.total_steps(); ++step) {
+    const StepPosition at = p.position(step);
+    EXPECT_EQ(at.epoch, epoch);
+    EXPECT_EQ(at.first_row, row);
+    EXPECT_EQ(at.rows, std::min<int64_t>(3, 40 - row));
+    row += at.rows;
+    if (row == 40) row = 0, ++epoch;
+  }
+  EXPECT_EQ(epoch, 2);
+}
+
+TEST_F(RunPlanTest, PositionsDoNotDependOnTheOrderOfQuestions) {
+  RunPlan walked = plan({"num_train_epochs=3"}), sought = plan({"num_train_epochs=3"});
+  for (int64_t step = 0; step < 40; ++step) walked.position(step);
+  const StepPosition a = walked.position(33), b = sought.position(33);
+  EXPECT_EQ(a.epoch, b.epoch);
+  EXPECT_EQ(a.first_row, b.first_row);
+  EXPECT_EQ(a.rows, b.rows);
+}
+
+TEST_F(RunPlanTest, StepsOfARun) {
+  EXPECT_EQ(plan({"num_train_epochs=1.5"}).total_steps(), 21);
+  EXPECT_EQ(plan({"num_train_epochs=0.1"}).total_steps(), 2);
+  EXPECT_EQ(plan({"max_steps=33"}).total_steps(), 33);
+  EXPECT_EQ(plan({"num_train_epochs=1"}, 2).total_steps(), 7);  // 6 rows a step
+  RunPlan p = plan({"max_steps=33"});
+  EXPECT_EQ(p.epochs_after(0), 0.0);
+  EXPECT_EQ(p.epochs_after(7), 0.5);
+  EXPECT_EQ(p.epochs_after(14), 1.0);
+  EXPECT_EQ(p.epochs_after(33), 2.0 + 5.0 / 14.0);
+}
+
+TEST_F(RunPlanTest, TheSplitIsHeldOutAndInOrder) {
+  RunPlan p = plan({"val_size=4", "max_steps=2", "warmup_steps=0"});
+  EXPECT_EQ(p.train().rows(0), 36);
+  ASSERT_NE(p.eval(), nullptr);
+  EXPECT_FALSE(p.eval()->options().shuffle);
+  EXPECT_EQ(p.eval()->dataset().size(), 4);
+  EXPECT_EQ(plan({"max_steps=2"}).eval(), nullptr);
+}
+
+TEST_F(RunPlanTest, SharingLeavesOutTheTensorsOfADenseSource) {
+  const RunPlan shared = plan({"sharing.layers=2-3"}), dense = plan({"sharing.layers="});
+  EXPECT_TRUE(shared.dense_source());
+  EXPECT_FALSE(dense.dense_source());
+  EXPECT_EQ(shared.table().find("model.layers.2.self_attn.q_proj.weight"), nullptr);
+  EXPECT_NE(dense.table().find("model.layers.2.self_attn.q_proj.weight"), nullptr);
+  EXPECT_EQ(shared.trained_parameters(), shared.table().parameter_count());
+  const RunPlan partly = plan({"unfrozen_parameters=model.norm.weight"});
+  EXPECT_EQ(partly.trained_parameters(), 32);
+}
+
+TEST_F(RunPlanTest, AnExportedPlanIsInheritedAndNotContradicted) {
+  ASSERT_EQ(run_->train("exported", {"max_steps=3", "export_at_end=true"}), kExitOk);
+  const std::string model = "model_name_or_path=" + (run_->output("exported") / "export").string();
+  EXPECT_EQ(plan({model, "sharing.layers="}).config().sharing.layers_text(), "2-3");
+  EXPECT_FALSE(plan({model, "sharing.layers=2-3"}).dense_source());
+  EXPECT_THAT(error_of([&] {
+                plan({model, "sharing.layers=3-3"});
+              }),
+              AllOf(HasSubstr("sharing.layers"), HasSubstr("\"2-3\""), HasSubstr("config.json")));
+}
+
+TEST_F(RunPlanTest, WhatCannotBeTrainedIsRefused) {
+  EXPECT_THAT(error_of([] { plan({"max_steps=5", "warmup_steps=5"}); }), HasSubstr("shorter than the run"));
+  EXPECT_THAT(error_of([] { plan({"max_length=4", "overlength=error"}); }), HasSubstr("train.json"));
+  EXPECT_THAT(error_of([] { plan({"template=missing.json"}); }), HasSubstr("missing.json"));
+  const std::filesystem::path long_record = run_->output("long.json");
+  std::ofstream(long_record) << R"([{"instruction": "say", "output": ")" + std::string(3000, 'x') + "\"}]";
+  EXPECT_THAT(error_of([&] {
+                plan({"train_file=" + long_record.string(), "max_length=4096"});
+              }),
+              HasSubstr("max_position_embeddings"));
+}
+
+TEST_F(RunPlanTest, DryRunTellsThePlanAndWritesNothing) {
+  RunPlan p = plan({"num_train_epochs=2", "output_dir=" + run_->output("never-made").string()});
+  const std::string report = dry_run_report(p);
+  for (const char* expected :
+       {"layers 2-3", "40 samples of 40 records", "one sample each", "28 (2.00 epochs; 14 in the first)",
+        "3 steps = 10.7 % of the run", "samples 2.9 (1 to 3)", "free under", "estimated",
+        "nothing to take up", "as trained", "-> "}) {
+    EXPECT_THAT(report, HasSubstr(expected));
+  }
+  EXPECT_THAT(report, Not(HasSubstr("WARNING")));
+  EXPECT_FALSE(std::filesystem::exists(run_->output("never-made")));
+}
+
+TEST_F(RunPlanTest, DryRunSeesWhatARunWouldRefuse) {
+  ASSERT_EQ(run_->train("used", {"max_steps=3"}), kExitOk);
+  const auto report = [](const std::vector<std::string>& more) {
+    std::vector<std::string> overrides = {"max_steps=3"};
+    overrides.insert(overrides.end(), more.begin(), more.end());
+    RunPlan p(run_->settings("used", overrides));
+    return dry_run_report(p);
+  };
+  EXPECT_THAT(report({}), HasSubstr("takes up"));
+  EXPECT_THAT(error_of([&] { report({"learning_rate=0.5"}); }), HasSubstr("learning_rate: 0.01 -> 0.5"));
+  EXPECT_THAT(error_of([&] { report({"resume=never"}); }), HasSubstr("not empty"));
+  std::ofstream(run_->output("a-file")) << "x";
+  EXPECT_THAT(error_of([&] { report({"output_dir=" + run_->output("a-file/run").string()}); }),
+              HasSubstr("a file at"));
+}
+
+}  // namespace
+}  // namespace satune::run_plan_test
