@@ -91,11 +91,17 @@ void Progress::step(const StepMetrics& m) {
   step_seconds_ =
       step_seconds_ == 0 ? m.step_seconds : (1 - kSmoothing) * step_seconds_ + kSmoothing * m.step_seconds;
   const double left = step_seconds_ * static_cast<double>(std::max<int64_t>(total_steps_ - m.step, 0));
-  if (terminal_) return draw(m, left);
-  if (m.step % logging_steps_ == 0 || m.step == total_steps_ || m.eval_loss) {
+  // On a terminal the bar is overwritten: evaluations, which are few, get a line that stays.
+  if (terminal_ ? m.eval_loss.has_value() : line_due(m)) {
+    clear();
     std::fputs((progress_line(m, total_steps_, left) + "\n").c_str(), out_);
     std::fflush(out_);
   }
+  if (terminal_) draw(m, left);
+}
+
+bool Progress::line_due(const StepMetrics& m) const {
+  return m.step % logging_steps_ == 0 || m.step == total_steps_ || m.eval_loss;
 }
 
 void Progress::draw(const StepMetrics& m, double seconds_left) {

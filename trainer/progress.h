@@ -12,7 +12,8 @@ namespace satune {
 
 class Progress {
  public:
-  /// `total_steps` of the run. Writes to `out` and is a bar where that is a terminal, else one line every
+  /// `total_steps` of the run. Writes to `out` and is a bar where that is a terminal (and
+  /// a line that stays for every evaluation), else one line every
   /// `logging_steps` steps (and for the last one, and where evaluated).
   Progress(int64_t total_steps, int64_t logging_steps, std::FILE* out = stderr);
   ~Progress();  ///< ends the bar's line
@@ -24,6 +25,7 @@ class Progress {
   void clear();
 
  private:
+  bool line_due(const StepMetrics& metrics) const;
   void draw(const StepMetrics& metrics, double seconds_left);
 
   int64_t total_steps_, logging_steps_;

@@ -76,12 +76,7 @@ void RunPlan::plan_model() {
   dense_source_ = config_.sharing.empty() && !sharing.empty();
   config_.sharing = sharing;
   table_ = TensorTable(config_);
-  const std::vector<std::string> skipped =
-      check_checkpoint(Checkpoint(model_directory_), table_, dense_source_);
-  if (!skipped.empty()) {
-    spdlog::info("{}: {} tensors are not used ({}{})", model_directory_.string(), skipped.size(),
-                 skipped.front(), skipped.size() > 1 ? ", ..." : "");
-  }
+  check_checkpoint(Checkpoint(model_directory_), table_, dense_source_);  // loading tells what it skips
   trained_mask_ = match_unfrozen(table_, settings_.unfrozen_parameters);
 }
 

@@ -95,10 +95,13 @@ TEST(Progress, ABarOnATerminal) {
   if (openpty(&ours, &terminal, nullptr, nullptr, &size) != 0) GTEST_SKIP() << "no pseudo terminal here";
   std::FILE* out = fdopen(terminal, "w");
   {
-    Progress progress(2, 1, out);
+    Progress progress(3, 1, out);
     progress.step(metrics_of(1));
     progress.clear();
-    progress.step(metrics_of(2));
+    StepMetrics evaluated = metrics_of(2);
+    evaluated.eval_loss = 2;
+    progress.step(evaluated);
+    progress.step(metrics_of(3));
   }
   std::fflush(out);
   char buffer[4096];
@@ -107,9 +110,11 @@ TEST(Progress, ABarOnATerminal) {
   close(ours);
   ASSERT_GT(n, 0);
   const std::string text(buffer, static_cast<size_t>(n));
-  EXPECT_THAT(text, HasSubstr("\r\033[K 50% ["));
+  EXPECT_THAT(text, HasSubstr("\r\033[K 33% ["));
+  EXPECT_THAT(text, HasSubstr("step 2/3")) << "an evaluation's line stays";
   EXPECT_THAT(text, HasSubstr("\r\033[K100% ["));
-  EXPECT_EQ(text.find('\n'), text.size() - 1) << "one line, ended once";
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2) << "the evaluation's line, and the end";
+  EXPECT_EQ(text.back(), '\n');
 }
 
 }  // namespace
