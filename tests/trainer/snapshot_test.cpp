@@ -1,0 +1,232 @@
+// Snapshots as files: every failing call, damage, keeping and deleting.
+#include "trainer/snapshot.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "data/files/error.h"
+#include "tests/files/faulty_file_ops.h"
+#include "tests/trainer/tiny_run.h"
+#include "trainer/resume.h"
+#include "trainer/run_folder.h"
+#include "trainer/run_state.h"
+#include "trainer/snapshot_store.h"
+#include "trainer/snapshot_writer.h"
+
+namespace satune::trainer_test {
+namespace fs = std::filesystem;
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.vocab_size = 3000;
+  config.hidden_size = 8;
+  config.intermediate_size = 8;
+  config.num_hidden_layers = 1;
+  config.num_attention_heads = 2;
+  config.num_key_value_heads = 1;
+  config.head_dim = 4;
+  config.sharing = SharingPlan(1);
+  return config;
+}
+
+struct SmallOptimizer {
+  TensorTable table{small_config()};
+  ParameterBuffers weights{table, std::vector<bool>(table.tensors().size(), true), at::kFloat, at::kCPU};
+  AdamW optimizer{weights, {}};
+};
+
+TEST(Snapshot, NamesAreStrict) {
+  EXPECT_EQ(snapshot_name(1234), "step-00001234");
+  EXPECT_EQ(snapshot_step("step-00001234"), 1234);
+  EXPECT_EQ(snapshot_step(snapshot_name(123456789)), 123456789);
+  for (const char* other :
+       {"step-1234", "step-00001234.damaged", ".step-00001234.tmp-7", "step-0000123x", "step-"}) {
+    EXPECT_EQ(snapshot_step(other), -1) << other;
+  }
+}
+
+TEST(Snapshot, EveryFailingCallLeavesNoneOrAWholeOne) {
+  const SmallOptimizer small;
+  FaultyFileOps none(0, 0);
+  const TemporaryDirectory counted;
+  write_snapshot(counted / "snapshots/step-00000001", small.optimizer, Json::object(), 1, false, none);
+  ASSERT_GT(none.calls(), 20);
+  for (int call = 1; call <= none.calls(); ++call) {
+    const TemporaryDirectory directory;
+    const fs::path folder = directory / "snapshots/step-00000001";
+    FaultyFileOps faulty(call, ENOSPC);
+    try {
+      write_snapshot(folder, small.optimizer, Json::object(), 1, false, faulty);
+      EXPECT_EQ(faulty.failed(), "close") << "call " << call << " failed and nobody noticed";
+    } catch (const EnvironmentError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("No space left on device"));
+    }
+    if (fs::exists(folder)) {
+      EXPECT_NO_THROW(verify_checksums(folder, read_manifest(folder))) << "call " << call;
+    }
+    if (fs::exists(folder.parent_path())) {
+      for (const std::string& name : entries_of(folder.parent_path())) EXPECT_EQ(name, "step-00000001");
+    }
+  }
+}
+
+TEST(Snapshot, ManifestNoticesEveryDamage) {
+  const SmallOptimizer small;
+  const auto damaged_by = [&](const auto& damage) {
+    const TemporaryDirectory directory;
+    const fs::path folder = directory / "step-00000001";
+    write_snapshot(folder, small.optimizer, Json::object(), 1, false, posix_file_ops());
+    damage(folder);
+    verify_checksums(folder, read_manifest(folder));
+  };
+  EXPECT_NO_THROW(damaged_by([](const fs::path&) {}));
+  EXPECT_THROW(damaged_by([](const fs::path& f) { fs::remove(f / kManifestFile); }), BadInput);
+  EXPECT_THROW(damaged_by([](const fs::path& f) { fs::remove(f / kStateFile); }), BadInput);
+  EXPECT_THROW(damaged_by([](const fs::path& f) { fs::resize_file(f / rank_file_name(0), 100); }), BadInput);
+  EXPECT_THROW(damaged_by([](const fs::path& f) { fs::resize_file(f / kManifestFile, 40); }), BadInput);
+  EXPECT_THROW(damaged_by([](const fs::path& f) {
+                 std::fstream file(f / rank_file_name(0), std::ios::in | std::ios::out | std::ios::binary);
+                 file.seekp(-3, std::ios::end);
+                 file.put('x');
+               }),
+               BadInput);
+}
+
+/// What a resume needs of state.json.
+Json small_state() {
+  return {{"progress", {{"step", 1}}},
+          {"base_model", "nowhere"},
+          {"frozen", Json::object()},
+          {"model", model_config_json(small_config())},
+          {"settings", Json::object()}};
+}
+
+void fill_by_index(const AdamW& optimizer, const World& world) {
+  for (size_t part = 0; part < std::size(kOptimizerParts); ++part) {
+    for (int segment = 0; segment < optimizer.weights().num_segments(); ++segment) {
+      const at::Tensor& shard = optimizer.part(kOptimizerParts[part], segment);
+      const ElementRange range = shard_range(optimizer.weights().flat(segment).numel(), world);
+      shard.copy_(at::arange(range.begin, range.end, at::kFloat) + 1e6 * static_cast<double>(part) + segment);
+    }
+  }
+}
+
+TEST(Snapshot, WrittenByThreeRanksIsReadByOne) {
+  const TemporaryDirectory directory;
+  const fs::path whole = directory / snapshot_name(1);
+  std::vector<ManifestEntry> manifest;
+  for (int64_t rank = 0; rank < 3; ++rank) {
+    SmallOptimizer small;
+    const AdamW optimizer(small.weights, {}, {rank, 3});
+    fill_by_index(optimizer, {rank, 3});
+    const fs::path folder = rank == 0 ? whole : directory / fmt::format("rank-{}", rank);
+    write_snapshot(folder, optimizer, small_state(), 1, false, posix_file_ops());
+    for (const ManifestEntry& entry : read_manifest(folder)) {
+      if (entry.name == rank_file_name(rank) || (rank == 0 && entry.name == kStateFile))
+        manifest.push_back(entry);
+    }
+    if (rank > 0) fs::copy(folder / rank_file_name(rank), whole / rank_file_name(rank));
+  }
+  write_file_atomic(whole / kManifestFile, write_json(manifest_json(1, manifest)));
+
+  const SnapshotReader snapshot(whole);
+  snapshot.verify();
+  SmallOptimizer restored, expected;
+  fill_by_index(expected.optimizer, {});
+  restore_optimizer(restored.optimizer, snapshot);
+  for (const std::string_view part : kOptimizerParts) {
+    for (int i = 0; i < restored.weights.num_segments(); ++i) {
+      EXPECT_TRUE(at::equal(restored.optimizer.part(part, i), expected.optimizer.part(part, i))) << part;
+    }
+  }
+  fs::remove(whole / rank_file_name(1));
+  EXPECT_THROW(SnapshotReader{whole}, BadInput);
+}
+
+TEST(SnapshotStore, CountsCompleteOnesOnly) {
+  const SmallOptimizer small;
+  const TemporaryDirectory directory;
+  const SnapshotStore store(directory / "snapshots");
+  EXPECT_TRUE(store.scan().empty());
+  for (int64_t step : {1, 2, 3, 4, 5}) {
+    write_snapshot(store.path_of(step), small.optimizer, Json::object(), step, false, posix_file_ops());
+  }
+  fs::resize_file(store.path_of(4) / rank_file_name(0), 10);
+  const auto found = store.scan();
+  ASSERT_EQ(found.size(), 5U);
+  EXPECT_THAT(found[3].damage, AllOf(HasSubstr("rank-00000"), HasSubstr("10 bytes")));
+  store.prune(2, 1);
+  EXPECT_THAT(entries_of(store.folder()),
+              ElementsAre("step-00000001", "step-00000003", "step-00000004", "step-00000005"));
+  store.set_aside(store.path_of(4));
+  EXPECT_EQ(store.scan().size(), 3U);
+}
+
+TEST(Snapshot, StateSurvivesTheJson) {
+  RunState state;
+  state.step = 7;
+  state.updates = 6;
+  state.num_tokens = int64_t{1} << 40;
+  state.best_eval_loss = 0.1 + 0.2;
+  state.loss_scale = {1024, 77};
+  state.unlogged = StepMetrics{};
+  state.unlogged->loss = 1.0 / 3;
+  state.unlogged->grad_norm = std::nan("");
+  const RunState read = parse_run_state(Json::parse(write_json(run_state_json(state))), "state.json");
+  EXPECT_EQ(read.num_tokens, state.num_tokens);
+  EXPECT_EQ(read.loss_scale.value, 1024);
+  EXPECT_EQ(read.loss_scale.good_steps, 77);
+  EXPECT_EQ(*read.best_eval_loss, *state.best_eval_loss);
+  EXPECT_EQ(read.unlogged->loss, state.unlogged->loss);
+  EXPECT_TRUE(std::isnan(read.unlogged->grad_norm));
+  EXPECT_THROW(parse_run_state(Json::object(), "state.json"), BadInput);
+}
+
+TEST(RunFolder, DiskThatCannotHoldTheSnapshotsIsAnError) {
+  const TemporaryDirectory directory;
+  const DiskNeed need{1000, 3, 500};
+  EXPECT_NO_THROW(check_disk(directory.path(), need, 3500));
+  try {
+    check_disk(directory.path(), need, 3499);
+    FAIL() << "accepted";
+  } catch (const EnvironmentError& error) {
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("3499"), HasSubstr("3500"), HasSubstr("3 snapshots")));
+  }
+  directory.write("snapshots/step-00000001/a", std::string(1000, 'x'));
+  EXPECT_NO_THROW(check_disk(directory.path(), need, 2500)) << "what will be replaced counts as free";
+}
+
+TEST(RunFolder, OneProcessAtATime) {
+  Settings settings;
+  const TemporaryDirectory directory;
+  settings.output_dir = (directory / "run").string();
+  const RunFolder first(settings);
+  EXPECT_THROW(RunFolder{settings}, BadInput);
+}
+
+TEST(Shard, RanksOwnEveryElementOnce) {
+  const SmallOptimizer small;
+  for (const int64_t size : {1, 2, 3, 7}) {
+    std::vector<int64_t> owned(small.table.tensors().size());
+    for (int64_t rank = 0; rank < size; ++rank) {
+      for (int segment = 0; segment < small.weights.num_segments(); ++segment) {
+        for (const ShardPiece& piece : shard_pieces(small.weights, segment, {rank, size})) {
+          EXPECT_EQ(piece.elements.begin, owned[piece.tensor]);
+          owned[piece.tensor] = piece.elements.end;
+        }
+      }
+    }
+    for (size_t i = 0; i < owned.size(); ++i) EXPECT_EQ(owned[i], small.table.tensors()[i].numel());
+  }
+  EXPECT_EQ(shard_range(10 * kShardBlock, {0, 3}).size(), 4 * kShardBlock);
+  EXPECT_EQ(shard_range(10 * kShardBlock, {2, 3}).size(), 2 * kShardBlock);
+}
+
+}  // namespace
+}  // namespace satune::trainer_test

@@ -1,0 +1,237 @@
+// One optimizer step, and losses that are not finite.
+#include "trainer/step.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "data/files/error.h"
+#include "data/tokenizer.h"
+#include "tests/trainer/tiny_run.h"
+#include "trainer/memory_plan.h"
+#include "trainer/snapshot_reader.h"
+
+namespace satune::trainer_test {
+namespace fs = std::filesystem;
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+std::string describe(const std::vector<StepPosition>& batches) {
+  std::string text;
+  for (const StepPosition& b : batches) text += fmt::format("{}+{} ", b.first_row, b.rows);
+  return text;
+}
+
+TEST(MicroBatches, CoverTheRowsOfAStepOnceOverAllRanks) {
+  const StepPosition step{0, 40, 10};
+  EXPECT_EQ(describe(micro_batches(step, 2, {0, 1})), "40+2 42+2 44+2 46+2 48+2 ");
+  EXPECT_EQ(describe(micro_batches(step, 4, {0, 1})), "40+4 44+4 48+2 ");
+  EXPECT_EQ(describe(micro_batches(step, 2, {0, 2})), "40+2 44+2 48+2 ");
+  // The second rank's last micro-batch is empty, but it is there: ranks gather and reduce together.
+  EXPECT_EQ(describe(micro_batches(step, 2, {1, 2})), "42+2 46+2 50+0 ");
+}
+
+/// Model, optimizer and data of a tiny run, without the run.
+struct Steps {
+  explicit Steps(const TinyRun& tiny, const std::vector<std::string>& more = {})
+      : settings(tiny.settings("unused", more)),
+        plan(settings),
+        model(plan.config(), {}, at::kFloat, at::kCPU) {
+    load_weights(model.weights(), Checkpoint(plan.model_directory()), plan.dense_source());
+    optimizer.emplace(model.weights().trained, AdamWOptions(settings));
+    step.emplace(model, *optimizer, plan.train(), settings, std::vector<Recording>(4, Recording::kKeep));
+  }
+  Settings settings;
+  RunPlan plan;
+  Llama model;
+  std::optional<AdamW> optimizer;
+  std::optional<TrainingStep> step;
+  SegmentHooks hooks;
+};
+
+TEST(TrainingStep, WithoutTargetsUpdatesNothing) {
+  const TinyRun tiny;
+  Steps steps(tiny);
+  const at::Tensor before = steps.model.weights().trained.flat(1).clone();
+  const StepResult result = steps.step->run({0, steps.plan.train().rows(0), 4}, 0.1, 1, steps.hooks);
+  EXPECT_TRUE(std::isnan(result.loss));
+  EXPECT_EQ(result.grad_norm, 0);
+  EXPECT_TRUE(result.finite);
+  EXPECT_FALSE(result.updated);
+  EXPECT_TRUE(at::equal(before, steps.model.weights().trained.flat(1)));
+}
+
+TEST(TrainingStep, IsNormalisedByTheTargetsOfTheWholeStep) {
+  const TinyRun tiny;
+  Steps steps(tiny);
+  double loss = 0;
+  int64_t targets = 0;
+  for (int64_t row = 0; row < 4; ++row) {
+    const Batch batch = steps.plan.train().make_batch(0, row, 1);
+    loss += steps.model.evaluate(to_device(batch, at::kCPU)).loss.item<double>();
+    targets += batch.target_count;
+  }
+  const StepResult result = steps.step->run({0, 0, 4}, 0.1, 1, steps.hooks);
+  EXPECT_EQ(result.targets, targets);
+  EXPECT_NEAR(result.loss, loss / static_cast<double>(targets), 1e-6);
+}
+
+TEST(TrainingStep, WhatAHookThrowsLeavesTheStateAsItWas) {
+  const TinyRun tiny;
+  Steps steps(tiny);
+  class Throwing : public SegmentHooks {
+   public:
+    void before_backward(int segment) override {
+      if (segment == 2) throw std::runtime_error("stop here");
+    }
+  } throwing;
+  EXPECT_THROW(steps.step->run({0, 0, 4}, 0.1, 1, throwing), std::runtime_error);
+  const StepResult after = steps.step->run({0, 0, 4}, 0.1, 1, steps.hooks);
+  Steps fresh(tiny);
+  const StepResult expected = fresh.step->run({0, 0, 4}, 0.1, 1, fresh.hooks);
+  EXPECT_EQ(after.loss, expected.loss);
+  EXPECT_EQ(after.grad_norm, expected.grad_norm);
+  for (int i = 0; i < steps.model.weights().trained.num_segments(); ++i) {
+    EXPECT_TRUE(at::equal(steps.model.weights().trained.flat(i), fresh.model.weights().trained.flat(i)));
+  }
+}
+
+TEST(TrainingStep, ParameterBuffersMayBeReusedBetweenForwardAndBackward) {
+  const TinyRun tiny;
+  Steps steps(tiny), plain(tiny);
+  /// Overwrites a segment's weights after its forward and brings them back before its backward, as sharding
+  /// will.
+  class Poison : public SegmentHooks {
+   public:
+    explicit Poison(const ParameterBuffers& weights) : weights_(weights) {
+      for (int i = 0; i < weights.num_segments(); ++i) saved_.push_back(weights.flat(i).clone());
+    }
+    void before_forward(int segment) override { weights_.flat(segment).copy_(saved_[segment]); }
+    void after_forward(int segment) override { weights_.flat(segment).fill_(std::nanf("")); }
+    void before_backward(int segment) override { weights_.flat(segment).copy_(saved_[segment]); }
+    void after_backward(int segment) override { weights_.flat(segment).fill_(std::nanf("")); }
+    void restore() {
+      for (int i = 0; i < weights_.num_segments(); ++i) weights_.flat(i).copy_(saved_[i]);
+    }
+
+   private:
+    const ParameterBuffers& weights_;
+    std::vector<at::Tensor> saved_;
+  } poison(steps.model.weights().trained);
+  const Batch batch = steps.plan.train().make_batch(0, 0, 2);
+  for (const Recording kind : {Recording::kKeep, Recording::kSelective, Recording::kRecompute}) {
+    const std::vector<Recording> recording(4, kind);
+    ParameterBuffers poisoned = steps.model.make_gradients(at::kFloat),
+                     expected = plain.model.make_gradients(at::kFloat);
+    steps.model.forward_backward(to_device(batch, at::kCPU), 0.1, poisoned, false, recording, poison);
+    plain.model.forward_backward(to_device(batch, at::kCPU), 0.1, expected, false, recording, plain.hooks);
+    poison.restore();
+    for (int i = 0; i < expected.num_segments(); ++i) {
+      EXPECT_TRUE(at::equal(poisoned.flat(i), expected.flat(i))) << "segment " << i;
+    }
+  }
+}
+
+/// Makes the embedding of the last byte of "§" NaN and puts that character into record `record` (1-based).
+void poison_record(const TinyRun& tiny, size_t record) {
+  const int32_t id = load_tokenizer(tiny.model())->encode("§").back();
+  const fs::path path = tiny.model() / "model.safetensors";
+  std::string bytes = content_of(path);
+  uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  const Json entry = Json::parse(bytes.substr(8, header)).at("model.embed_tokens.weight");
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const size_t row = entry.at("shape").at(1).get<size_t>() * sizeof(float);
+  const size_t at = 8 + header + entry.at("data_offsets").at(0).get<size_t>() + static_cast<size_t>(id) * row;
+  std::memcpy(bytes.data() + at, &nan, sizeof(nan));
+  std::ofstream(path, std::ios::binary) << bytes;
+  Json records = Json::parse(content_of(tiny.data()));
+  records.at(record - 1)["instruction"] = "river §";
+  std::ofstream(tiny.data()) << records.dump();
+}
+
+TEST(NonFinite, StopsAtTheStateBeforeAndNamesTheRecord) {
+  const TinyRun tiny;
+  poison_record(tiny, 17);
+  const std::vector<std::string> overrides = {"val_size=0", "max_steps=12", "packing=true", "max_length=128"};
+  std::string message;
+  try {
+    tiny.train("run", overrides);
+  } catch (const BadInput&) {
+    FAIL() << "not the user's mistake";
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  const auto rows = metric_rows(tiny.output("run"));
+  EXPECT_THAT(message, AllOf(HasSubstr(fmt::format("step {}:", rows.size() + 1)), HasSubstr("train.json"),
+                             HasSubstr(": 17;")));
+  ASSERT_FALSE(rows.empty()) << "the record is in the first step: choose another seed";
+  for (const Json& row : rows) EXPECT_TRUE(row.at("loss").is_number());
+  const SnapshotReader snapshot(tiny.output("run") / "snapshots" /
+                                snapshot_name(static_cast<int64_t>(rows.size())));
+  EXPECT_TRUE(snapshot.has_optimizer_state());
+}
+
+TEST(NonFinite, SkipLeavesTheStepOutAndCounts) {
+  const TinyRun tiny;
+  poison_record(tiny, 17);
+  ASSERT_EQ(tiny.train("run", {"val_size=0", "max_steps=12", "nonfinite=skip"}), kExitOk);
+  const auto rows = metric_rows(tiny.output("run"));
+  ASSERT_EQ(rows.size(), 12U);
+  int64_t nulls = 0;
+  for (const Json& row : rows) nulls += row.at("loss").is_null() ? 1 : 0;
+  EXPECT_GE(nulls, 1);
+  EXPECT_LE(nulls, 2);
+  const SnapshotReader snapshot(tiny.output("run") / "snapshots" / snapshot_name(12));
+  EXPECT_EQ(snapshot.state().at("progress").at("skipped_steps"), nulls);
+  EXPECT_EQ(snapshot.state().at("progress").at("updates"), 12 - nulls);
+}
+
+TEST(MemoryPlan, CountsWhatFactsMeasured) {
+  ModelConfig config;  // Llama-3-8B
+  config.vocab_size = 128256;
+  config.hidden_size = 4096;
+  config.intermediate_size = 14336;
+  config.num_hidden_layers = 32;
+  config.num_attention_heads = 32;
+  config.num_key_value_heads = 8;
+  config.head_dim = 128;
+  config.sharing = SharingPlan(32);
+  EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kKeep, 1000, 2) / 1e6, 139, 1);
+  EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kSelective, 1000, 2) / 1e6, 94, 1);
+  EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kRecompute, 1000, 2) / 1e6, 8.2, 0.1);
+  Settings settings;
+  settings.gradient_accumulation_steps = 1;
+  const TensorTable table(config);
+  const MemoryPlan plan = plan_memory(settings, config, table, {}, 4096, int64_t{1} << 50);
+  const double gib = 1 << 30;
+  EXPECT_NEAR((plan.weights + plan.gradients + plan.master + plan.moments) / gib, 119.7, 0.1);
+}
+
+TEST(MemoryPlan, AutoRecomputesNoMoreThanItMust) {
+  const TinyRun tiny;
+  const Settings settings = tiny.settings("unused", {"gradient_checkpointing=auto"});
+  const ModelConfig config = parse_model_config(read_json_file(tiny.model() / "config.json"), "config.json");
+  const TensorTable table(config);
+  const auto plan_for = [&](int64_t available) {
+    return plan_memory(settings, config, table, {}, 64, available);
+  };
+  const MemoryPlan roomy = plan_for(int64_t{1} << 40);
+  EXPECT_EQ(roomy.recording, std::vector<Recording>(4, Recording::kKeep));
+  EXPECT_EQ(plan_for(roomy.total()).recording, roomy.recording);
+  const MemoryPlan tight = plan_for(roomy.total() - 1);
+  EXPECT_EQ(tight.recording.front(), Recording::kSelective);
+  EXPECT_EQ(tight.recording.back(), Recording::kKeep);
+  EXPECT_LE(tight.total(), roomy.total() - 1);
+  EXPECT_EQ(plan_for(0).recording, std::vector<Recording>(4, Recording::kRecompute));
+}
+
+}  // namespace
+}  // namespace satune::trainer_test
