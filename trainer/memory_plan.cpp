@@ -6,7 +6,7 @@ namespace satune {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
-constexpr int64_t kLogitsRows = 1024;  // rows of a chunk of the loss, at most
+constexpr int64_t kLogitsElements = int64_t{1} << 26;  // of a chunk of the loss (linear_cross_entropy.cpp)
 
 /// Elements per token that a policy keeps, beside the fp32 scalars.
 int64_t kept_elements(const ModelConfig& config, int layer, Recording recording) {
@@ -46,7 +46,7 @@ int64_t sum_activations(const ModelConfig& config, const std::vector<Recording>&
 /// The layer in progress (its record and as much again for gradients) or a chunk of logits and its gradient.
 int64_t working_bytes(const ModelConfig& config, int64_t tokens, int64_t element) {
   const int64_t layer = 2 * layer_activation_bytes(config, 0, Recording::kKeep, tokens, element);
-  const int64_t logits = std::min(tokens, kLogitsRows) * config.vocab_size * (kFloatBytes + element);
+  const int64_t logits = std::min(tokens * config.vocab_size, kLogitsElements) * (kFloatBytes + element);
   return std::max(layer, logits) + 2 * tokens * config.hidden_size * element;
 }
 
@@ -80,7 +80,8 @@ int64_t compute_element_bytes(Precision precision) {
 }
 
 int64_t gradient_element_bytes(const Settings& settings) {
-  return settings.gradient_accumulation_steps > 1 ? kFloatBytes : compute_element_bytes(settings.precision);
+  const bool half = settings.precision == Precision::kBf16 && settings.gradient_accumulation_steps == 1;
+  return half ? 2 : kFloatBytes;
 }
 
 int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,

@@ -41,8 +41,8 @@ MemoryPlan plan_memory(const Settings& settings, const ModelConfig& config, cons
 
 /// Element size of weights and activations: 4 for fp32, 2 otherwise.
 int64_t compute_element_bytes(Precision precision);
-/// Element size of gradients: that of the weights, but 4 where several micro-batches are added up, because
-/// sums in half precision lose what is small.
+/// Element size of gradients: 2 in bf16 runs without accumulation, else 4, because sums over micro-batches
+/// lose what is small in bf16, and fp16 has no range for them.
 int64_t gradient_element_bytes(const Settings& settings);
 
 }  // namespace satune

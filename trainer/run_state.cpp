@@ -16,6 +16,8 @@ void for_each_counter(State& state, const F& f) {
   f("num_samples", state.num_samples);
   f("target_tokens", state.target_tokens);
   f("skipped_steps", state.skipped_steps);
+  f("overflow_steps", state.overflow_steps);
+  f("good_steps", state.loss_scale.good_steps);
   f("best_step", state.best_step);
   f("evaluations_without_gain", state.evaluations_without_gain);
 }
@@ -58,6 +60,7 @@ StepMetrics parse_row(const Json& json) {
 Json run_state_json(const RunState& state) {
   Json json = Json::object();
   for_each_counter(state, [&](const char* key, int64_t value) { json[key] = value; });
+  json["loss_scale"] = state.loss_scale.value;
   json["stopped_early"] = state.stopped_early;
   json["best_eval_loss"] = state.best_eval_loss ? Json(*state.best_eval_loss) : Json(nullptr);
   json["unlogged"] = state.unlogged ? row_json(*state.unlogged) : Json(nullptr);
@@ -69,6 +72,7 @@ RunState parse_run_state(const Json& json, std::string_view source) {
     RunState state;
     for_each_counter(state,
                      [&](const char* key, int64_t& value) { value = json.at(key).template get<int64_t>(); });
+    state.loss_scale.value = json.at("loss_scale").get<double>();
     state.stopped_early = json.at("stopped_early").get<bool>();
     if (const Json& best = json.at("best_eval_loss"); !best.is_null())
       state.best_eval_loss = best.get<double>();

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "data/files/json.h"
+#include "trainer/loss_scale.h"
 #include "trainer/metrics.h"
 
 namespace satune {
@@ -16,7 +17,9 @@ struct RunState {
   int64_t num_tokens = 0;
   int64_t num_samples = 0;
   int64_t target_tokens = 0;
-  int64_t skipped_steps = 0;  ///< by `nonfinite` "skip"
+  int64_t skipped_steps = 0;   ///< by `nonfinite` "skip"
+  int64_t overflow_steps = 0;  ///< fp16: update left out and loss scale halved
+  LossScale loss_scale;
 
   // Evaluation.
   std::optional<double> best_eval_loss;

@@ -73,7 +73,7 @@ TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double
 }
 
 StepResult TrainingStep::run(const StepPosition& position, double learning_rate, int64_t update,
-                             SegmentHooks& hooks) {
+                             SegmentHooks& hooks, double loss_scale) {
   StepResult result;
   result.tokens = data_.token_count(position.epoch, position.first_row, position.rows);
   result.targets = data_.target_count(position.epoch, position.first_row, position.rows);
@@ -84,13 +84,14 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
     return result;
   }
   const auto targets = static_cast<double>(result.targets);
-  const Sums sums = accumulate(position, 1.0 / targets, hooks);
+  const Sums sums = accumulate(position, loss_scale / targets, hooks);
   result.loss = sums.loss / targets;
   result.accuracy = static_cast<double>(sums.correct) / targets;
-  result.grad_norm = std::sqrt(gradient_sum_of_squares(gradients_, optimizer_.world()));
+  result.grad_norm = std::sqrt(gradient_sum_of_squares(gradients_, optimizer_.world())) / loss_scale;
   result.finite = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
   if (!result.finite) return result;
-  optimizer_.update(gradients_, clip_factor(result.grad_norm, max_grad_norm_), learning_rate, update);
+  const double gradient_scale = clip_factor(result.grad_norm, max_grad_norm_) / loss_scale;
+  optimizer_.update(gradients_, gradient_scale, learning_rate, update);
   result.updated = true;
   return result;
 }

@@ -37,9 +37,11 @@ class TrainingStep {
                std::vector<Recording> recording);
 
   /// Gradients of the mean loss over all targets of the step, whose number is known beforehand, so that
-  /// every micro-batch is scaled by it. Update number `update` (1-based) follows unless loss or norm is not
-  /// finite. What `hooks` throws leaves weights and moments as they were.
-  StepResult run(const StepPosition& position, double learning_rate, int64_t update, SegmentHooks& hooks);
+  /// every micro-batch is scaled by it (times `loss_scale`, which norm and update divide out again). Update
+  /// number `update` (1-based) follows unless loss or norm is not finite. What `hooks` throws leaves weights
+  /// and moments as they were.
+  StepResult run(const StepPosition& position, double learning_rate, int64_t update, SegmentHooks& hooks,
+                 double loss_scale = 1);
 
   /// Records (1-based numbers in the training file) of a step whose loss or gradient is not finite on its
   /// own; those of a whole row where no single record shows it. Overwrites the gradients.

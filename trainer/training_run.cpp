@@ -30,10 +30,11 @@ at::ScalarType weight_type(Precision precision) {
   return at::kBFloat16;
 }
 
-MemoryPlan memory_of(const RunPlan& plan, const at::Device& device) {
+std::vector<Recording> recording_of(const RunPlan& plan, const at::Device& device) {
   const Settings& settings = plan.settings();
   return plan_memory(settings, plan.config(), plan.table(), plan.trained_mask(),
-                     settings.per_device_train_batch_size * settings.max_length, available_memory(device));
+                     settings.per_device_train_batch_size * settings.max_length, available_memory(device))
+      .recording;
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -53,12 +54,12 @@ TrainingRun::TrainingRun(RunPlan& plan, RunFolder& folder, const SnapshotStore& 
       ops_(*options.file_ops),
       device_(device),
       machine_(machine_json(device)),
+      recording_(recording_of(plan, device)),  // while the device is still empty
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()),
       hooks_(signals) {
-  const MemoryPlan memory = memory_of(plan_, device_);
   load_weights_and_state(snapshot);
-  step_.emplace(model_, *optimizer_, plan_.train(), settings_, memory.recording);
+  step_.emplace(model_, *optimizer_, plan_.train(), settings_, recording_);
   metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
   progress_.emplace(plan_.total_steps(), settings_.logging_steps);
   last_save_ = Clock::now();
@@ -69,6 +70,7 @@ void TrainingRun::load_weights_and_state(const SnapshotReader* snapshot) {
   load_weights(model_.weights(), base, plan_.dense_source());
   frozen_ = frozen_checksums(base, plan_.table(), plan_.trained_mask());
   optimizer_.emplace(model_.weights().trained, AdamWOptions(settings_));
+  state_.loss_scale = LossScale::initial(settings_.precision);
   if (snapshot == nullptr) return;
   if (snapshot->state().at("frozen") != frozen_) {
     throw bad_input(plan_.model_directory().string(), "frozen tensors with other checksums",
@@ -76,7 +78,10 @@ void TrainingRun::load_weights_and_state(const SnapshotReader* snapshot) {
   }
   state_ = parse_run_state(snapshot->state().at("progress"), (snapshot->folder() / kStateFile).string());
   restore_optimizer(*optimizer_, *snapshot);
-  saved_step_ = snapshot->folder().parent_path() == store_.folder() ? state_.step : -1;
+  std::error_code missing;
+  if (std::filesystem::equivalent(snapshot->folder(), store_.path_of(state_.step), missing)) {
+    saved_step_ = state_.step;
+  }
   spdlog::info("continuing after step {} of {} from {}", state_.step, plan_.total_steps(),
                snapshot->folder().string());
 }
@@ -109,7 +114,9 @@ void TrainingRun::one_step() {
   const auto start = Clock::now();
   const StepPosition position = plan_.position(state_.step);
   const double learning_rate = schedule_.learning_rate(state_.step);
-  const StepResult result = step_->run(position, learning_rate, state_.updates + 1, hooks_);
+  const StepResult result =
+      step_->run(position, learning_rate, state_.updates + 1, hooks_, state_.loss_scale.value);
+  if (result.updated) state_.loss_scale.succeed(settings_.precision);
   if (!result.finite) note_nonfinite(position, result);
 
   ++state_.step;
@@ -214,6 +221,10 @@ Json TrainingRun::state_json() const {
 }
 
 void TrainingRun::note_nonfinite(const StepPosition& position, const StepResult& result) {
+  if (std::isfinite(result.loss) && state_.loss_scale.back_off(settings_.precision)) {
+    ++state_.overflow_steps;
+    return;
+  }
   if (settings_.nonfinite == NonFinitePolicy::kStop) stop_at_nonfinite(position, result);
   ++state_.skipped_steps;
   clear_for_log();

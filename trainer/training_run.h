@@ -50,6 +50,7 @@ class TrainingRun {
   void save(bool resumable = false);
   Json state_json() const;
   [[noreturn]] void stop_at_nonfinite(const StepPosition& position, const StepResult& result);
+  /// Counts it, or stops the run.
   void note_nonfinite(const StepPosition& position, const StepResult& result);
   bool epoch_ended();
   /// A log line that does not tear the progress bar.
@@ -63,6 +64,7 @@ class TrainingRun {
   FileOps& ops_;
   at::Device device_;
   Json machine_, frozen_;
+  std::vector<Recording> recording_;
   Llama model_;
   RunState state_;
   std::optional<AdamW> optimizer_;
