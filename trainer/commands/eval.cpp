@@ -30,6 +30,7 @@ struct EvalOptions {
 
 struct NamedTask {
   std::string key;
+  std::string argument;  ///< NAME=PATH
   std::unique_ptr<Task> task;
 };
 
@@ -50,8 +51,11 @@ std::string task_key(const std::string& name, const std::filesystem::path& data,
   };
   if (!taken(name)) return name;
   const std::string longer = name + ":" + data.filename().string();
-  if (taken(longer))
-    throw bad_input("--task " + name + "=" + data.string(), "a task of this name and file name before",
+  const std::string argument = name + "=" + data.string();
+  const bool repeated = std::any_of(tasks.begin(), tasks.end(),
+                                    [&](const NamedTask& task) { return task.argument == argument; });
+  if (repeated || taken(longer))
+    throw bad_input("--task " + argument, "a task of this name and file name before it",
                     "another file name for each");
   return longer;
 }
@@ -64,8 +68,8 @@ std::vector<NamedTask> make_tasks(const EvalOptions& options, const Tokenizer& t
     if (equals == std::string::npos || equals + 1 == text.size())
       throw bad_input("--task", fmt::format("\"{}\"", text), "NAME=PATH, as in response_loss=eval.json");
     const std::string name = text.substr(0, equals), path = text.substr(equals + 1);
-    tasks.push_back(
-        {task_key(name, path, tasks), make_task(name, path, options.task, tokenizer, prompt_template)});
+    std::string key = task_key(name, path, tasks);
+    tasks.push_back({std::move(key), text, make_task(name, path, options.task, tokenizer, prompt_template)});
   }
   return tasks;
 }
