@@ -6,30 +6,35 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'TEXT'
-usage: launch/quickstart.sh [--afresh] [--no-setup] [--output DIR] [--seed N]
+usage: launch/quickstart.sh [--afresh] [--no-setup] [--output DIR] [--seed N] [--threads N]
 
   --afresh       do everything again, also what an earlier run has finished
   --no-setup     take what is installed and built
   --output DIR   where the results go (default: runs/quickstart)
   --seed N       seed of the data, the weights and the order of training (default: 42)
+  --threads N    CPU threads (default: all cores). Fewer than the cores when others use the machine: threads
+                 that wait for a core in use elsewhere hold up all the rest
 TEXT
 }
 
 die() { echo "error: quickstart.sh: $*" >&2; exit 2; }
 
-afresh=0 with_setup=1 out=runs/quickstart seed=42
+afresh=0 with_setup=1 out=runs/quickstart seed=42 threads=$(nproc)
 while (($# > 0)); do
   case $1 in
     --afresh) afresh=1 ;;
     --no-setup) with_setup=0 ;;
     --output) out=${2:?--output needs a folder}; shift ;;
     --seed) seed=${2:?--seed needs a number}; shift ;;
+    --threads) threads=${2:?--threads needs a number}; shift ;;
     -h | --help) usage; exit 0 ;;
-    *) die "unknown option $1, expected --afresh, --no-setup, --output or --seed" ;;
+    *) die "unknown option $1, expected --afresh, --no-setup, --output, --seed or --threads" ;;
   esac
   shift
 done
 [[ $seed =~ ^[0-9]+$ ]] || die "--seed: found $seed, expected a whole number"
+[[ $threads =~ ^[1-9][0-9]*$ ]] || die "--threads: found $threads, expected a whole number of at least 1"
+export OMP_NUM_THREADS=$threads
 
 readonly BUILD=${SATUNE_BUILD_DIR:-build/release}
 readonly SATUNE=$BUILD/satune
@@ -68,7 +73,8 @@ train() {
   local folder=$1 model=$2 config=$3
   shift 3
   "$SATUNE" train "$config" model_name_or_path="$model" train_file="$out/data/train.json" \
-    eval_file="$out/data/heldout.json" template=$TEMPLATE output_dir="$out/$folder" seed="$seed" "$@"
+    eval_file="$out/data/heldout.json" template=$TEMPLATE output_dir="$out/$folder" seed="$seed" \
+    num_threads="$threads" "$@"
 }
 
 evaluate() {
@@ -90,7 +96,7 @@ if [[ $with_setup == 1 ]]; then set_up_and_build; fi
 [[ -x $SATUNE ]] || die "found no $SATUNE, expected the built program; run without --no-setup"
 if [[ $afresh == 1 ]]; then rm -rf "${out:?}/"{data,init,dense,sa,dense-more} "$out"/eval-* "$out"/.done-* "$out/table.json"; fi
 mkdir -p "$out"
-key=$(cat "$SATUNE" configs/quickstart-*.json launch/quickstart_data.py launch/quickstart.sh <(echo "$seed") | sha256sum)
+key=$(cat "$SATUNE" configs/quickstart-*.json launch/quickstart_data.py launch/quickstart.sh <(echo "$seed $threads") | sha256sum)
 
 stage data data python3 launch/quickstart_data.py "$out/data" --seed "$seed"
 stage init init "$SATUNE" init configs/quickstart-arch.json "$out/init" \
