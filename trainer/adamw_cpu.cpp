@@ -23,20 +23,51 @@ SATUNE_INLINE float to_float(uint16_t bf16_bits) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(bf16_bits) << 16);
 }
 
+constexpr int64_t kBlock = 64;
+
+/// Square roots in place. As a call of its own the compiler would keep sqrtf's error number and not
+/// vectorise; the instruction is correctly rounded either way.
+SATUNE_INLINE void square_roots(float* values) {
+#if defined(__x86_64__)
+  typedef float Vector __attribute__((vector_size(16)));
+  for (int64_t i = 0; i < kBlock; i += 4) {
+    Vector four;
+    __builtin_memcpy(&four, values + i, sizeof(four));
+    four = __builtin_ia32_sqrtps(four);
+    __builtin_memcpy(values + i, &four, sizeof(four));
+  }
+#else
+  for (int64_t i = 0; i < kBlock; ++i) values[i] = __builtin_sqrtf(values[i]);
+#endif
+}
+
 template <typename Gradient>
-SATUNE_INLINE void update(float* __restrict master, float* __restrict exp_avg, float* __restrict exp_avg_sq,
-                          const Gradient* __restrict gradient, int64_t n,
-                          const AdamWCoefficients& coefficients) {
-  const AdamWCoefficients c = coefficients;
+SATUNE_INLINE void update_block(float* __restrict master, float* __restrict exp_avg,
+                                float* __restrict exp_avg_sq, const Gradient* __restrict gradient, int64_t n,
+                                const AdamWCoefficients& c) {
+  float root[kBlock] = {};
   for (int64_t i = 0; i < n; ++i) {
     const float g = to_float(gradient[i]) * c.gradient_scale;
-    const float m = exp_avg[i] + c.one_minus_beta1 * (g - exp_avg[i]);
-    const float v = exp_avg_sq[i] * c.beta2 + c.one_minus_beta2 * g * g;
-    const float denominator = __builtin_sqrtf(v) / c.bias_correction2_sqrt + c.epsilon;
-    master[i] = master[i] * c.decay - c.step_size * (m / denominator);
-    exp_avg[i] = m;
-    exp_avg_sq[i] = v;
+    exp_avg[i] = exp_avg[i] + c.one_minus_beta1 * (g - exp_avg[i]);
+    exp_avg_sq[i] = exp_avg_sq[i] * c.beta2 + c.one_minus_beta2 * g * g;
+    root[i] = exp_avg_sq[i];
   }
+  square_roots(root);
+  for (int64_t i = 0; i < n; ++i) {
+    const float denominator = root[i] / c.bias_correction2_sqrt + c.epsilon;
+    master[i] = master[i] * c.decay - c.step_size * (exp_avg[i] / denominator);
+  }
+}
+
+template <typename Gradient>
+SATUNE_INLINE void update(float* master, float* exp_avg, float* exp_avg_sq, const Gradient* gradient,
+                          int64_t n, const AdamWCoefficients& coefficients) {
+  const AdamWCoefficients c = coefficients;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    update_block(master + i, exp_avg + i, exp_avg_sq + i, gradient + i, kBlock, c);
+  }
+  update_block(master + i, exp_avg + i, exp_avg_sq + i, gradient + i, n - i, c);
 }
 
 /// Eight running sums, so that the loop vectorises without reordering additions.
