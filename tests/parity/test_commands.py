@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_train_command import llama3_8b  # noqa: F401, a fixture
 from transformers import AutoModelForCausalLM
 
 STORY = (
@@ -30,7 +31,7 @@ DUMP_TOOL = pathlib.Path(__file__).with_name("dump_reference.py")
 
 
 def call(program, *arguments, code=0):
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, timeout=300)
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, timeout=600)
     assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -199,6 +200,24 @@ def test_the_same_task_twice_has_two_keys(satune, stories, tmp_path, records):
     assert "response_loss:other.json" in call(satune, "eval", stories, *tasks).stdout.decode()
 
 
+def available_memory():
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def test_llama3_8b_is_measured_in_the_bytes_of_its_weights(satune, llama3_8b, realdata):
+    """True shapes, bf16 shards full of zeros: every logit is equal, so the loss is known."""
+    if available_memory() < 18 * 2**30:
+        pytest.skip("needs 18 GiB of free memory")
+    data = realdata / "alpaca_tiny_torchtune" / "alpaca_tiny.json"
+    arguments = ["--task", f"response_loss={data}", "--max-records", 2, "--device", "cpu", "--json"]
+    report = json.loads(call(satune, "eval", llama3_8b, *arguments).stdout)
+    assert report["tasks"]["response_loss"]["n"] == 2
+    assert report["tasks"]["response_loss"]["loss"] == pytest.approx(math.log(128256), rel=1e-5)
+    assert report["parameters"] == 8030261248 and report["precision"] == "bf16"
+    assert report["peak_memory_bytes"] < 1.15 * 2 * report["parameters"]
+
+
 # share
 
 
@@ -219,6 +238,48 @@ def test_share_copies_byte_for_byte(satune, tmp_path, shape):
     assert half.keys() - shared.keys() == left_out
     assert all(torch.equal(shared[name].view(torch.int16), half[name].view(torch.int16)) for name in shared)
     assert json.loads((tmp_path / "shared" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+# export
+
+
+def test_export_writes_what_the_run_exported(satune, stories, tmp_path, records):
+    config = {
+        "model_name_or_path": str(stories),
+        "output_dir": str(tmp_path / "run"),
+        "train_file": str(records),
+        "val_size": 0,
+        "max_length": 256,
+        "max_steps": 4,
+        "warmup_steps": 0,
+        "save_steps": 2,
+        "sharing": {"layers": "3-4"},
+        "precision": "fp32",
+        "learning_rate": 1e-3,
+        "template": "alpaca_stanford",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    call(satune, "train", tmp_path / "config.json")
+    exported = {path.name: path.read_bytes() for path in (tmp_path / "run" / "export").iterdir()}
+    call(satune, "export", tmp_path / "run", tmp_path / "newest")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "newest").iterdir()} == exported
+    # The template that was trained is the one that is used from then on.
+    answer = call(satune, "generate", tmp_path / "newest", "--instruction", "Hi", "--max-new-tokens", 2, "--json")
+    assert json.loads(answer.stdout)["prompt"].endswith("### Response:")
+
+    snapshots = tmp_path / "run" / "snapshots"
+    call(satune, "export", snapshots / "step-00000002", tmp_path / "earlier", "--dtype", "bfloat16")
+    earlier, newest = (load_file(tmp_path / name / "model.safetensors") for name in ("earlier", "newest"))
+    assert earlier.keys() == newest.keys() and earlier["model.norm.weight"].dtype == torch.bfloat16
+    # A damaged newest snapshot is left out of a run folder, and refused by name.
+    shard = snapshots / "step-00000004" / "rank-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    call(satune, "export", tmp_path / "run", tmp_path / "fallback", "--dtype", "bfloat16")
+    assert (tmp_path / "fallback" / "model.safetensors").read_bytes() == (
+        tmp_path / "earlier" / "model.safetensors"
+    ).read_bytes()
+    assert "rank-00000.safetensors" in refused(satune, "export", snapshots / "step-00000004", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 # init
