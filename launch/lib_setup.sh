@@ -183,7 +183,7 @@ make_venv() {
   else
     # Debian keeps pip's wheel in a package of its own, which unpacks without root.
     local wheel
-    wheel=$(find .setup/debian/usr/share/python-wheels /usr/share/python-wheels -name 'pip-*.whl' 2>/dev/null | head -1)
+    wheel=$(find .setup/debian/usr/share/python-wheels /usr/share/python-wheels -name 'pip-*.whl' 2>/dev/null | head -1 || true)
     [[ -n $wheel ]] || fail 3 "Python: found $python without venv, expected the package python3-venv"
     "$python" -m venv --without-pip .venv
     .venv/bin/python "$wheel/pip" install --no-index "$wheel"

@@ -38,6 +38,8 @@ source launch/jobs.sh
 JOBS=$(build_jobs)
 readonly JOBS
 export SATUNE_BUILD_DIR=$ROOT/build/release
+# Threads that sleep while they wait: several programs share the cores here.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 readonly LOGS=$ROOT/build/test-logs
 mkdir -p "$LOGS"
 
