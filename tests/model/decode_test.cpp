@@ -10,7 +10,7 @@
 namespace satune {
 namespace {
 
-ModelConfig small_config(const std::string& sharing, AnchorRule rule, bool tied = false) {
+ModelConfig decode_config(const std::string& sharing, AnchorRule rule, bool tied = false) {
   ModelConfig config;
   config.vocab_size = 61;
   config.hidden_size = 32;
@@ -24,14 +24,14 @@ ModelConfig small_config(const std::string& sharing, AnchorRule rule, bool tied 
   return config;
 }
 
-Llama random_model(const ModelConfig& config, at::ScalarType type = at::kFloat) {
+Llama decode_model(const ModelConfig& config, at::ScalarType type = at::kFloat) {
   Llama model(config, {}, type, at::kCPU);
   // Large enough that attention is far from uniform and a wrong key shows.
   initialise_weights(model.weights(), 0.3, 7);
   return model;
 }
 
-std::vector<int32_t> some_tokens(int64_t count) {
+std::vector<int32_t> decode_tokens(int64_t count) {
   std::vector<int32_t> tokens(count);
   for (int64_t i = 0; i < count; ++i) tokens[i] = static_cast<int32_t>((i * i * 7 + 3 * i + 5) % 61);
   return tokens;
@@ -46,29 +46,29 @@ at::Tensor whole_logits(Llama& model, const std::vector<int32_t>& tokens) {
   return model.logits(batch).to(at::kFloat);
 }
 
-double max_difference(const at::Tensor& a, const at::Tensor& b) {
+double largest_difference(const at::Tensor& a, const at::Tensor& b) {
   return (a - b).abs().max().item<double>();
 }
 
-struct Case {
+struct DecodeCase {
   std::string name, sharing;
   AnchorRule rule;
   bool tied;
 };
 
-class DecoderCases : public testing::TestWithParam<Case> {};
+class DecoderCases : public ::testing::TestWithParam<DecodeCase> {};
 
 TEST_P(DecoderCases, StepsGiveTheLogitsOfTheWholeSequence) {
-  Llama model = random_model(small_config(GetParam().sharing, GetParam().rule, GetParam().tied));
-  const std::vector<int32_t> tokens = some_tokens(23);
+  Llama model = decode_model(decode_config(GetParam().sharing, GetParam().rule, GetParam().tied));
+  const std::vector<int32_t> tokens = decode_tokens(23);
   const at::Tensor expected_NV = whole_logits(model, tokens);
   Decoder decoder(model, 23);
   const std::span<const int32_t> all(tokens);
   at::Tensor logits_V = decoder.append(all.first(9));
-  EXPECT_LT(max_difference(logits_V, expected_NV[8]), 1e-4);
+  EXPECT_LT(largest_difference(logits_V, expected_NV[8]), 1e-4);
   for (size_t i = 9; i < tokens.size(); ++i) {
     logits_V = decoder.append(all.subspan(i, 1));
-    EXPECT_LT(max_difference(logits_V, expected_NV[static_cast<int64_t>(i)]), 1e-4) << "token " << i;
+    EXPECT_LT(largest_difference(logits_V, expected_NV[static_cast<int64_t>(i)]), 1e-4) << "token " << i;
     EXPECT_EQ(logits_V.argmax().item<int64_t>(),
               expected_NV[static_cast<int64_t>(i)].argmax().item<int64_t>());
   }
@@ -76,8 +76,8 @@ TEST_P(DecoderCases, StepsGiveTheLogitsOfTheWholeSequence) {
 }
 
 TEST_P(DecoderCases, HowTheTokensArriveDoesNotMatter) {
-  Llama model = random_model(small_config(GetParam().sharing, GetParam().rule, GetParam().tied));
-  const std::vector<int32_t> tokens = some_tokens(17);
+  Llama model = decode_model(decode_config(GetParam().sharing, GetParam().rule, GetParam().tied));
+  const std::vector<int32_t> tokens = decode_tokens(17);
   const std::span<const int32_t> all(tokens);
   Decoder decoder(model, 17);
   const at::Tensor at_once = decoder.append(all);
@@ -87,52 +87,53 @@ TEST_P(DecoderCases, HowTheTokensArriveDoesNotMatter) {
   decoder.clear();
   decoder.append(all.first(5));
   const at::Tensor in_two = decoder.append(all.subspan(5));
-  EXPECT_LT(max_difference(at_once, one_by_one), 1e-4);
-  EXPECT_LT(max_difference(at_once, in_two), 1e-4);
+  EXPECT_LT(largest_difference(at_once, one_by_one), 1e-4);
+  EXPECT_LT(largest_difference(at_once, in_two), 1e-4);
 }
 
 INSTANTIATE_TEST_SUITE_P(Plans, DecoderCases,
-                         testing::Values(Case{"dense", "", AnchorRule::kBefore, false},
-                                         Case{"dense_tied", "", AnchorRule::kBefore, true},
-                                         Case{"before", "3-5", AnchorRule::kBefore, false},
-                                         Case{"first", "3-6", AnchorRule::kFirst, false},
-                                         Case{"runs_before", "1,3-4,6", AnchorRule::kBefore, true},
-                                         Case{"runs_first", "0-2,4-6", AnchorRule::kFirst, false}),
+                         ::testing::Values(DecodeCase{"dense", "", AnchorRule::kBefore, false},
+                                           DecodeCase{"dense_tied", "", AnchorRule::kBefore, true},
+                                           DecodeCase{"before", "3-5", AnchorRule::kBefore, false},
+                                           DecodeCase{"first", "3-6", AnchorRule::kFirst, false},
+                                           DecodeCase{"runs_before", "1,3-4,6", AnchorRule::kBefore, true},
+                                           DecodeCase{"runs_first", "0-2,4-6", AnchorRule::kFirst, false}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(Decoder, WorksInBf16) {
-  const ModelConfig config = small_config("3-5", AnchorRule::kBefore);
-  Llama model = random_model(config, at::kBFloat16);
-  const std::vector<int32_t> tokens = some_tokens(20);
+  const ModelConfig config = decode_config("3-5", AnchorRule::kBefore);
+  Llama model = decode_model(config, at::kBFloat16);
+  const std::vector<int32_t> tokens = decode_tokens(20);
   const at::Tensor expected_NV = whole_logits(model, tokens);
   Decoder decoder(model, 20);
   decoder.append(std::span(tokens).first(12));
   at::Tensor logits_V;
   for (size_t i = 12; i < tokens.size(); ++i) logits_V = decoder.append(std::span(tokens).subspan(i, 1));
   // Two paths of bf16 arithmetic part by a few units in the last place (2^-8) of the largest logit.
-  EXPECT_LT(max_difference(logits_V, expected_NV[19]), 0.03 * expected_NV[19].abs().max().item<double>());
+  EXPECT_LT(largest_difference(logits_V, expected_NV[19]), 0.03 * expected_NV[19].abs().max().item<double>());
 }
 
 TEST(Decoder, SharedLayersCacheValuesOnly) {
   // 2 heads of 8 elements: 16 a tensor, keys and values of 7 layers.
-  Llama dense = random_model(small_config("", AnchorRule::kBefore));
+  Llama dense = decode_model(decode_config("", AnchorRule::kBefore));
   EXPECT_EQ(Decoder(dense, 4).bytes_per_token(), 7 * 2 * 16 * 4);
-  Llama shared = random_model(small_config("3-5", AnchorRule::kBefore));
+  Llama shared = decode_model(decode_config("3-5", AnchorRule::kBefore));
   EXPECT_EQ(Decoder(shared, 4).bytes_per_token(), (7 * 2 - 3) * 16 * 4);
-  Llama first = random_model(small_config("3-5", AnchorRule::kFirst), at::kBFloat16);
+  Llama first = decode_model(decode_config("3-5", AnchorRule::kFirst), at::kBFloat16);
   EXPECT_EQ(Decoder(first, 4).bytes_per_token(), (7 * 2 - 2) * 16 * 2);
 }
 
 TEST(Decoder, RefusesWhatDoesNotFitAndKeepsItsState) {
-  Llama model = random_model(small_config("3-5", AnchorRule::kBefore));
-  const std::vector<int32_t> tokens = some_tokens(6);
+  Llama model = decode_model(decode_config("3-5", AnchorRule::kBefore));
+  const std::vector<int32_t> tokens = decode_tokens(6);
   Decoder decoder(model, 5);
   EXPECT_THROW(decoder.append(tokens), BadInput);
   EXPECT_THROW(decoder.append({}), BadInput);
   const std::vector<int32_t> outside = {1, 61};
   EXPECT_THROW(decoder.append(outside), BadInput);
   EXPECT_EQ(decoder.length(), 0);
-  EXPECT_LT(max_difference(decoder.append(std::span(tokens).first(5)), whole_logits(model, tokens)[4]), 1e-4);
+  EXPECT_LT(largest_difference(decoder.append(std::span(tokens).first(5)), whole_logits(model, tokens)[4]),
+            1e-4);
 }
 
 }  // namespace
