@@ -119,6 +119,7 @@ void TrainingRun::one_step() {
   if (result.updated) state_.loss_scale.succeed(settings_.precision);
   if (!result.finite) note_nonfinite(position, result);
 
+  stepped_ = true;
   ++state_.step;
   state_.updates += result.updated ? 1 : 0;
   state_.num_tokens += result.tokens;
@@ -254,7 +255,7 @@ bool TrainingRun::epoch_ended() {
 }
 
 void TrainingRun::finish() {
-  if (settings_.export_at_end && !std::filesystem::exists(folder_.exported())) {
+  if (settings_.export_at_end && (stepped_ || !std::filesystem::exists(folder_.exported()))) {
     export_run(folder_.exported(), plan_, model_, *optimizer_);
     clear_for_log();
     spdlog::info("exported to {}", folder_.exported().string());

@@ -31,7 +31,8 @@ class TrainingRun {
   /// Steps until the end, an early stop or a signal. Every exit leaves the last finished step saved. Throws
   /// std::runtime_error naming step and records when loss or norm is not finite and the policy is "stop".
   ExitCode train();
-  /// The exported directory, where settings ask for one and it is not there yet.
+  /// The exported directory, where settings ask for one; written again unless it is there and nothing was
+  /// trained since.
   void finish();
 
   const RunState& state() const { return state_; }
@@ -74,6 +75,7 @@ class TrainingRun {
   std::optional<MetricsLog> metrics_;
   std::optional<Progress> progress_;
   int64_t saved_step_ = -1;
+  bool stepped_ = false;  ///< this process has changed the weights since it started
   Clock::time_point last_save_;
 };
 

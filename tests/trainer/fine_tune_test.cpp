@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "data/files/error.h"
 #include "model/files/safetensors.h"
@@ -109,14 +110,18 @@ TEST(FineTune, KeepsTheNewestSnapshotsAndTheBest) {
   const TinyRun tiny;
   tiny.train("last", {"save_steps=2", "save_total_limit=2"});
   EXPECT_THAT(snapshots_of(tiny.output("last")), ElementsAre("step-00000008", "step-00000010"));
-  // A learning rate far too high after the warm-up: the best evaluation is an early one.
+  // A learning rate far too high, so that the last evaluation is not the best.
   tiny.train("best", {"eval_steps=1", "save_total_limit=1", "keep_best=true", "learning_rate=3",
-                      "max_grad_norm=0", "warmup_steps=0"});
-  const SnapshotReader newest(tiny.output("best") / "snapshots/step-00000010");
-  const int64_t best = newest.state().at("progress").at("best_step");
+                      "lr_scheduler_type=constant", "max_grad_norm=0", "warmup_steps=0"});
+  int64_t best = 0;
+  double lowest = std::numeric_limits<double>::infinity();
+  for (const Json& row : metric_rows(tiny.output("best"))) {
+    if (row.at("eval_loss").is_null() || row.at("eval_loss") >= lowest) continue;
+    lowest = row.at("eval_loss");
+    best = row.at("step");
+  }
   ASSERT_LT(best, 10);
-  EXPECT_THAT(snapshots_of(tiny.output("best")),
-              ElementsAre(fmt::format("step-{:08}", best), "step-00000010"));
+  EXPECT_THAT(snapshots_of(tiny.output("best")), ElementsAre(snapshot_name(best), snapshot_name(10)));
 }
 
 TEST(FineTune, StopsEarlyWhenPatienceEnds) {
@@ -129,6 +134,31 @@ TEST(FineTune, StopsEarlyWhenPatienceEnds) {
   // Continuing a run that ended is not more training.
   ASSERT_EQ(tiny.train("run", wild), kExitOk);
   EXPECT_EQ(metric_rows(tiny.output("run")).size(), rows.size());
+}
+
+TEST(FineTune, SavesByTheClock) {
+  const TinyRun tiny;
+  tiny.train("run", {"save_minutes=1e-9", "save_total_limit=20"});
+  EXPECT_EQ(snapshots_of(tiny.output("run")).size(), 10U);
+}
+
+TEST(FineTune, ExportsEveryEpochAndTheEnd) {
+  const TinyRun tiny;
+  // 36 records of 4 rows a step: 9 steps an epoch.
+  const std::vector<std::string> overrides = {"max_steps=20", "export_every_epoch=true",
+                                              "export_at_end=true"};
+  ASSERT_EQ(tiny.train("run", overrides), kExitOk);
+  for (const char* name : {"export-epoch-0001", "export-epoch-0002", "export"}) {
+    EXPECT_NO_THROW(Checkpoint(tiny.output("run") / name)) << name;
+  }
+  EXPECT_FALSE(std::filesystem::exists(tiny.output("run") / "export-epoch-0003"));
+  // More steps make a new export; none leave it alone.
+  const auto weights = [&] { return content_of(tiny.output("run") / "export/model.safetensors"); };
+  const std::string before = weights();
+  ASSERT_EQ(tiny.train("run", overrides), kExitOk);
+  EXPECT_TRUE(weights() == before);
+  ASSERT_EQ(tiny.train("run", {"max_steps=21", "export_at_end=true", "allow_changes=true"}), kExitOk);
+  EXPECT_FALSE(weights() == before);
 }
 
 TEST(FineTune, RefusesAUsedFolderWithoutResume) {
