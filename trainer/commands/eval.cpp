@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
-#include <map>
+#include <cstdio>
 
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
@@ -132,12 +132,14 @@ int run_eval(EvalOptions options) {
   Json report;
   report["model"] = options.model.request.name_or_path;
   report.update(run_tasks(source, tasks));
-  if (options.output) write_file_atomic(*options.output, write_json(report));
   if (options.json) {
     fmt::print("{}", write_json(report));
   } else {
     print_table(report);
   }
+  // Last, so that a disk that is full does not take the results with it.
+  std::fflush(stdout);
+  if (options.output) write_file_atomic(*options.output, write_json(report));
   return kExitOk;
 }
 
