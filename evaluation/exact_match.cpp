@@ -27,11 +27,15 @@ class ExactMatch final : public Task {
     for (int64_t i = share; i < static_cast<int64_t>(records_.records.size()); i += shares) {
       const auto prompt =
           std::span(records_.samples[i].tokens).first(static_cast<size_t>(records_.samples[i].prompt_length));
+      const std::string target(trim_white_space(prompt_template_.response_text(records_.records[i])));
       decoder.clear();
-      const Generation answer = generate(decoder, prompt, generation_);
+      std::vector<int32_t> seen;
+      const Generation answer = generate(decoder, prompt, generation_, [&](int32_t token) {
+        seen.push_back(token);
+        return can_still_match(seen, target);
+      });
       const std::string text = tokenizer_.decode(answer.text_tokens(), true);
-      const bool equal =
-          trim_white_space(text) == trim_white_space(prompt_template_.response_text(records_.records[i]));
+      const bool equal = trim_white_space(text) == target;
       sums.result.add(equal ? 1.0 : 0.0, 1.0);
       sums.processed_tokens += static_cast<int64_t>(prompt.size() + answer.tokens.size());
     }
@@ -48,6 +52,13 @@ class ExactMatch final : public Task {
   }
 
  private:
+  /// Text only grows, so an answer longer than its target is wrong whatever comes. Bytes of an unfinished
+  /// character count three each until it is complete, hence the margin.
+  bool can_still_match(const std::vector<int32_t>& tokens, const std::string& target) const {
+    constexpr size_t kMargin = 16;
+    return trim_white_space(tokenizer_.decode(tokens, true)).size() <= target.size() + kMargin;
+  }
+
   EvaluationRecords records_;
   const Tokenizer& tokenizer_;
   const PromptTemplate& prompt_template_;

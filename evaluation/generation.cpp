@@ -36,7 +36,7 @@ std::vector<int64_t> generation_config_eos(const std::filesystem::path& director
 }  // namespace
 
 Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const GenerationOptions& options,
-                    const std::function<void(int32_t)>& on_token) {
+                    const std::function<bool(int32_t)>& on_token) {
   const int64_t needed = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
   if (needed > decoder.capacity())
     throw bad_input("generation", fmt::format("{} tokens of prompt and answer", needed),
@@ -50,7 +50,7 @@ Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const Gen
     result.stopped =
         std::find(options.stop_ids.begin(), options.stop_ids.end(), token) != options.stop_ids.end();
     if (result.stopped) break;
-    if (on_token) on_token(token);
+    if (on_token && !on_token(token)) break;
     const bool more = static_cast<int64_t>(result.tokens.size()) < options.max_new_tokens;
     if (more) logits_V = decoder.append({&result.tokens.back(), 1});
   }

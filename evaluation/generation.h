@@ -30,9 +30,10 @@ struct Generation {
 };
 
 /// Continues `prompt` on an empty (cleared) decoder. `on_token` sees each id that is not a stop id as it
-/// comes; may be empty. Throws BadInput where prompt + max_new_tokens exceed the decoder's capacity.
+/// comes and returns whether to go on; may be empty. Throws BadInput where prompt + max_new_tokens exceed the
+/// decoder's capacity.
 Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const GenerationOptions& options,
-                    const std::function<void(int32_t)>& on_token = {});
+                    const std::function<bool(int32_t)>& on_token = {});
 
 /// eos ids of generation_config.json, or of `config` where that file has none.
 std::vector<int64_t> eos_token_ids(const std::filesystem::path& directory, const ModelConfig& config);

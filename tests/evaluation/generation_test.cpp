@@ -44,14 +44,26 @@ TEST(Generation, StopsAtAnyStopIdAndKeepsItLast) {
   while (free[first] != stop) ++first;
   Decoder decoder(model, 14);
   std::vector<int32_t> seen;
-  const Generation result =
-      generate(decoder, kPrompt, {.max_new_tokens = 10, .sampling = {}, .stop_ids = {9999, stop}},
-               [&](int32_t token) { seen.push_back(token); });
+  const Generation result = generate(
+      decoder, kPrompt, {.max_new_tokens = 10, .sampling = {}, .stop_ids = {9999, stop}}, [&](int32_t token) {
+        seen.push_back(token);
+        return true;
+      });
   EXPECT_TRUE(result.stopped);
   EXPECT_EQ(result.tokens,
             std::vector<int32_t>(free.begin(), free.begin() + static_cast<ptrdiff_t>(first) + 1));
   EXPECT_EQ(result.text_tokens().size(), first);
   EXPECT_EQ(seen, std::vector<int32_t>(free.begin(), free.begin() + static_cast<ptrdiff_t>(first)));
+}
+
+TEST(Generation, TheListenerCanEndIt) {
+  Llama model = byte_model();
+  Decoder decoder(model, 14);
+  int64_t calls = 0;
+  const Generation result =
+      generate(decoder, kPrompt, {.max_new_tokens = 10}, [&](int32_t) { return ++calls < 3; });
+  EXPECT_EQ(result.tokens.size(), 3u);
+  EXPECT_FALSE(result.stopped);
 }
 
 TEST(Generation, SampledTextDependsOnTheSeedAlone) {

@@ -168,6 +168,15 @@ TEST_F(Tasks, ExactMatchComparesTrimmedText) {
   EXPECT_DOUBLE_EQ(shares.result.ratio(), 0.5);
 }
 
+TEST_F(Tasks, AnAnswerThatOutgrewItsTargetIsNotFinished) {
+  Llama model = byte_model();
+  const auto path = directory_.write("short.json", R"([{"instruction": "abc", "output": "x"}])");
+  const auto task = make_task("exact_match", path, {.max_new_tokens = 200}, tokenizer_, template_);
+  const TaskSums sums = run(*task, model);
+  EXPECT_EQ(sums.result.ratio(), 0);
+  EXPECT_LT(sums.processed_tokens, 60);
+}
+
 TEST_F(Tasks, UnknownNamesAreAnsweredWithTheNearest) {
   try {
     make_task("response_los", records_, {}, tokenizer_, template_);

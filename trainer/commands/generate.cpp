@@ -85,8 +85,10 @@ int run_generate(GenerateOptions options) {
   });
   const auto start = std::chrono::steady_clock::now();
   Decoder decoder(model, static_cast<int64_t>(prompt.tokens.size()) + options.generation.max_new_tokens);
-  const Generation result =
-      generate(decoder, prompt.tokens, options.generation, [&](int32_t token) { stream.append(token); });
+  const Generation result = generate(decoder, prompt.tokens, options.generation, [&](int32_t token) {
+    stream.append(token);
+    return true;
+  });
   stream.finish();
   const double seconds = seconds_since(start);
   const double tokens_per_s = static_cast<double>(result.tokens.size()) / seconds;
