@@ -78,7 +78,8 @@ def test_logits_loss_and_gradients_equal_the_oracle(export, shape, layers, ancho
         assert oracle.relative_l2(gradient, gradients[name]) < 2e-5, name
 
 
-def test_satune_writes_the_same_tensors_and_plan(satune, export):
+@pytest.mark.parametrize("export", ["satune"], indirect=True)
+def test_satune_writes_the_same_tensors_and_plan(export):
     directory, expected = export("llama3_v4", "1-2,4-5", "first")
     found, wanted = load_file(directory / "model.safetensors"), load_file(expected / "model.safetensors")
     assert found.keys() == wanted.keys()
