@@ -152,6 +152,8 @@ export PKG_CONFIG_PATH="$libraries/pkgconfig:$prefix/share/pkgconfig:\${PKG_CONF
 export CPATH="$prefix/include\${CPATH:+:\$CPATH}"
 export LIBRARY_PATH="$libraries\${LIBRARY_PATH:+:\$LIBRARY_PATH}"
 export LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
+# Old-style RPATH: it also serves what our libraries load themselves.
+export LDFLAGS="-Wl,-rpath,$libraries -Wl,--disable-new-dtags \${LDFLAGS:-}"
 EOF
   else
     echo "# Nothing is unpacked locally: the system's folders do." >.setup/environment.sh

@@ -61,7 +61,7 @@ def finished(tmp_path_factory):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    print(run.stdout)
+    print(run.stdout)  # shown by pytest -s: the table
     return out, run.stdout, command, environment
 
 
