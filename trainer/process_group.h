@@ -1,0 +1,88 @@
+// Collectives between the ranks that share one model, and the store they meet in. A group of one is a group:
+// its collectives copy, so no caller asks for the size.
+//
+// Buffers are 1-D and contiguous. Every rank calls the same collectives in the same order. A collective
+// starts when it is called and is complete, for the device's current stream, when wait() has returned; its
+// buffers must live and stay untouched until then. On the CPU wait() blocks; on a card it makes the stream
+// wait.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "trainer/rank_environment.h"
+#include "trainer/shard.h"
+
+namespace c10d {
+class Store;
+}
+
+namespace satune {
+
+/// A collective in flight.
+class Work {
+ public:
+  virtual ~Work() = default;
+  /// Throws EnvironmentError or c10::Error when a peer is gone or the group's timeout has passed.
+  virtual void wait() = 0;
+};
+
+/// Bytes that this rank sent to others, by what for (counted from the sizes asked for, not on the wire).
+struct Traffic {
+  int64_t reduced = 0, gathered = 0, other = 0;
+  int64_t collectives = 0;
+};
+
+class ProcessGroup {
+ public:
+  virtual ~ProcessGroup() = default;
+
+  const World& world() const { return world_; }
+  const Traffic& traffic() const { return traffic_; }
+
+  /// `parts` holds size() equal parts; part r of every rank is summed into rank r's `sum` (fp32 or fp64;
+  /// parts.numel() / size() elements), added to what is there with `accumulate`. The sum is taken in rank
+  /// order in sum's type, whatever the type of the parts, so that it does not depend on how buffers are cut;
+  /// NCCL's own reduction order and type on cards. `scratch`: as large as `parts`, of its type.
+  virtual std::unique_ptr<Work> reduce_scatter(const at::Tensor& parts, const at::Tensor& scratch,
+                                               const at::Tensor& sum, bool accumulate) = 0;
+
+  /// `whole` = every rank's `part` in rank order. `part` may be whole's own slice of this rank (in place).
+  virtual std::unique_ptr<Work> all_gather(const at::Tensor& whole, const at::Tensor& part) = 0;
+
+  /// Every rank's numbers, rank by rank: size() * values.size() doubles, bit for bit. Blocks. `values` has
+  /// the same size on every rank.
+  virtual std::vector<double> exchange(std::span<const double> values) = 0;
+
+  /// Ends the group in an orderly way (all ranks call it), or at once when something failed.
+  virtual void shut_down() {}
+  virtual void abort() {}
+
+ protected:
+  explicit ProcessGroup(const World& world) : world_(world) {}
+  World world_;
+  Traffic traffic_;
+};
+
+/// The group of one.
+std::unique_ptr<ProcessGroup> make_local_group();
+
+/// Gloo over `store` (keys under `prefix`), for tensors on the CPU. `timeout_seconds` bounds each collective.
+/// Throws EnvironmentError when the ranks do not meet in time.
+std::unique_ptr<ProcessGroup> make_gloo_group(c10d::Store& store, const World& world,
+                                              int64_t timeout_seconds);
+
+/// NCCL on `device`. Throws EnvironmentError where this build has no NCCL or the ranks do not meet in time.
+std::unique_ptr<ProcessGroup> make_nccl_group(c10d::Store& store, const World& world,
+                                              const at::Device& device, int64_t timeout_seconds);
+
+/// Sums of each number over the ranks of an exchange, in rank order. `all` is what exchange() returned.
+std::vector<double> sum_over_ranks(std::span<const double> all, int64_t world_size);
+
+}  // namespace satune

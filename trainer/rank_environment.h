@@ -1,0 +1,41 @@
+// Who this process is among the processes of a run: the environment contract of torchrun, which Slurm, MPI
+// and Kubernetes scripts set too, and which our own launcher sets for the ranks it starts.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "trainer/shard.h"
+
+namespace satune {
+
+struct RankEnvironment {
+  World world;  ///< RANK, WORLD_SIZE; Open MPI's and Slurm's variables where those are absent
+  int64_t local_rank = 0, local_world_size = 1;  ///< LOCAL_RANK, LOCAL_WORLD_SIZE
+  std::string master_address = "127.0.0.1";      ///< MASTER_ADDR
+  uint16_t master_port = 29500;                  ///< MASTER_PORT
+  /// The agent holds the store's port (TORCHELASTIC_USE_AGENT_STORE): join it, do not open a second one.
+  bool agent_store = false;
+  /// TORCHELASTIC_RESTART_COUNT (our launcher sets it too): keys of an earlier attempt are not ours.
+  int64_t restart_count = 0;
+  std::string run_id;  ///< TORCHELASTIC_RUN_ID; "" without one
+  /// Where the cause of a failure is written for whoever started us: TORCHELASTIC_ERROR_FILE; "" = nowhere.
+  std::string error_file;
+  /// Rank variables were set: somebody else started the ranks, and we start none.
+  bool launched = false;
+};
+
+/// Reads `get(name)` (nullopt = not set; the process's environment by default). Throws BadInput naming the
+/// variable when one is malformed, contradicts another (RANK not below WORLD_SIZE) or is missing beside
+/// others.
+RankEnvironment read_rank_environment(
+    const std::function<std::optional<std::string>(const std::string&)>& get = {});
+
+/// Writes `message` to `environment.error_file` in the format that torchrun's summary reads
+/// ({"message": {"message", "extraInfo": {"py_callstack", "timestamp"}}}), atomically. Never throws; does
+/// nothing where there is no error file, or where an earlier cause already stands in it.
+void write_error_file(const RankEnvironment& environment, const std::string& message, int exit_code);
+
+}  // namespace satune
