@@ -171,6 +171,27 @@ void Pass::backward_embedding(const at::Tensor& d_x_NC) {
   hooks_.after_backward(0);
 }
 
+LossSums zero_sums(const at::Device& device) {
+  const auto options = at::TensorOptions(device);
+  return {at::zeros({}, options.dtype(at::kDouble)), at::zeros({}, options.dtype(at::kLong))};
+}
+
+/// The hooks of a pass over nothing: what Pass::run() calls, in its order. Gradients are zeros.
+LossSums idle_pass(const Llama::Impl& model, const ParameterBuffers& gradients, bool accumulate,
+                   SegmentHooks& hooks) {
+  const int head = model.head_segment();
+  for (int segment = 0; segment <= head; ++segment) {
+    hooks.before_forward(segment);
+    hooks.after_forward(segment);
+  }
+  for (int segment = head; segment >= std::min(model.lowest_trained_segment(), head); --segment) {
+    hooks.before_backward(segment);
+    if (!accumulate) gradients.flat(segment).zero_();
+    hooks.after_backward(segment);
+  }
+  return zero_sums(model.weights.device());
+}
+
 LossSums Pass::run(double loss_scale) {
   at::Tensor x_NC = forward();
   at::Tensor d_x_NC;
@@ -211,10 +232,11 @@ at::Tensor Llama::Impl::hidden_states(const DeviceBatch& batch, SegmentHooks& ho
   return normed;
 }
 
-Llama::Llama(ModelConfig config, std::vector<bool> trained_mask, at::ScalarType type, at::Device device)
+Llama::Llama(ModelConfig config, std::vector<bool> trained_mask, at::ScalarType type, at::Device device,
+             const BufferLayout& layout)
     : impl_(std::make_unique<Impl>()) {
   impl_->config = std::move(config);
-  impl_->weights = Weights(TensorTable(impl_->config), std::move(trained_mask), type, device);
+  impl_->weights = Weights(TensorTable(impl_->config), std::move(trained_mask), type, device, layout);
   const TensorTable& table = impl_->weights.table;
   for (int layer = 0; layer < impl_->config.num_hidden_layers; ++layer) {
     impl_->layers.push_back(bind_layer(impl_->weights, layer, impl_->config.sharing));
@@ -240,24 +262,32 @@ const Weights& Llama::weights() const {
   return impl_->weights;
 }
 
-ParameterBuffers Llama::make_gradients(at::ScalarType type) const {
+bool Llama::tied() const {
+  return impl_->head == impl_->embedding;
+}
+
+ParameterBuffers Llama::make_gradients(at::ScalarType type, const BufferLayout& layout) const {
   std::vector<bool> trained(table().tensors().size());
   for (size_t i = 0; i < trained.size(); ++i) trained[i] = impl_->weights.trained.selected(i);
-  return ParameterBuffers(table(), std::move(trained), type, impl_->weights.device());
+  return ParameterBuffers(table(), std::move(trained), type, impl_->weights.device(), layout);
 }
 
 LossSums Llama::forward_backward(const DeviceBatch& batch, double loss_scale, ParameterBuffers& gradients,
                                  bool accumulate, const std::vector<Recording>& recording,
                                  SegmentHooks& hooks) {
-  if (batch.tokens_N.numel() == 0) {
-    if (!accumulate) gradients.zero();
-    return {at::zeros({}, at::kDouble), at::zeros({}, at::kLong)};
-  }
+  if (batch.target_count == 0) return idle_pass(*impl_, gradients, accumulate, hooks);
   impl_->extend_rope(batch);
   return Pass(*impl_, batch, recording, hooks, gradients, accumulate).run(loss_scale);
 }
 
 LossSums Llama::evaluate(const DeviceBatch& batch, SegmentHooks& hooks) {
+  if (batch.tokens_N.numel() == 0) {
+    for (int segment = 0; segment <= impl_->head_segment(); ++segment) {
+      hooks.before_forward(segment);
+      hooks.after_forward(segment);
+    }
+    return zero_sums(impl_->weights.device());
+  }
   impl_->extend_rope(batch);
   const at::Tensor hidden_NC = impl_->hidden_states(batch, hooks, {});
   const CrossEntropySums sums =

@@ -40,6 +40,8 @@ struct LossSums {
 };
 
 /// Called around every segment's passes; sharding gathers, reduces and frees here. The default does nothing.
+/// The sequence of calls depends on the model alone, never on the batch: ranks with less data, or none, make
+/// the same calls.
 class SegmentHooks {
  public:
   virtual ~SegmentHooks() = default;
@@ -57,7 +59,8 @@ using Observer = std::function<void(std::string_view name, const at::Tensor& val
 class Llama {
  public:
   /// Allocates zeroed weights. `trained_mask` (per table tensor) empty = all trained.
-  Llama(ModelConfig config, std::vector<bool> trained_mask, at::ScalarType type, at::Device device);
+  Llama(ModelConfig config, std::vector<bool> trained_mask, at::ScalarType type, at::Device device,
+        const BufferLayout& layout = {});
   ~Llama();
   Llama(Llama&&) noexcept;
 
@@ -65,16 +68,20 @@ class Llama {
   const TensorTable& table() const;
   Weights& weights();
   const Weights& weights() const;
-  /// Zeroed gradient buffers for the trained tensors.
-  ParameterBuffers make_gradients(at::ScalarType type) const;
+  /// Gradient buffers for the trained tensors.
+  ParameterBuffers make_gradients(at::ScalarType type, const BufferLayout& layout = {}) const;
+  /// The head is the embedding matrix: segment 0 is read by the head's passes too, and its gradient is
+  /// complete only after segment 0's backward.
+  bool tied() const;
 
   /// Forward and backward of one micro-batch. Gradients of (loss sum * loss_scale) are written into
   /// `gradients` (accumulate = false) or added to it. `recording` holds one entry per layer. The backward
-  /// ends below the lowest trained tensor. A batch without targets adds exact zeros.
+  /// ends below the lowest trained tensor. A batch without targets adds exact zeros and computes nothing, but
+  /// its hooks are called all the same.
   LossSums forward_backward(const DeviceBatch& batch, double loss_scale, ParameterBuffers& gradients,
                             bool accumulate, const std::vector<Recording>& recording, SegmentHooks& hooks);
 
-  /// Loss sums without recording anything.
+  /// Loss sums without recording anything; zeros for a batch without tokens, its hooks called all the same.
   LossSums evaluate(const DeviceBatch& batch, SegmentHooks& hooks);
   LossSums evaluate(const DeviceBatch& batch);
   /// Per-token losses [N] (0 where there is no target), fp32 (fp64 for an fp64 model).

@@ -24,25 +24,6 @@ at::ScalarType stored_type(const StoredTensor& stored) {
   throw bad_input(stored.name, stored.dtype, "F32, BF16, F16 or F64");
 }
 
-/// Copies piece by piece and gives each piece's pages back, so that a large embedding is never resident
-/// twice.
-void copy_streamed(const at::Tensor& target, const StoredTensor& stored, const Checkpoint& checkpoint) {
-  const at::ScalarType type = stored_type(stored);
-  const int64_t element = static_cast<int64_t>(at::elementSize(type));
-  const at::Tensor flat = target.view({-1});
-  const int64_t step = kCopyBytes / element;
-  for (int64_t first = 0; first < flat.numel(); first += step) {
-    const int64_t count = std::min(step, flat.numel() - first);
-    StoredTensor piece = stored;
-    piece.bytes = stored.bytes.subspan(first * element, count * element);
-    // from_blob wants a mutable pointer; the map is read-only and is only read.
-    const at::Tensor source =
-        at::from_blob(const_cast<std::byte*>(piece.bytes.data()), {count}, at::TensorOptions(type));
-    flat.narrow(0, first, count).copy_(source);
-    checkpoint.release(piece);
-  }
-}
-
 /// SplitMix64 (Steele, Lea, Flood 2014) as a hash of a counter.
 uint64_t mix(uint64_t z) {
   z += 0x9e3779b97f4a7c15ULL;
@@ -86,15 +67,37 @@ void fill_normal(const at::Tensor& target, uint64_t stream, double deviation) {
 
 }  // namespace
 
-void load_weights(Weights& weights, const Checkpoint& checkpoint, bool dense_source) {
-  const std::vector<std::string> skipped = check_checkpoint(checkpoint, weights.table, dense_source);
-  if (!skipped.empty()) {
-    spdlog::info("{} tensors of the checkpoint are not used ({}{})", skipped.size(), skipped.front(),
-                 skipped.size() > 1 ? ", ..." : "");
+void load_elements(const at::Tensor& target, const Checkpoint& checkpoint, const TensorInfo& info,
+                   int64_t begin) {
+  const StoredTensor& stored = *checkpoint.find(info.name);
+  const at::ScalarType type = stored_type(stored);
+  const auto element = static_cast<int64_t>(at::elementSize(type));
+  // Piece by piece, each piece's pages given back, so that a large embedding is never resident twice.
+  const int64_t step = kCopyBytes / element;
+  for (int64_t first = 0; first < target.numel(); first += step) {
+    const int64_t count = std::min(step, target.numel() - first);
+    StoredTensor piece = stored;
+    piece.bytes = stored.bytes.subspan((begin + first) * element, count * element);
+    // from_blob wants a mutable pointer; the map is read-only and is only read.
+    const at::Tensor source =
+        at::from_blob(const_cast<std::byte*>(piece.bytes.data()), {count}, at::TensorOptions(type));
+    target.narrow(0, first, count).copy_(source);
+    checkpoint.release(piece);
   }
+}
+
+void report_unused_tensors(const Checkpoint& checkpoint, const TensorTable& table, bool dense_source) {
+  const std::vector<std::string> skipped = check_checkpoint(checkpoint, table, dense_source);
+  if (skipped.empty()) return;
+  spdlog::info("{} tensors of the checkpoint are not used ({}{})", skipped.size(), skipped.front(),
+               skipped.size() > 1 ? ", ..." : "");
+}
+
+void load_weights(Weights& weights, const Checkpoint& checkpoint, bool dense_source) {
+  report_unused_tensors(checkpoint, weights.table, dense_source);
   const std::span<const TensorInfo> tensors = weights.table.tensors();
   for (size_t i = 0; i < tensors.size(); ++i) {
-    copy_streamed(weights.tensor(i), *checkpoint.find(tensors[i].name), checkpoint);
+    load_elements(weights.tensor(i).view({-1}), checkpoint, tensors[i], 0);
   }
 }
 

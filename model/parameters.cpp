@@ -5,16 +5,24 @@
 #include <algorithm>
 #include <numeric>
 #include <regex>
+#include <utility>
 
 #include "data/files/error.h"
 
 namespace satune {
 namespace {
 
-constexpr int64_t kPadding = 64;  // elements: every segment's buffer ends on a cache-line border
-
 int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+/// A tensor with shape, type and device, and a storage that has no memory yet.
+at::Tensor without_memory(int64_t numel, const at::TensorOptions& options) {
+  const auto bytes = static_cast<size_t>(numel) * options.dtype().itemsize();
+  c10::Storage storage(c10::Storage::use_byte_size_t{}, bytes, at::DataPtr(nullptr, options.device()),
+                       nullptr,
+                       /*resizable=*/false);
+  return at::empty({0}, options).set_(std::move(storage), 0, {numel}, {1});
 }
 
 std::vector<bool> invert(std::vector<bool> mask) {
@@ -54,18 +62,22 @@ DType dtype_of(at::ScalarType type) {
 }
 
 ParameterBuffers::ParameterBuffers(const TensorTable& table, std::vector<bool> selected, at::ScalarType type,
-                                   at::Device device)
+                                   at::Device device, const BufferLayout& layout)
     : table_(table), type_(type), selected_(std::move(selected)) {
   const std::span<const TensorInfo> tensors = table_.tensors();
   TORCH_CHECK(selected_.size() == tensors.size());
-  std::vector<int64_t> sizes(table_.num_segments(), 0);
+  used_.assign(table_.num_segments(), 0);
+  attached_.resize(table_.num_segments());
   offsets_.resize(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    offsets_[i] = sizes[tensors[i].segment];
-    if (selected_[i]) sizes[tensors[i].segment] += tensors[i].numel();
+    offsets_[i] = used_[tensors[i].segment];
+    if (selected_[i]) used_[tensors[i].segment] += tensors[i].numel();
   }
   const auto options = at::TensorOptions(type).device(device);
-  for (int64_t size : sizes) flat_.push_back(at::zeros({round_up(size, kPadding)}, options));
+  for (const int64_t size : used_) {
+    const int64_t padded = round_up(size, layout.alignment);
+    flat_.push_back(layout.resident ? at::zeros({padded}, options) : without_memory(padded, options));
+  }
   views_.resize(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!selected_[i]) continue;
@@ -85,12 +97,27 @@ void ParameterBuffers::zero() const {
   for (const at::Tensor& flat : flat_) flat.zero_();
 }
 
+void ParameterBuffers::attach(int segment, at::Tensor memory) {
+  const at::Tensor& flat = flat_[segment];
+  TORCH_CHECK(!attached_[segment].defined(), "segment ", segment, " has memory already");
+  TORCH_CHECK(memory.scalar_type() == type_ && memory.numel() >= flat.numel() && memory.is_contiguous());
+  flat.storage().set_data_ptr_noswap(at::DataPtr(memory.mutable_data_ptr(), memory.device()));
+  attached_[segment] = std::move(memory);
+}
+
+at::Tensor ParameterBuffers::detach(int segment) {
+  if (!attached_[segment].defined()) return {};
+  const at::Tensor& flat = flat_[segment];
+  flat.storage().set_data_ptr_noswap(at::DataPtr(nullptr, flat.device()));
+  return std::exchange(attached_[segment], at::Tensor());
+}
+
 Weights::Weights(TensorTable tensor_table, std::vector<bool> trained_mask, at::ScalarType type,
-                 at::Device device)
+                 at::Device device, const BufferLayout& layout)
     : table(std::move(tensor_table)) {
   if (trained_mask.empty()) trained_mask.assign(table.tensors().size(), true);
-  trained = ParameterBuffers(table, trained_mask, type, device);
-  frozen = ParameterBuffers(table, invert(std::move(trained_mask)), type, device);
+  trained = ParameterBuffers(table, trained_mask, type, device, layout);
+  frozen = ParameterBuffers(table, invert(std::move(trained_mask)), type, device, layout);
 }
 
 const at::Tensor& Weights::tensor(size_t index) const {

@@ -70,14 +70,17 @@ void update_on_device(const at::Tensor& master, const at::Tensor& exp_avg, const
 }
 
 void round_weights(const at::Tensor& master, const at::Tensor& weights) {
-  if (!weights.is_cpu() || weights.scalar_type() != at::kBFloat16) {
+  if (!master.is_cpu() || weights.scalar_type() != at::kBFloat16) {
     weights.copy_(master);
     return;
   }
+  // Rounded before it crosses to a card: half the bytes.
+  const at::Tensor rounded = weights.is_cpu() ? weights : at::empty(weights.sizes(), at::kBFloat16);
   const float* from = master.const_data_ptr<float>();
-  auto* to = static_cast<uint16_t*>(weights.mutable_data_ptr());
+  auto* to = static_cast<uint16_t*>(rounded.mutable_data_ptr());
   for_chunks(0, master.numel(),
              [&](int64_t begin, int64_t end) { round_to_bf16(from + begin, to + begin, end - begin); });
+  if (!weights.is_cpu()) weights.copy_(rounded);
 }
 
 }  // namespace
@@ -88,27 +91,36 @@ AdamWOptions::AdamWOptions(const Settings& settings)
       epsilon(settings.adam_epsilon),
       weight_decay(settings.weight_decay) {}
 
-AdamW::AdamW(ParameterBuffers& weights, const AdamWOptions& options, const World& world)
-    : weights_(weights), options_(options), world_(world), segments_(weights.num_segments()) {
+std::vector<at::Tensor> shards_of(const ParameterBuffers& buffers, const World& owner) {
+  std::vector<at::Tensor> shards;
+  for (int i = 0; i < buffers.num_segments(); ++i) {
+    const ElementRange range = shard_range(buffers.flat(i).numel(), owner);
+    shards.push_back(buffers.flat(i).slice(0, range.begin, range.end));
+  }
+  return shards;
+}
+
+AdamW::AdamW(const ParameterBuffers& weights, std::vector<at::Tensor> shards, const AdamWOptions& options,
+             const World& owner, at::Device state_device)
+    : weights_(weights), options_(options), owner_(owner), segments_(weights.num_segments()) {
   for (int i = 0; i < weights.num_segments(); ++i) {
     SegmentState& segment = segments_[i];
-    segment.range = shard_range(weights.flat(i).numel(), world);
-    const at::Tensor shard = weight_shard(i);
-    segment.master = shard.scalar_type() == at::kFloat ? shard : shard.to(at::kFloat);
+    segment.range = shard_range(weights.flat(i).numel(), owner);
+    segment.shard = std::move(shards[i]);
+    TORCH_CHECK(segment.shard.numel() == segment.range.size(), "segment ", i, ": a shard of another size");
+    segment.master = segment.shard.to(at::TensorOptions(state_device).dtype(at::kFloat));
     segment.exp_avg = at::zeros_like(segment.master);
     segment.exp_avg_sq = at::zeros_like(segment.master);
-    segment.runs = decay_runs(weights, i, world);
+    segment.runs = decay_runs(weights, i, owner);
   }
 }
 
-at::Tensor AdamW::weight_shard(int segment) const {
-  const ElementRange range = segments_[segment].range;
-  return weights_.flat(segment).slice(0, range.begin, range.end);
-}
+AdamW::AdamW(const ParameterBuffers& weights, const AdamWOptions& options, const World& owner)
+    : AdamW(weights, shards_of(weights, owner), options, owner, weights.flat(0).device()) {}
 
-std::vector<AdamW::Run> AdamW::decay_runs(const ParameterBuffers& weights, int segment, const World& world) {
+std::vector<AdamW::Run> AdamW::decay_runs(const ParameterBuffers& weights, int segment, const World& owner) {
   std::vector<Run> runs;
-  for (const ShardPiece& piece : shard_pieces(weights, segment, world)) {
+  for (const ShardPiece& piece : shard_pieces(weights, segment, owner)) {
     const bool decay = weights.table().tensors()[piece.tensor].decay;
     const int64_t begin = piece.shard_offset, end = begin + piece.elements.size();
     if (!runs.empty() && runs.back().end == begin && runs.back().decay == decay) {
@@ -120,12 +132,11 @@ std::vector<AdamW::Run> AdamW::decay_runs(const ParameterBuffers& weights, int s
   return runs;
 }
 
-void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate,
+void AdamW::update(std::span<const at::Tensor> gradients, double gradient_scale, double learning_rate,
                    int64_t t) {
   for (size_t i = 0; i < segments_.size(); ++i) {
     const SegmentState& segment = segments_[i];
-    const at::Tensor gradient =
-        gradients.flat(static_cast<int>(i)).slice(0, segment.range.begin, segment.range.end);
+    const at::Tensor gradient = gradients[i].to(segment.master.device());
     const auto apply = gradient.is_cpu() ? update_on_cpu : update_on_device;
     for (const Run& run : segment.runs) {
       apply(segment.master, segment.exp_avg, segment.exp_avg_sq, gradient, run.begin, run.end,
@@ -135,18 +146,23 @@ void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, dou
   write_weights();
 }
 
+void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate,
+                   int64_t t) {
+  update(shards_of(gradients, owner_), gradient_scale, learning_rate, t);
+}
+
 void AdamW::write_weights() {
-  if (weights_.type() == at::kFloat) return;
-  for (size_t i = 0; i < segments_.size(); ++i) {
-    round_weights(segments_[i].master, weight_shard(static_cast<int>(i)));
+  for (const SegmentState& segment : segments_) {
+    if (!segment.master.is_alias_of(segment.shard)) round_weights(segment.master, segment.shard);
   }
 }
 
-at::Tensor AdamW::master(size_t tensor) const {
-  const TensorInfo& info = weights_.table().tensors()[tensor];
-  const SegmentState& segment = segments_[info.segment];
-  const int64_t begin = weights_.offset(tensor) - segment.range.begin;
-  return segment.master.slice(0, begin, begin + info.numel()).view(info.shape);
+at::Tensor AdamW::part(std::string_view name, size_t tensor, const ElementRange& elements) const {
+  const int segment = weights_.table().tensors()[tensor].segment;
+  const ElementRange& owned = segments_[segment].range;
+  const int64_t begin = weights_.offset(tensor) + elements.begin - owned.begin;
+  TORCH_CHECK(begin >= 0 && begin + elements.size() <= owned.size(), "elements of another share");
+  return part(name, segment).narrow(0, begin, elements.size());
 }
 
 const at::Tensor& AdamW::part(std::string_view name, int segment) const {

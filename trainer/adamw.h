@@ -13,6 +13,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -32,23 +33,37 @@ struct AdamWOptions {
 /// Names of the state's parts, in the order they are stored.
 inline constexpr std::string_view kOptimizerParts[] = {"master", "exp_avg", "exp_avg_sq"};
 
+/// By segment, the part of resident buffers that `owner` owns.
+std::vector<at::Tensor> shards_of(const ParameterBuffers& buffers, const World& owner);
+
 class AdamW {
  public:
-  /// Moments are zero, the master a copy of the weights. `weights` must outlive the optimizer.
-  AdamW(ParameterBuffers& weights, const AdamWOptions& options, const World& world = {});
+  /// The optimizer of the share of `owner`. `weights` tells tensors and offsets; `shards` are the weights
+  /// themselves, for each segment the 1-D elements shard_range(flat().numel(), owner), in any storage: that
+  /// of `weights` or one of its own. Moments are zero, the master a copy of the weights. State lives on
+  /// `state_device`: the shards' own, or the CPU for weights on a card (optimizer_offload). `weights` must
+  /// outlive the optimizer.
+  AdamW(const ParameterBuffers& weights, std::vector<at::Tensor> shards, const AdamWOptions& options,
+        const World& owner, at::Device state_device);
+  /// Of resident weights, the state beside them.
+  AdamW(const ParameterBuffers& weights, const AdamWOptions& options, const World& owner = {});
 
-  /// Applies update number `t` (1-based) of gradients * `gradient_scale`.
+  /// Applies update number `t` (1-based) of gradients * `gradient_scale` to master and weight shards.
+  /// `gradients`: by segment, of the sizes of the shards; fp32 or the weights' type.
+  void update(std::span<const at::Tensor> gradients, double gradient_scale, double learning_rate, int64_t t);
+  /// The share of whole gradients.
   void update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate, int64_t t);
 
-  /// This rank's part ("master", ...) of a segment: fp32, 1-D, shard_range() elements.
+  /// The state's part ("master", ...) of a segment: fp32, 1-D, shard_range() elements.
   const at::Tensor& part(std::string_view name, int segment) const;
-  /// The master of one tensor with its shape; the whole of it must be in this rank's share.
-  at::Tensor master(size_t tensor) const;
+  /// That of some elements of a tensor, all of which this share owns: fp32, 1-D.
+  at::Tensor part(std::string_view name, size_t tensor, const ElementRange& elements) const;
   /// Rounds the weights from the master; to be called after the master was written from outside.
   void write_weights();
 
   const ParameterBuffers& weights() const { return weights_; }
-  const World& world() const { return world_; }
+  /// Whose share this is: {0, 1} owns everything.
+  const World& owner() const { return owner_; }
 
  private:
   /// Neighbouring elements of a share that all decay or all do not.
@@ -58,15 +73,15 @@ class AdamW {
   };
   struct SegmentState {
     ElementRange range;  ///< of the segment's flat buffer
+    at::Tensor shard;    ///< of the weights, in the compute type
     at::Tensor master, exp_avg, exp_avg_sq;
     std::vector<Run> runs;
   };
-  static std::vector<Run> decay_runs(const ParameterBuffers& weights, int segment, const World& world);
-  at::Tensor weight_shard(int segment) const;
+  static std::vector<Run> decay_runs(const ParameterBuffers& weights, int segment, const World& owner);
 
-  ParameterBuffers& weights_;
+  const ParameterBuffers& weights_;
   AdamWOptions options_;
-  World world_;
+  World owner_;
   std::vector<SegmentState> segments_;
 };
 

@@ -36,8 +36,8 @@ int64_t number_in(const char* file, int64_t otherwise) {
   return stream >> value ? value : otherwise;
 }
 
-bool has_card() {
-  return at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0;
+int64_t card_count() {
+  return at::hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
 }
 
 std::string build_id() {
@@ -57,17 +57,23 @@ int64_t usable_processors() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
-void use_threads(const Settings& settings) {
-  at::set_num_threads(static_cast<int>(settings.num_threads.value_or(usable_processors())));
+void use_threads(const Settings& settings, int64_t local_ranks) {
+  const int64_t share = std::max<int64_t>(1, usable_processors() / local_ranks);
+  at::set_num_threads(static_cast<int>(settings.num_threads.value_or(share)));
 }
 
-at::Device choose_device(DeviceChoice choice) {
+at::Device choose_device(DeviceChoice choice, int64_t local_rank) {
   if (choice == DeviceChoice::kCpu) return at::kCPU;
-  if (has_card()) return {at::kCUDA, 0};
-  if (choice == DeviceChoice::kCuda) {
-    throw EnvironmentError("device: found no CUDA card, expected one (\"cpu\" or \"auto\" run without)");
+  const int64_t cards = card_count();
+  if (cards == 0 && choice == DeviceChoice::kAuto) return at::kCPU;
+  if (local_rank >= cards) {
+    throw EnvironmentError(
+        fmt::format("device: found {} CUDA cards, expected {} (one for each process of this machine; \"cpu\" "
+                    "runs without)",
+                    cards, local_rank + 1));
   }
-  return at::kCPU;
+  at::accelerator::setDeviceIndex(static_cast<at::DeviceIndex>(local_rank));
+  return {at::kCUDA, static_cast<at::DeviceIndex>(local_rank)};
 }
 
 int64_t available_memory(const at::Device& device) {
@@ -94,6 +100,12 @@ Json machine_json(const at::Device& device) {
           {"instruction_set", at::get_cpu_capability()},
           {"torch", TORCH_VERSION},
           {"build", build_id()}};
+}
+
+Json run_machine_json(const at::Device& device, const World& world) {
+  Json machine = machine_json(device);
+  machine["processes"] = world.size;
+  return machine;
 }
 
 }  // namespace satune

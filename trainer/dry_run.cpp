@@ -139,8 +139,9 @@ std::string disk_lines(RunPlan& plan) {
   const DiskNeed need = disk_need(plan);
   const uint64_t free_bytes = free_disk_bytes(folder);
   std::string text =
-      line("snapshots", fmt::format("{} each, {} at most{}; {} free under {}",
+      line("snapshots", fmt::format("{} each, {} kept, {} while one is saved{}; {} free under {}",
                                     format_bytes(static_cast<double>(need.snapshot_bytes)), need.snapshots,
+                                    format_bytes(static_cast<double>(need.saving_bytes)),
                                     need.export_bytes == 0
                                         ? ""
                                         : fmt::format(", and {} of exports",

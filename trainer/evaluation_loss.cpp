@@ -2,20 +2,28 @@
 
 #include <ATen/ATen.h>
 
+#include "trainer/collective.h"
 #include "trainer/step.h"
 
 namespace satune {
 
-double evaluation_loss(Llama& model, BatchSource& data, int64_t rows_per_batch, SegmentHooks& hooks) {
-  double loss = 0;
-  int64_t targets = 0;
-  for (int64_t row = 0; row < data.rows(0); row += rows_per_batch) {
-    const Batch batch = data.make_batch(0, row, rows_per_batch);
-    if (batch.target_count == 0) continue;
-    loss += model.evaluate(to_device(batch, model.weights().device()), hooks).loss.item<double>();
-    targets += batch.target_count;
+double evaluation_loss(Llama& model, BatchSource& data, int64_t rows_per_batch, ProcessGroup& group,
+                       Coordinator& coordinator, SegmentHooks& hooks) {
+  const World& world = group.world();
+  std::vector<double> mine;
+  // As many passes on every rank: the last ones may be over nothing.
+  for (int64_t row = 0; row < data.rows(0); row += rows_per_batch * world.size) {
+    const Batch batch = data.make_batch(0, row + world.rank * rows_per_batch, rows_per_batch);
+    mine.push_back(model.evaluate(to_device(batch, model.weights().device()), hooks).loss.item<double>());
   }
-  return loss / static_cast<double>(targets);
+  const std::vector<double> all =
+      in_collective(coordinator, "exchange of evaluation losses", [&] { return group.exchange(mine); });
+  double loss = 0;
+  for (size_t i = 0; i < mine.size(); ++i) {
+    for (int64_t rank = 0; rank < world.size; ++rank)
+      loss += all[static_cast<size_t>(rank) * mine.size() + i];
+  }
+  return loss / static_cast<double>(data.target_count(0, 0, data.rows(0)));
 }
 
 }  // namespace satune

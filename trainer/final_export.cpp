@@ -6,17 +6,19 @@
 #include <system_error>
 
 #include "data/files/error.h"
+#include "data/files/json.h"
 
 namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-/// An earlier export under a temporary name, so that a crash before its deletion leaves nothing behind for
-/// long; deleted when the new one is there.
+/// An earlier export out of the way: brought back when the new one does not come, deleted when it is there.
+/// Its name is that of a temporary folder of ours, so that what a crash leaves is removed at the next start.
 class ReplacedFolder {
  public:
   explicit ReplacedFolder(const fs::path& folder)
-      : aside_(folder.parent_path() / fmt::format(".{}.tmp-{}-old", folder.filename().string(), ::getpid())) {
+      : folder_(folder),
+        aside_(folder.parent_path() / fmt::format(".{}-old.tmp-{}", folder.filename().string(), ::getpid())) {
     std::error_code error;
     if (!fs::exists(folder, error)) return;
     fs::rename(folder, aside_, error);
@@ -26,14 +28,37 @@ class ReplacedFolder {
   }
   ~ReplacedFolder() {
     std::error_code ignored;
-    fs::remove_all(aside_, ignored);
+    if (fs::exists(folder_, ignored)) {
+      fs::remove_all(aside_, ignored);
+    } else {
+      fs::rename(aside_, folder_, ignored);
+    }
   }
   ReplacedFolder(const ReplacedFolder&) = delete;
   ReplacedFolder& operator=(const ReplacedFolder&) = delete;
 
  private:
-  fs::path aside_;
+  fs::path folder_, aside_;
 };
+
+constexpr std::string_view kExportsFile = "exports.json";
+
+/// exports.json of a run folder: {DIRECTORY NAME: {"step", "dtype"}}; empty where it is not there or not
+/// ours.
+Json read_exports(const fs::path& run_folder) {
+  std::error_code error;
+  if (!fs::exists(run_folder / kExportsFile, error)) return Json::object();
+  try {
+    Json exports = read_json_file(run_folder / kExportsFile);
+    return exports.is_object() ? exports : Json::object();
+  } catch (const BadInput&) {
+    return Json::object();
+  }
+}
+
+Json record_json(const ExportRecord& record) {
+  return {{"step", record.step}, {"dtype", record.dtype}};
+}
 
 }  // namespace
 
@@ -65,17 +90,27 @@ ExportOptions export_options(const fs::path& base_model, const PromptTemplate& p
   return options;
 }
 
-void export_run(const fs::path& directory, RunPlan& plan, const Llama& model, const AdamW& optimizer) {
+bool is_exported(const fs::path& directory, const ExportRecord& record) {
+  std::error_code error;
+  const Json exports = read_exports(directory.parent_path());
+  const std::string name = directory.filename().string();
+  return fs::exists(directory, error) && exports.contains(name) && exports.at(name) == record_json(record);
+}
+
+void export_run(const fs::path& directory, RunPlan& plan, const SnapshotReader& snapshot,
+                const ExportRecord& record) {
   const bool plain_text = plan.train().dataset().cache().format() == DataFormat::kText;
   const ExportOptions options =
       export_options(plan.model_directory(), plan.prompt_template(), plan.tokenizer(), plain_text);
-  const ReplacedFolder earlier(directory);
-  export_model(
-      directory, model.config(), model.table(),
-      [&](size_t i) {
-        return optimizer.weights().selected(i) ? optimizer.master(i) : model.weights().tensor(i);
-      },
-      export_dtype(plan.settings(), plan.config()), options);
+  {
+    const ReplacedFolder earlier(directory);
+    export_model(
+        directory, plan.config(), plan.table(), [&](size_t i) { return snapshot.tensor(i); },
+        export_dtype(plan.settings(), plan.config()), options);
+  }
+  Json exports = read_exports(directory.parent_path());
+  exports[directory.filename().string()] = record_json(record);
+  write_file_atomic(directory.parent_path() / kExportsFile, write_json(exports));
 }
 
 }  // namespace satune

@@ -1,12 +1,14 @@
-// The exported Hugging Face directory of a run, from the optimizer's master weights.
+// A model directory that transformers loads, out of a snapshot.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <string>
 
+#include "data/files/atomic_file.h"
 #include "model/files/hf_directory.h"
-#include "model/llama.h"
-#include "trainer/adamw.h"
 #include "trainer/run_plan.h"
+#include "trainer/snapshot_reader.h"
 
 namespace satune {
 
@@ -18,8 +20,20 @@ DType export_dtype(const Settings& settings, const ModelConfig& config);
 ExportOptions export_options(const std::filesystem::path& base_model, const PromptTemplate& prompt_template,
                              const Tokenizer& tokenizer, bool plain_text);
 
-/// Writes `directory`, replacing an earlier export of this run. Throws EnvironmentError.
-void export_run(const std::filesystem::path& directory, RunPlan& plan, const Llama& model,
-                const AdamW& optimizer);
+/// Which state an export holds, kept beside it in exports.json of the run folder.
+struct ExportRecord {
+  int64_t step = 0;
+  std::string dtype;
+  bool operator==(const ExportRecord&) const = default;
+};
+
+/// `directory` is there and holds the state of `record`.
+bool is_exported(const std::filesystem::path& directory, const ExportRecord& record);
+
+/// Writes `directory`, replacing an earlier export of this run, which stays when writing fails. The weights
+/// are streamed from the snapshot, whatever layout it was written on: no process holds the model for it.
+/// Throws EnvironmentError.
+void export_run(const std::filesystem::path& directory, RunPlan& plan, const SnapshotReader& snapshot,
+                const ExportRecord& record);
 
 }  // namespace satune

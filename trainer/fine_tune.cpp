@@ -2,31 +2,92 @@
 
 #include <spdlog/spdlog.h>
 
+#include <cstdlib>
+
+#include "data/files/error.h"
 #include "trainer/device.h"
+#include "trainer/ranks.h"
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
 #include "trainer/training_run.h"
 
 namespace satune {
+namespace {
+
+/// The snapshot to continue from: rank 0 chooses and checks it, the others open the same one.
+std::unique_ptr<SnapshotReader> agree_on_snapshot(const Settings& settings, const SnapshotStore& store,
+                                                  Ranks& ranks) {
+  if (ranks.is_leader()) {
+    auto snapshot = find_snapshot(settings, store);
+    ranks.coordinator().publish("snapshot", snapshot ? snapshot->folder().string() : "");
+    return snapshot;
+  }
+  const std::string folder = ranks.coordinator().wait_for("snapshot");
+  return folder.empty() ? nullptr : std::make_unique<SnapshotReader>(folder);
+}
+
+std::unique_ptr<RunPlan> plan_run(const Settings& settings, Ranks& ranks, const SnapshotReader* snapshot) {
+  std::unique_ptr<RunPlan> plan;
+  const auto rows = snapshot ? rows_to_keep(*snapshot, settings) : std::nullopt;
+  // The first fills the token cache that the others read.
+  ranks.one_before_the_others("plan",
+                              [&] { plan = std::make_unique<RunPlan>(settings, ranks.world().size, rows); });
+  return plan;
+}
+
+/// What a rank does, from the first look at the machine to the export.
+int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch& signals, Ranks& ranks) {
+  use_threads(settings, options.ranks.local_world_size);
+  const at::Device device = choose_device(settings.device, options.ranks.local_rank);
+  if (ranks.is_leader()) refuse_used_folder(settings);
+  const RunFolder folder(settings, ranks.is_leader());
+  check_one_folder(folder, ranks.coordinator());
+
+  const SnapshotStore store(folder.snapshots(), *options.file_ops);
+  const auto snapshot = agree_on_snapshot(settings, store, ranks);
+  const auto plan = plan_run(settings, ranks, snapshot.get());
+  if (ranks.is_leader()) {
+    if (snapshot) check_continuation(*snapshot, *plan, run_machine_json(device, ranks.world()));
+    check_disk(folder.path(), disk_need(*plan), free_disk_bytes(folder.path()));
+    write_file_atomic(folder.path() / "config.json", write_json(settings_json(settings)), *options.file_ops);
+  }
+  ranks.coordinator().barrier("planned");
+
+  ranks.connect_group(device);
+  TrainingRun run(*plan, folder, store, snapshot.get(), device, signals, ranks, options);
+  const ExitCode code = run.train();
+  if (code == kExitOk) run.finish();
+  ranks.end();
+  return code;
+}
+
+int exit_code_of(const std::exception& error) {
+  if (const auto* failed = dynamic_cast<const RunFailed*>(&error)) return failed->exit_code();
+  if (dynamic_cast<const BadInput*>(&error) != nullptr) return kExitBadInput;
+  if (dynamic_cast<const EnvironmentError*>(&error) != nullptr) return kExitEnvironment;
+  return kExitFailure;
+}
+
+}  // namespace
 
 int run_training(const Settings& settings, const TrainOptions& options) {
+  const World& world = options.ranks.world;
+  if (world.rank > 0) spdlog::set_level(std::max(spdlog::get_level(), spdlog::level::warn));
   SignalWatch signals;
-  use_threads(settings);
-  const at::Device device = choose_device(settings.device);
-  refuse_used_folder(settings);
-
-  RunPlan plan(settings);
-  RunFolder folder(settings);
-  const SnapshotStore store(folder.snapshots(), *options.file_ops);
-  const auto snapshot = find_snapshot(settings, store);
-  if (snapshot) check_continuation(*snapshot, plan, machine_json(device));
-  check_disk(folder.path(), disk_need(plan), free_disk_bytes(folder.path()));
-  write_file_atomic(folder.path() / "config.json", write_json(settings_json(settings)), *options.file_ops);
-
-  TrainingRun run(plan, folder, store, snapshot.get(), device, signals, options);
-  if (const ExitCode code = run.train(); code != kExitOk) return code;
-  run.finish();
-  return kExitOk;
+  const auto end_process = [&options](const std::string& message, int code) {
+    if (options.report) options.report(message, code);
+    std::_Exit(code);
+  };
+  Ranks ranks(options.ranks, settings, signals, end_process);
+  if (world.size == 1) return run_rank(settings, options, signals, ranks);
+  try {
+    return run_rank(settings, options, signals, ranks);
+  } catch (const std::exception& error) {
+    const int code = exit_code_of(error);
+    ranks.coordinator().announce_failure(error.what(), code);
+    end_process(error.what(), code);
+    return code;
+  }
 }
 
 }  // namespace satune

@@ -32,15 +32,19 @@ double sum_on_cpu(const at::Tensor& values) {
 
 }  // namespace
 
-double gradient_sum_of_squares(const ParameterBuffers& gradients, const World& world) {
+double gradient_sum_of_squares(std::span<const at::Tensor> gradients) {
   double total = 0;
-  for (int i = 0; i < gradients.num_segments(); ++i) {
-    const ElementRange range = shard_range(gradients.flat(i).numel(), world);
-    const at::Tensor values = gradients.flat(i).slice(0, range.begin, range.end);
+  for (const at::Tensor& values : gradients) {
     if (values.numel() == 0) continue;
     total += values.is_cpu() ? sum_on_cpu(values) : values.to(at::kDouble).square_().sum().item<double>();
   }
   return total;
+}
+
+double gradient_sum_of_squares(const ParameterBuffers& gradients) {
+  std::vector<at::Tensor> flats;
+  for (int i = 0; i < gradients.num_segments(); ++i) flats.push_back(gradients.flat(i));
+  return gradient_sum_of_squares(flats);
 }
 
 double clip_factor(double norm, double max_norm) {

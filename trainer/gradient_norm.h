@@ -1,14 +1,16 @@
 // The global norm of the gradients, summed in fp64 in a fixed order.
 #pragma once
 
+#include <span>
+
 #include "model/parameters.h"
-#include "trainer/shard.h"
 
 namespace satune {
 
-/// Sum of squares of this rank's share of the gradients. Its order depends on the buffers alone, not on the
-/// number of threads. Not finite when any gradient is not.
-double gradient_sum_of_squares(const ParameterBuffers& gradients, const World& world = {});
+/// Sum of squares of gradients that lie in several 1-D buffers. Its order depends on their sizes alone, not
+/// on the number of threads. Not finite when any gradient is not.
+double gradient_sum_of_squares(std::span<const at::Tensor> gradients);
+double gradient_sum_of_squares(const ParameterBuffers& gradients);
 
 /// What torch.nn.utils.clip_grad_norm_ multiplies gradients by: max_norm / (norm + 1e-6), at most 1;
 /// 1 when max_norm is 0 (no clipping).

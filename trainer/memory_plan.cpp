@@ -79,9 +79,9 @@ int64_t compute_element_bytes(Precision precision) {
   return precision == Precision::kFp32 ? kFloatBytes : 2;
 }
 
-int64_t gradient_element_bytes(const Settings& settings) {
-  const bool half = settings.precision == Precision::kBf16 && settings.gradient_accumulation_steps == 1;
-  return half ? 2 : kFloatBytes;
+int64_t gradient_element_bytes(const Settings& settings, const World& world) {
+  const bool summed_in_place = world.size == 1 && settings.gradient_accumulation_steps > 1;
+  return settings.precision == Precision::kBf16 && !summed_in_place ? 2 : kFloatBytes;
 }
 
 int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,

@@ -11,6 +11,7 @@
 #include "model/files/tensor_table.h"
 #include "model/llama.h"
 #include "trainer/settings.h"
+#include "trainer/shard.h"
 
 namespace satune {
 
@@ -41,8 +42,9 @@ MemoryPlan plan_memory(const Settings& settings, const ModelConfig& config, cons
 
 /// Element size of weights and activations: 4 for fp32, 2 otherwise.
 int64_t compute_element_bytes(Precision precision);
-/// Element size of gradients: 2 in bf16 runs without accumulation, else 4, because sums over micro-batches
-/// lose what is small in bf16, and fp16 has no range for them.
-int64_t gradient_element_bytes(const Settings& settings);
+/// Element size of the gradients that a backward writes. bf16 in bf16 runs, because sums are taken in fp32; 4
+/// where they are summed over micro-batches in place, which a group of one does, and in fp16 runs, whose
+/// range is too small for them.
+int64_t gradient_element_bytes(const Settings& settings, const World& world = {});
 
 }  // namespace satune

@@ -51,6 +51,31 @@ std::unique_ptr<SnapshotReader> open_named(const fs::path& folder, const Snapsho
   return snapshot;
 }
 
+/// Rows of a step of the run; snapshots of older builds do not say it, and were written by one process.
+int64_t rows_of(const SnapshotReader& snapshot) {
+  const Json& state = snapshot.state();
+  if (state.contains("rows_per_step")) return state.at("rows_per_step").get<int64_t>();
+  return snapshot.settings().at("per_device_train_batch_size").get<int64_t>() *
+         snapshot.settings().at("gradient_accumulation_steps").get<int64_t>();
+}
+
+/// What another plan would train is another model; no setting allows that.
+void check_same_model(const SnapshotReader& snapshot, const RunPlan& plan, const std::string& source) {
+  const SharingPlan &then = snapshot.config().sharing, &now = plan.config().sharing;
+  if (!(then == now)) {
+    throw bad_input("sharing.layers", describe_sharing(now),
+                    fmt::format("{}, that of {}", describe_sharing(then), source));
+  }
+  if (snapshot.trained_mask() != plan.trained_mask()) {
+    throw bad_input(
+        "unfrozen_parameters", settings_json(plan.settings()).at("unfrozen_parameters").dump(),
+        fmt::format("{}, those of {}", snapshot.settings().at("unfrozen_parameters").dump(), source));
+  }
+  if (model_config_json(snapshot.config()) != model_config_json(plan.config())) {
+    throw bad_input(source, "a model of another shape", "that of " + plan.model_directory().string());
+  }
+}
+
 void refuse_or_warn(bool allowed, const std::string& what) {
   if (!allowed) throw BadInput(what + " (--allow-changes continues all the same)");
   spdlog::warn("{}", what);
@@ -68,13 +93,22 @@ std::unique_ptr<SnapshotReader> find_snapshot(const Settings& settings, const Sn
   return snapshot;
 }
 
+std::optional<int64_t> rows_to_keep(const SnapshotReader& snapshot, const Settings& settings) {
+  const Json now = settings_json(settings);
+  for (const char* key : {"per_device_train_batch_size", "gradient_accumulation_steps"}) {
+    if (snapshot.settings().at(key) != now.at(key)) return std::nullopt;
+  }
+  return rows_of(snapshot);
+}
+
 void check_continuation(const SnapshotReader& snapshot, RunPlan& plan, const Json& machine) {
   const std::string source = (snapshot.folder() / kStateFile).string();
   const bool allowed = plan.settings().allow_changes;
-  if (model_config_json(snapshot.config()) != model_config_json(plan.config()) ||
-      snapshot.trained_mask() != plan.trained_mask()) {
-    throw bad_input(source, "a model of another shape, sharing plan or set of trained tensors",
-                    "that of " + plan.model_directory().string());
+  check_same_model(snapshot, plan, source);
+  if (const int64_t rows = rows_of(snapshot); rows != plan.rows_per_step()) {
+    throw bad_input("per_device_train_batch_size x gradient_accumulation_steps x processes",
+                    fmt::format("{} rows a step", plan.rows_per_step()),
+                    fmt::format("{}, those of the run in {}", rows, source));
   }
   if (const auto changes = trajectory_changes(snapshot.settings(), plan.settings()); !changes.empty()) {
     refuse_or_warn(allowed, fmt::format("{}: settings differ from those of the run: {}", source,
@@ -98,11 +132,9 @@ void check_continuation(const SnapshotReader& snapshot, RunPlan& plan, const Jso
 void restore_optimizer(AdamW& optimizer, const SnapshotReader& snapshot) {
   const ParameterBuffers& weights = optimizer.weights();
   for (int segment = 0; segment < weights.num_segments(); ++segment) {
-    for (const ShardPiece& piece : shard_pieces(weights, segment, optimizer.world())) {
+    for (const ShardPiece& piece : shard_pieces(weights, segment, optimizer.owner())) {
       for (const std::string_view part : kOptimizerParts) {
-        const at::Tensor target =
-            optimizer.part(part, segment)
-                .slice(0, piece.shard_offset, piece.shard_offset + piece.elements.size());
+        const at::Tensor target = optimizer.part(part, piece.tensor, piece.elements);
         at::Tensor host = target.is_cpu() ? target : at::empty(target.sizes(), at::kFloat);
         snapshot.read(part, piece.tensor, piece.elements,
                       {host.mutable_data_ptr<float>(), static_cast<size_t>(host.numel())});
@@ -111,6 +143,25 @@ void restore_optimizer(AdamW& optimizer, const SnapshotReader& snapshot) {
     }
   }
   optimizer.write_weights();
+}
+
+void load_pretrained(AdamW& optimizer, const Sharding& sharding, const Checkpoint& checkpoint) {
+  const ParameterBuffers& weights = optimizer.weights();
+  const auto tensors = weights.table().tensors();
+  for (int segment = 0; segment < weights.num_segments(); ++segment) {
+    for (const ShardPiece& piece : shard_pieces(weights, segment, optimizer.owner())) {
+      load_elements(optimizer.part("master", piece.tensor, piece.elements), checkpoint, tensors[piece.tensor],
+                    piece.elements.begin);
+    }
+  }
+  optimizer.write_weights();
+  load_frozen(sharding, checkpoint, weights.table());
+}
+
+void load_frozen(const Sharding& sharding, const Checkpoint& checkpoint, const TensorTable& table) {
+  for (const Sharding::FrozenPiece& piece : sharding.frozen_pieces()) {
+    load_elements(piece.values, checkpoint, table.tensors()[piece.tensor], piece.begin);
+  }
 }
 
 }  // namespace satune

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "trainer/adamw.h"
 #include "trainer/run_plan.h"
+#include "trainer/sharding.h"
 #include "trainer/snapshot_reader.h"
 #include "trainer/snapshot_store.h"
 
@@ -16,12 +18,22 @@ namespace satune {
 /// folder is named although the store holds newer complete snapshots.
 std::unique_ptr<SnapshotReader> find_snapshot(const Settings& settings, const SnapshotStore& store);
 
+/// Rows of a step that a plan for `settings` must keep to continue the snapshot's run: set while batch size
+/// and accumulation are those of the run, so that another number of ranks trains the same global batches.
+std::optional<int64_t> rows_to_keep(const SnapshotReader& snapshot, const Settings& settings);
+
 /// Throws BadInput when continuing from the snapshot would not continue the same run: settings that change
 /// the trajectory (each with both values) or other training data; `allow_changes` turns that into warnings.
-/// Always throws for a model of another shape. Warns when the machine differs in what bits depend on.
+/// Always throws for a model of another shape, sharing plan or set of trained tensors, and for another number
+/// of rows in a step, with both values. Warns when the machine differs in what bits depend on.
 void check_continuation(const SnapshotReader& snapshot, RunPlan& plan, const Json& machine);
 
-/// Fills the optimizer's share from the snapshot, whatever world it was written on, then the weights.
+/// Fills the optimizer's share from the snapshot, whatever world it was written on, then its weight shards.
 void restore_optimizer(AdamW& optimizer, const SnapshotReader& snapshot);
+
+/// Fills the optimizer's master from a checkpoint, in the checkpoint's precision, then its weight shards, and
+/// the frozen tensors.
+void load_pretrained(AdamW& optimizer, const Sharding& sharding, const Checkpoint& checkpoint);
+void load_frozen(const Sharding& sharding, const Checkpoint& checkpoint, const TensorTable& table);
 
 }  // namespace satune

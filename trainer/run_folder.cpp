@@ -12,12 +12,14 @@
 #include "data/files/error.h"
 #include "trainer/final_export.h"
 #include "trainer/snapshot.h"
+#include "trainer/snapshot_store.h"
 
 namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kLockFile = ".lock";
+constexpr std::string_view kEpochExport = "export-epoch-";
 
 bool holds_anything(const fs::path& folder) {
   std::error_code error;
@@ -43,6 +45,19 @@ int open_lock(const fs::path& folder) {
   return fd;
 }
 
+/// Bytes of what a run has saved and counts again in its need: complete snapshots and exports of epochs.
+uint64_t kept_bytes(const fs::path& output_dir) {
+  uint64_t bytes = 0;
+  for (const StoredSnapshot& snapshot : SnapshotStore(output_dir / kSnapshotFolder).scan()) {
+    if (snapshot.damage.empty()) bytes += folder_bytes(snapshot.folder);
+  }
+  std::error_code error;
+  for (fs::directory_iterator entry(output_dir, error), end; !error && entry != end; entry.increment(error)) {
+    if (entry->path().filename().string().starts_with(kEpochExport)) bytes += folder_bytes(entry->path());
+  }
+  return bytes;
+}
+
 }  // namespace
 
 void refuse_used_folder(const Settings& settings) {
@@ -52,7 +67,8 @@ void refuse_used_folder(const Settings& settings) {
   }
 }
 
-RunFolder::RunFolder(const Settings& settings) : path_(settings.output_dir) {
+RunFolder::RunFolder(const Settings& settings, bool owner) : path_(settings.output_dir) {
+  if (!owner) return;
   std::error_code error;
   fs::create_directories(path_, error);
   if (error) {
@@ -72,14 +88,35 @@ fs::path RunFolder::snapshots() const {
 }
 
 fs::path RunFolder::exported_epoch(int64_t epoch) const {
-  return path_ / fmt::format("export-epoch-{:04}", epoch);
+  return path_ / fmt::format("{}{:04}", kEpochExport, epoch);
+}
+
+void check_one_folder(const RunFolder& folder, Coordinator& coordinator) {
+  const World& world = coordinator.world();
+  // Named like a temporary file of ours: what a crash leaves is removed at the next start.
+  const fs::path mark = folder.path() / fmt::format(".ranks.tmp-{}", ::getpid());
+  if (world.rank == 0) {
+    write_file_atomic(mark, "");
+    coordinator.publish("one folder", mark.filename().string());
+  }
+  const fs::path expected = folder.path() / coordinator.wait_for("one folder");
+  std::error_code error;
+  if (!fs::exists(expected, error)) {
+    throw EnvironmentError(
+        fmt::format("output_dir {}: found no {} of rank 0 on rank {}, expected one folder that "
+                    "all ranks share",
+                    folder.path().string(), expected.filename().string(), world.rank));
+  }
+  coordinator.barrier("one folder seen");
+  if (world.rank == 0) fs::remove(mark, error);
 }
 
 DiskNeed disk_need(RunPlan& plan) {
   const Settings& settings = plan.settings();
   DiskNeed need;
   need.snapshot_bytes = snapshot_bytes(plan.table(), plan.trained_mask(), settings.save_only_model);
-  need.snapshots = std::max<int64_t>(1, settings.save_total_limit) + (settings.keep_best ? 1 : 0) + 1;
+  need.snapshots = std::max<int64_t>(1, settings.save_total_limit) + (settings.keep_best ? 1 : 0);
+  need.saving_bytes = snapshot_bytes(plan.table(), plan.trained_mask(), /*only_model=*/false);
   const auto epochs = static_cast<int64_t>(std::ceil(plan.epochs_after(plan.total_steps())));
   const int64_t exports = (settings.export_at_end ? 1 : 0) + (settings.export_every_epoch ? epochs : 0);
   need.export_bytes = static_cast<uint64_t>(exports * plan.table().parameter_count() *
@@ -88,14 +125,15 @@ DiskNeed disk_need(RunPlan& plan) {
 }
 
 void check_disk(const fs::path& output_dir, const DiskNeed& need, uint64_t free_bytes) {
-  const uint64_t ours = folder_bytes(output_dir / kSnapshotFolder) + folder_bytes(output_dir / "export");
+  const uint64_t ours = kept_bytes(output_dir);
   if (free_bytes + ours >= need.total()) return;
-  throw EnvironmentError(fmt::format(
-      "output_dir {}: found {} bytes free, needed {} more than its snapshots occupy now: {} snapshots of {} "
-      "bytes (save_total_limit and the one being written){}",
-      output_dir.string(), free_bytes, need.total() - std::min(ours, need.total()), need.snapshots,
-      need.snapshot_bytes,
-      need.export_bytes > 0 ? fmt::format(" and {} bytes of exports", need.export_bytes) : ""));
+  throw EnvironmentError(
+      fmt::format("output_dir {}: found {} bytes free, needed {} more than what the run has saved already: "
+                  "{} snapshots of {} "
+                  "bytes (save_total_limit), one of {} being written{}",
+                  output_dir.string(), free_bytes, need.total() - std::min(ours, need.total()),
+                  need.snapshots, need.snapshot_bytes, need.saving_bytes,
+                  need.export_bytes > 0 ? fmt::format(", and {} bytes of exports", need.export_bytes) : ""));
 }
 
 uint64_t folder_bytes(const fs::path& folder) {

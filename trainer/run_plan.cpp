@@ -14,11 +14,6 @@
 namespace satune {
 namespace {
 
-std::string describe(const SharingPlan& plan) {
-  if (plan.empty()) return "no sharing";
-  return fmt::format("\"{}\" with anchor \"{}\"", plan.layers_text(), to_string(plan.rule()));
-}
-
 // The run's plan: the settings', which must not contradict one that the checkpoint was exported with.
 SharingPlan sharing_of(const Settings& settings, const ModelConfig& config,
                        const std::filesystem::path& directory) {
@@ -26,8 +21,8 @@ SharingPlan sharing_of(const Settings& settings, const ModelConfig& config,
   const auto layers = static_cast<int>(config.num_hidden_layers);
   SharingPlan plan = SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers);
   if (!config.sharing.empty() && !(plan == config.sharing)) {
-    throw bad_input("sharing.layers", describe(plan),
-                    fmt::format("{}, the plan of {} (or no sharing.layers)", describe(config.sharing),
+    throw bad_input("sharing.layers", describe_sharing(plan),
+                    fmt::format("{}, the plan of {} (or no sharing.layers)", describe_sharing(config.sharing),
                                 (directory / "config.json").string()));
   }
   return plan;
@@ -61,12 +56,12 @@ void log_notes(const Dataset& data) {
 
 }  // namespace
 
-RunPlan::RunPlan(Settings settings, int64_t world_size)
+RunPlan::RunPlan(Settings settings, int64_t world_size, std::optional<int64_t> rows_per_step)
     : settings_(std::move(settings)), world_size_(world_size) {
   plan_model();
   plan_tokenizer();
   plan_data();
-  plan_steps();
+  plan_steps(rows_per_step);
 }
 
 void RunPlan::plan_model() {
@@ -104,9 +99,9 @@ void RunPlan::plan_data() {
   eval_ = std::make_unique<BatchSource>(std::move(*data.eval), in_order);
 }
 
-void RunPlan::plan_steps() {
-  rows_per_step_ =
-      settings_.per_device_train_batch_size * settings_.gradient_accumulation_steps * world_size_;
+void RunPlan::plan_steps(std::optional<int64_t> rows_per_step) {
+  rows_per_step_ = rows_per_step.value_or(settings_.per_device_train_batch_size *
+                                          settings_.gradient_accumulation_steps * world_size_);
   if (settings_.max_steps) {
     total_steps_ = *settings_.max_steps;
   } else {

@@ -30,8 +30,10 @@ class RunPlan {
   /// Reads config.json, checks every tensor's name, shape and dtype (headers only), the tokenizer against the
   /// vocabulary, the template against the tokenizer, then tokenises or maps the data. No weight is read.
   /// Throws BadInput (also for a sharing plan that contradicts the checkpoint's, a warm-up not shorter than
-  /// the run, a sample longer than max_position_embeddings).
-  explicit RunPlan(Settings settings, int64_t world_size = 1);
+  /// the run, a sample longer than max_position_embeddings). `rows_per_step`: of the run that is continued,
+  /// which keeps its global batch whatever the number of ranks; unset = batch size x accumulation x ranks.
+  explicit RunPlan(Settings settings, int64_t world_size = 1,
+                   std::optional<int64_t> rows_per_step = std::nullopt);
 
   const Settings& settings() const { return settings_; }
   const std::filesystem::path& model_directory() const { return model_directory_; }
@@ -51,7 +53,7 @@ class RunPlan {
   BatchSource* eval() { return eval_.get(); }
   const DatasetSummary& train_summary() const { return train_->dataset().summary(); }
 
-  /// Rows of a full step: batch size x accumulation x world size.
+  /// Rows of a full step, over all ranks.
   int64_t rows_per_step() const { return rows_per_step_; }
   int64_t total_steps() const { return total_steps_; }
   int64_t warmup_steps() const { return warmup_steps_; }
@@ -66,7 +68,7 @@ class RunPlan {
   void plan_model();
   void plan_tokenizer();
   void plan_data();
-  void plan_steps();
+  void plan_steps(std::optional<int64_t> rows_per_step);
   int64_t epoch_of_step(int64_t step);
 
   Settings settings_;

@@ -142,9 +142,6 @@ void check_together(const Settings& settings, const GivenByKey& given, std::stri
                       field.info.meaning);
     }
   }
-  if (settings.optimizer_offload != OptimizerOffload::kNone) {
-    throw bad_input(where("optimizer_offload"), "\"cpu\", which is not supported yet", "\"none\"");
-  }
   if (settings.lr_warmup_type == WarmupType::kLog && settings.warmup_start_ratio <= 0) {
     throw bad_input(where("warmup_start_ratio"), fmt::format("{}", settings.warmup_start_ratio),
                     "a number > 0, because lr_warmup_type is \"log\"");

@@ -24,7 +24,7 @@ enum class Checkpointing { kOff, kOn, kSelective, kAuto };        // false true 
 enum class NonFinitePolicy { kStop, kSkip };                      // "stop" "skip"
 enum class DeviceChoice { kAuto, kCpu, kCuda };                   // "auto" "cpu" "cuda"
 enum class ExportDtype { kAuto, kFloat32, kBfloat16, kFloat16 };  // "auto" "float32" "bfloat16" "float16"
-enum class OptimizerOffload { kNone, kCpu };                      // "none" ("cpu" is refused by name so far)
+enum class OptimizerOffload { kNone, kCpu };                      // "none" "cpu"
 
 /// Defaults are those of the JSON keys of the same name (nested keys: "sharing.layers" is sharing_layers).
 /// A Settings that came out of read_settings() is resolved: of two alternative keys exactly one is set.
@@ -74,7 +74,8 @@ struct Settings {
   Checkpointing gradient_checkpointing = Checkpointing::kOn;
   std::optional<int64_t> zero_stage;  ///< 0-3; unset = "auto". One process: all the same
   OptimizerOffload optimizer_offload = OptimizerOffload::kNone;
-  int64_t ddp_timeout = 1800;  ///< seconds
+  int64_t ddp_timeout = 1800;      ///< seconds that a collective may take
+  int64_t heartbeat_timeout = 30;  ///< seconds without a sign of life after which a rank counts as lost
 
   // The run.
   uint64_t seed = 42;

@@ -122,9 +122,9 @@ std::vector<Field> length_fields() {
   fields.push_back(make_field("max_steps", SATUNE_MEMBER(max_steps),
                               "optimizer steps, instead of num_train_epochs", kTrajectory, kAtLeastOne));
   fields.push_back(make_field("per_device_train_batch_size", SATUNE_MEMBER(per_device_train_batch_size),
-                              "rows of a micro-batch", kTrajectory, kAtLeastOne));
+                              "rows of a micro-batch of one process", kFree, kAtLeastOne));
   fields.push_back(make_field("gradient_accumulation_steps", SATUNE_MEMBER(gradient_accumulation_steps),
-                              "micro-batches of a step", kTrajectory, kAtLeastOne));
+                              "micro-batches of a step", kFree, kAtLeastOne));
   return fields;
 }
 
@@ -184,9 +184,15 @@ std::vector<Field> machine_fields() {
                  "process holds all in every stage",
                  kFree, {.min = 0, .max = 3, .unset_word = "auto"}));
   fields.push_back(make_field("optimizer_offload", SATUNE_MEMBER(optimizer_offload),
-                              "where the optimizer state lives; \"cpu\" is not supported yet", kFree));
+                              "where master weights and moments live and are updated: beside the model, or "
+                              "\"cpu\" for a model on cards",
+                              kFree));
   fields.push_back(make_field("ddp_timeout", SATUNE_MEMBER(ddp_timeout),
-                              "seconds that processes wait for each other; one process waits for none", kFree,
+                              "seconds that a collective may take before the run ends and names the "
+                              "processes it waited for",
+                              kFree, kAtLeastOne));
+  fields.push_back(make_field("heartbeat_timeout", SATUNE_MEMBER(heartbeat_timeout),
+                              "seconds without a sign of life after which a process counts as lost", kFree,
                               kAtLeastOne));
   return fields;
 }

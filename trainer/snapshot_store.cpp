@@ -64,16 +64,20 @@ void SnapshotStore::set_aside(const fs::path& snapshot) const {
   rename_or_throw(ops_, snapshot, aside);
 }
 
+void SnapshotStore::remove(int64_t step) const {
+  // The shape of a temporary folder of ours: what a crash leaves is removed at the next start.
+  const fs::path doomed = folder_ / fmt::format(".{}.tmp-{}", snapshot_name(step), ::getpid());
+  rename_or_throw(ops_, path_of(step), doomed);
+  remove_or_throw(doomed);
+}
+
 void SnapshotStore::prune(int64_t keep_last, int64_t keep_also) const {
   std::vector<StoredSnapshot> complete = scan();
   std::erase_if(complete, [](const StoredSnapshot& snapshot) { return !snapshot.damage.empty(); });
   const auto count = static_cast<int64_t>(complete.size());
   for (int64_t i = 0; i < count - keep_last; ++i) {
     if (complete[i].step == keep_also && keep_also > 0) continue;
-    // The shape of a temporary folder of ours: what a crash leaves is removed at the next start.
-    const fs::path doomed = folder_ / fmt::format(".{}.tmp-{}", snapshot_name(complete[i].step), ::getpid());
-    rename_or_throw(ops_, complete[i].folder, doomed);
-    remove_or_throw(doomed);
+    remove(complete[i].step);
   }
 }
 

@@ -31,9 +31,12 @@ class SnapshotStore {
   /// from nor counted. Throws EnvironmentError.
   void set_aside(const std::filesystem::path& snapshot) const;
 
+  /// Deletes the snapshot of a step. A folder loses its name before its files, so that a crash in between
+  /// leaves nothing that looks complete. Throws EnvironmentError.
+  void remove(int64_t step) const;
+
   /// Deletes complete snapshots but the `keep_last` newest and that of step `keep_also` (0 = none), oldest
-  /// first. A folder loses its name before its files, so that a crash in between leaves nothing that looks
-  /// complete. Throws EnvironmentError.
+  /// first. Throws EnvironmentError.
   void prune(int64_t keep_last, int64_t keep_also) const;
 
  private:

@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <optional>
 #include <span>
+#include <sstream>
 
 #include "model/files/safetensors.h"
 
@@ -35,9 +37,10 @@ void write_elements(SafetensorsWriter& writer, const at::Tensor& values) {
   }
 }
 
-ManifestEntry write_rank_file(const fs::path& folder, const AdamW& optimizer, bool only_model, FileOps& ops) {
+ManifestEntry write_rank_file(const fs::path& folder, const AdamW& optimizer, const World& world,
+                              bool only_model, FileOps& ops) {
   const auto tensors = optimizer.weights().table().tensors();
-  const std::vector<ShardPiece> pieces = all_pieces(optimizer.weights(), optimizer.world());
+  const std::vector<ShardPiece> pieces = all_pieces(optimizer.weights(), world);
   std::vector<TensorSpec> specs;
   for (const std::string_view part : parts_written(only_model)) {
     for (const ShardPiece& piece : pieces) {
@@ -45,12 +48,11 @@ ManifestEntry write_rank_file(const fs::path& folder, const AdamW& optimizer, bo
           {fmt::format("{}.{}", part, tensors[piece.tensor].name), "F32", {piece.elements.size()}});
     }
   }
-  const std::string name = rank_file_name(optimizer.world().rank);
+  const std::string name = rank_file_name(world.rank);
   SafetensorsWriter writer(folder / name, std::move(specs), {{"format", "pt"}}, ops);
   for (const std::string_view part : parts_written(only_model)) {
     for (const ShardPiece& piece : pieces) {
-      write_elements(writer, optimizer.part(part, piece.segment)
-                                 .slice(0, piece.shard_offset, piece.shard_offset + piece.elements.size()));
+      write_elements(writer, optimizer.part(part, piece.tensor, piece.elements));
     }
   }
   writer.commit();
@@ -77,18 +79,51 @@ ManifestEntry write_json_file(const fs::path& path, const Json& json, FileOps& o
   return {path.filename().string(), file.bytes_written(), file.checksum()};
 }
 
-}  // namespace
+/// An entry as a line that ranks pass on, and back.
+std::string to_line(const ManifestEntry& entry) {
+  return fmt::format("{} {} {}", entry.size, entry.checksum, entry.name);
+}
 
-void write_snapshot(const fs::path& folder, const AdamW& optimizer, Json state, int64_t step, bool only_model,
-                    FileOps& ops) {
-  AtomicDirectory directory(folder, ops);
-  std::vector<ManifestEntry> files;
-  files.push_back(write_rank_file(directory.path(), optimizer, only_model, ops));
-  state["has_optimizer_state"] = !only_model;
-  state["shards"] = shards_json(optimizer.weights(), optimizer.world().size);
+ManifestEntry parse_line(const std::string& line) {
+  ManifestEntry entry;
+  std::istringstream fields(line);
+  fields >> entry.size >> entry.checksum >> entry.name;
+  return entry;
+}
+
+/// What rank 0 adds once every rank's file is there.
+void complete(AtomicDirectory& directory, std::vector<ManifestEntry> files, const Json& state, int64_t step,
+              FileOps& ops) {
   files.push_back(write_json_file(directory.path() / kStateFile, state, ops));
   write_json_file(directory.path() / kManifestFile, manifest_json(step, files), ops);
   directory.commit();
+}
+
+}  // namespace
+
+void write_snapshot(const fs::path& folder, const AdamW& optimizer, Coordinator& coordinator, Json state,
+                    int64_t step, bool only_model, FileOps& ops) {
+  const World& world = coordinator.world();
+  const std::string save = "save/" + folder.filename().string();
+  std::optional<AtomicDirectory> directory;
+  if (world.rank == 0) {
+    directory.emplace(folder, ops);
+    coordinator.publish(save + "/folder", directory->path().string());
+  }
+  const fs::path temporary = coordinator.wait_for(save + "/folder");
+  const ManifestEntry mine = write_rank_file(temporary, optimizer, world, only_model, ops);
+  coordinator.publish(fmt::format("{}/file-{}", save, world.rank), to_line(mine));
+  if (world.rank == 0) {
+    std::vector<ManifestEntry> files;
+    for (int64_t rank = 0; rank < world.size; ++rank) {
+      files.push_back(parse_line(coordinator.wait_for(fmt::format("{}/file-{}", save, rank))));
+    }
+    state["has_optimizer_state"] = !only_model;
+    state["shards"] = shards_json(optimizer.weights(), world.size);
+    complete(*directory, std::move(files), state, step, ops);
+    coordinator.publish(save + "/complete", "");
+  }
+  coordinator.wait_for(save + "/complete");
 }
 
 }  // namespace satune

@@ -7,8 +7,8 @@
 #include <limits>
 #include <span>
 
+#include "trainer/collective.h"
 #include "trainer/gradient_norm.h"
-#include "trainer/memory_plan.h"
 
 namespace satune {
 namespace {
@@ -17,10 +17,6 @@ at::Tensor ids_to_device(const std::vector<int32_t>& values, const at::Device& d
   at::Tensor ids = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
   std::copy(values.begin(), values.end(), ids.mutable_data_ptr<int64_t>());
   return ids.to(device);
-}
-
-at::ScalarType gradient_type(const Settings& settings, at::ScalarType weights) {
-  return gradient_element_bytes(settings) == 4 ? at::kFloat : weights;
 }
 
 }  // namespace
@@ -45,35 +41,52 @@ std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_p
   return batches;
 }
 
-TrainingStep::TrainingStep(Llama& model, AdamW& optimizer, BatchSource& data, const Settings& settings,
+TrainingStep::TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, ProcessGroup& group,
+                           Coordinator& coordinator, BatchSource& data, const Settings& settings,
                            std::vector<Recording> recording)
     : model_(model),
+      sharding_(sharding),
       optimizer_(optimizer),
+      group_(group),
+      coordinator_(coordinator),
       data_(data),
       rows_per_micro_batch_(settings.per_device_train_batch_size),
       max_grad_norm_(settings.max_grad_norm),
-      recording_(std::move(recording)),
-      gradients_(model.make_gradients(gradient_type(settings, model.weights().type()))) {}
+      recording_(std::move(recording)) {}
 
-TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double loss_scale,
-                                            SegmentHooks& hooks) {
-  Sums sums;
-  bool first = true;
-  for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, optimizer_.world())) {
+TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double loss_scale) {
+  // Sum of squares of the share, then loss and right answers of each micro-batch.
+  std::vector<double> mine(1);
+  sharding_.begin_step();
+  for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, group_.world())) {
     const Batch batch = data_.make_batch(rows.epoch, rows.first_row, rows.rows);
-    if (batch.target_count == 0) continue;  // its gradients would be zeros
-    const LossSums losses = model_.forward_backward(to_device(batch, model_.weights().device()), loss_scale,
-                                                    gradients_, !first, recording_, hooks);
-    sums.loss += losses.loss.item<double>();
-    sums.correct += losses.correct.item<int64_t>();
-    first = false;
+    const LossSums sums =
+        model_.forward_backward(to_device(batch, model_.weights().device()), loss_scale,
+                                sharding_.gradients(), sharding_.accumulate(), recording_, sharding_);
+    mine.push_back(sums.loss.item<double>());
+    mine.push_back(sums.correct.item<double>());
+    sharding_.end_micro_batch();
   }
-  if (first) gradients_.zero();
+  sharding_.finish_gradients();
+  mine[0] = gradient_sum_of_squares(sharding_.gradient_shares());
+
+  const std::vector<double> all =
+      in_collective(coordinator_, "exchange of loss and norm", [&] { return group_.exchange(mine); });
+  Sums sums;
+  const size_t ranks = all.size() / mine.size();
+  for (size_t rank = 0; rank < ranks; ++rank) sums.squares += all[rank * mine.size()];
+  // In the order of the rows: the same sum whatever the number of ranks.
+  for (size_t i = 1; i < mine.size(); i += 2) {
+    for (size_t rank = 0; rank < ranks; ++rank) {
+      sums.loss += all[rank * mine.size() + i];
+      sums.correct += all[rank * mine.size() + i + 1];
+    }
+  }
   return sums;
 }
 
 StepResult TrainingStep::run(const StepPosition& position, double learning_rate, int64_t update,
-                             SegmentHooks& hooks, double loss_scale) {
+                             double loss_scale) {
   StepResult result;
   result.tokens = data_.token_count(position.epoch, position.first_row, position.rows);
   result.targets = data_.target_count(position.epoch, position.first_row, position.rows);
@@ -84,41 +97,61 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
     return result;
   }
   const auto targets = static_cast<double>(result.targets);
-  const Sums sums = accumulate(position, loss_scale / targets, hooks);
+  const Sums sums = accumulate(position, loss_scale / targets);
   result.loss = sums.loss / targets;
-  result.accuracy = static_cast<double>(sums.correct) / targets;
-  result.grad_norm = std::sqrt(gradient_sum_of_squares(gradients_, optimizer_.world())) / loss_scale;
+  result.accuracy = sums.correct / targets;
+  result.grad_norm = std::sqrt(sums.squares) / loss_scale;
   result.finite = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
   if (!result.finite) return result;
+
+  // From here on a stop waits: the update reaches all ranks or none.
+  const Held held(coordinator_);
+  coordinator_.at_phase("update");
   const double gradient_scale = clip_factor(result.grad_norm, max_grad_norm_) / loss_scale;
-  optimizer_.update(gradients_, gradient_scale, learning_rate, update);
+  optimizer_.update(sharding_.optimizer_gradients(), gradient_scale, learning_rate, update);
+  sharding_.publish_weights();
   result.updated = true;
   return result;
 }
 
-bool TrainingStep::row_is_finite(const StepPosition& row, SegmentHooks& hooks) {
-  const Batch batch = data_.make_batch(row.epoch, row.first_row, row.rows);
-  if (batch.target_count == 0) return true;
-  const LossSums losses = model_.forward_backward(to_device(batch, model_.weights().device()),
-                                                  1.0 / static_cast<double>(batch.target_count), gradients_,
-                                                  false, recording_, hooks);
-  return std::isfinite(losses.loss.item<double>()) && std::isfinite(gradient_sum_of_squares(gradients_));
+bool TrainingStep::row_is_finite(const StepPosition& row, int64_t rank) {
+  const int64_t targets = data_.target_count(row.epoch, row.first_row, row.rows);
+  if (targets == 0) return true;
+  Batch batch;
+  if (group_.world().rank == rank) batch = data_.make_batch(row.epoch, row.first_row, row.rows);
+  sharding_.begin_step();
+  const LossSums sums =
+      model_.forward_backward(to_device(batch, model_.weights().device()), 1.0 / static_cast<double>(targets),
+                              sharding_.gradients(), false, recording_, sharding_);
+  sharding_.end_micro_batch();
+  sharding_.finish_gradients();
+  const double mine[] = {sums.loss.item<double>(), gradient_sum_of_squares(sharding_.gradient_shares())};
+  const std::vector<double> all = group_.exchange(mine);
+  return std::all_of(all.begin(), all.end(), [](double value) { return std::isfinite(value); });
 }
 
-std::vector<int64_t> TrainingStep::find_nonfinite_records(const StepPosition& position, SegmentHooks& hooks) {
-  std::vector<int64_t> found;
+bool TrainingStep::record_is_finite(const SampleView& sample, int64_t rank) {
+  Batch batch;
+  if (group_.world().rank == rank) batch = make_batch(std::span(&sample, 1));
+  const double loss[] = {
+      model_.evaluate(to_device(batch, model_.weights().device()), sharding_).loss.item<double>()};
+  return std::isfinite(sum_over_ranks(group_.exchange(loss), group_.world().size)[0]);
+}
+
+std::vector<NonFiniteRecord> TrainingStep::find_nonfinite_records(const StepPosition& position) {
+  std::vector<NonFiniteRecord> found;
   for (int64_t i = 0; i < position.rows; ++i) {
     const StepPosition row{position.epoch, position.first_row + i, 1};
-    if (row_is_finite(row, hooks)) continue;
+    const int64_t rank = i / rows_per_micro_batch_ % group_.world().size;
+    if (row_is_finite(row, rank)) continue;
     const size_t before = found.size();
     for (const int64_t index : data_.plan(row.epoch).row(row.first_row)) {
       const SampleView sample = data_.dataset().sample(index);
-      const Batch batch = make_batch(std::span(&sample, 1));
-      const LossSums losses = model_.evaluate(to_device(batch, model_.weights().device()), hooks);
-      if (!std::isfinite(losses.loss.item<double>())) found.push_back(sample.record_number);
+      if (!record_is_finite(sample, rank)) found.push_back({sample.record_number, rank});
     }
-    if (found.size() == before) {
-      for (const int64_t record : data_.record_numbers(row.epoch, row.first_row, 1)) found.push_back(record);
+    if (found.size() > before) continue;
+    for (const int64_t record : data_.record_numbers(row.epoch, row.first_row, 1)) {
+      found.push_back({record, rank});
     }
   }
   return found;

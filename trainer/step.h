@@ -9,7 +9,7 @@
 #include "trainer/adamw.h"
 #include "trainer/run_plan.h"
 #include "trainer/settings.h"
-#include "trainer/shard.h"
+#include "trainer/sharding.h"
 
 namespace satune {
 
@@ -30,40 +30,47 @@ struct StepResult {
   bool updated = false;  ///< false: not finite, or no target in the whole step
 };
 
+/// A record (1-based number in the training file) and the rank that computed it.
+struct NonFiniteRecord {
+  int64_t record = 0;
+  int64_t rank = 0;
+};
+
+/// All ranks call the same functions with the same arguments, and get the same results.
 class TrainingStep {
  public:
   /// The references must outlive it. `recording`: one entry per layer.
-  TrainingStep(Llama& model, AdamW& optimizer, BatchSource& data, const Settings& settings,
+  TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, ProcessGroup& group,
+               Coordinator& coordinator, BatchSource& data, const Settings& settings,
                std::vector<Recording> recording);
 
   /// Gradients of the mean loss over all targets of the step, whose number is known beforehand, so that
   /// every micro-batch is scaled by it (times `loss_scale`, which norm and update divide out again). Update
-  /// number `update` (1-based) follows unless loss or norm is not finite. What `hooks` throws leaves weights
-  /// and moments as they were.
-  StepResult run(const StepPosition& position, double learning_rate, int64_t update, SegmentHooks& hooks,
-                 double loss_scale = 1);
+  /// number `update` (1-based) follows unless loss or norm is not finite. What a checkpoint throws leaves
+  /// weights and moments as they were, on all ranks.
+  StepResult run(const StepPosition& position, double learning_rate, int64_t update, double loss_scale = 1);
 
-  /// Records (1-based numbers in the training file) of a step whose loss or gradient is not finite on its
-  /// own; those of a whole row where no single record shows it. Overwrites the gradients.
-  std::vector<int64_t> find_nonfinite_records(const StepPosition& position, SegmentHooks& hooks);
-
-  const ParameterBuffers& gradients() const { return gradients_; }
+  /// Records of a step whose loss or gradient is not finite on its own; those of a whole row where no single
+  /// record shows it. Overwrites the gradients.
+  std::vector<NonFiniteRecord> find_nonfinite_records(const StepPosition& position);
 
  private:
   struct Sums {
-    double loss = 0;
-    int64_t correct = 0;
+    double loss = 0, correct = 0, squares = 0;
   };
-  Sums accumulate(const StepPosition& position, double loss_scale, SegmentHooks& hooks);
-  bool row_is_finite(const StepPosition& row, SegmentHooks& hooks);
+  Sums accumulate(const StepPosition& position, double loss_scale);
+  bool row_is_finite(const StepPosition& row, int64_t rank);
+  bool record_is_finite(const SampleView& sample, int64_t rank);
 
   Llama& model_;
+  Sharding& sharding_;
   AdamW& optimizer_;
+  ProcessGroup& group_;
+  Coordinator& coordinator_;
   BatchSource& data_;
   int64_t rows_per_micro_batch_;
   double max_grad_norm_;
   std::vector<Recording> recording_;
-  ParameterBuffers gradients_;
 };
 
 }  // namespace satune

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <stdexcept>
 
 #include "data/files/error.h"
+#include "trainer/collective.h"
 #include "trainer/device.h"
 #include "trainer/evaluation_loss.h"
 #include "trainer/final_export.h"
@@ -30,11 +32,25 @@ at::ScalarType weight_type(Precision precision) {
   return at::kBFloat16;
 }
 
-std::vector<Recording> recording_of(const RunPlan& plan, const at::Device& device) {
+at::ScalarType gradient_type(const Settings& settings, at::ScalarType weights, const World& world) {
+  return gradient_element_bytes(settings, world) == 4 ? at::kFloat : weights;
+}
+
+/// Rank 0 decides the stage for all; what each records is its own affair.
+MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordinator& coordinator) {
   const Settings& settings = plan.settings();
-  return plan_memory(settings, plan.config(), plan.table(), plan.trained_mask(),
-                     settings.per_device_train_batch_size * settings.max_length, available_memory(device))
-      .recording;
+  MemoryChoice choice;
+  if (coordinator.world().rank == 0) {
+    coordinator.publish("zero stage", std::to_string(settings.zero_stage.value_or(0)));
+  }
+  const int64_t stage = std::stoll(coordinator.wait_for("zero stage"));
+  // A process alone holds everything in every stage.
+  choice.zero_stage = coordinator.world().size == 1 ? 0 : static_cast<int>(stage);
+  choice.recording =
+      plan_memory(settings, plan.config(), plan.table(), plan.trained_mask(),
+                  settings.per_device_train_batch_size * settings.max_length, available_memory(device))
+          .recording;
+  return choice;
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -43,44 +59,62 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-TrainingRun::TrainingRun(RunPlan& plan, RunFolder& folder, const SnapshotStore& store,
+TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotStore& store,
                          const SnapshotReader* snapshot, const at::Device& device, SignalWatch& signals,
-                         const TrainOptions& options)
+                         Ranks& ranks, const TrainOptions& options)
     : plan_(plan),
       settings_(plan.settings()),
       folder_(folder),
       store_(store),
       signals_(signals),
+      ranks_(ranks),
+      coordinator_(ranks.coordinator()),
       ops_(*options.file_ops),
       device_(device),
-      machine_(machine_json(device)),
-      recording_(recording_of(plan, device)),  // while the device is still empty
-      model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device),
-      schedule_(settings_, plan.warmup_steps(), plan.total_steps()),
-      hooks_(signals) {
+      machine_(run_machine_json(device, ranks.world())),
+      memory_(choose_memory(plan, device, ranks.coordinator())),
+      model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
+             parameter_layout(memory_.zero_stage, ranks.world())),
+      schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
+  sharding_.emplace(model_, ranks.group(), coordinator_, memory_.zero_stage,
+                    gradient_type(settings_, model_.weights().type(), ranks.world()));
+  const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;
+  optimizer_.emplace(model_.weights().trained, sharding_->weight_shards(), AdamWOptions(settings_),
+                     sharding_->optimizer_owner(), offload ? at::Device(at::kCPU) : device);
   load_weights_and_state(snapshot);
-  step_.emplace(model_, *optimizer_, plan_.train(), settings_, recording_);
-  metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
-  progress_.emplace(plan_.total_steps(), settings_.logging_steps);
+  step_.emplace(model_, *sharding_, *optimizer_, ranks.group(), coordinator_, plan_.train(), settings_,
+                memory_.recording);
+  if (ranks.is_leader()) {
+    metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
+    progress_.emplace(plan_.total_steps(), settings_.logging_steps);
+  }
   last_save_ = Clock::now();
 }
 
 void TrainingRun::load_weights_and_state(const SnapshotReader* snapshot) {
   const Checkpoint base(plan_.model_directory());
-  load_weights(model_.weights(), base, plan_.dense_source());
-  frozen_ = frozen_checksums(base, plan_.table(), plan_.trained_mask());
-  optimizer_.emplace(model_.weights().trained, AdamWOptions(settings_));
+  if (ranks_.is_leader()) frozen_ = frozen_checksums(base, plan_.table(), plan_.trained_mask());
   state_.loss_scale = LossScale::initial(settings_.precision);
-  if (snapshot == nullptr) return;
-  if (snapshot->state().at("frozen") != frozen_) {
+  if (snapshot == nullptr) {
+    report_unused_tensors(base, plan_.table(), plan_.dense_source());
+    load_pretrained(*optimizer_, *sharding_, base);
+    sharding_->publish_weights();
+    return;
+  }
+  if (ranks_.is_leader() && snapshot->state().at("frozen") != frozen_) {
     throw bad_input(plan_.model_directory().string(), "frozen tensors with other checksums",
                     "those that " + snapshot->folder().string() + " was trained with");
   }
   state_ = parse_run_state(snapshot->state().at("progress"), (snapshot->folder() / kStateFile).string());
+  // The patience of now decides.
+  state_.stopped_early = settings_.patience && state_.evaluations_without_gain >= *settings_.patience;
   restore_optimizer(*optimizer_, *snapshot);
+  load_frozen(*sharding_, base, plan_.table());
+  sharding_->publish_weights();
   std::error_code missing;
   if (std::filesystem::equivalent(snapshot->folder(), store_.path_of(state_.step), missing)) {
     saved_step_ = state_.step;
+    saved_resumable_ = true;
   }
   spdlog::info("continuing after step {} of {} from {}", state_.step, plan_.total_steps(),
                snapshot->folder().string());
@@ -94,8 +128,10 @@ ExitCode TrainingRun::train() {
   signals_.defer_stop();
   try {
     if (state_.unlogged) after_step();
+    export_epoch();
     while (!finished()) {
-      if (signals_.stop_requested()) throw Interrupted();
+      coordinator_.at_step(state_.step + 1);
+      coordinator_.checkpoint();
       one_step();
       after_step();
     }
@@ -103,7 +139,7 @@ ExitCode TrainingRun::train() {
   } catch (const Interrupted&) {
     save(true);
     clear_for_log();
-    spdlog::warn("{}: saved step {}; the run can be continued", signals_.stop_signal_name(), state_.step);
+    spdlog::warn("{}: saved step {}; the run can be continued", coordinator_.stop_reason(), state_.step);
     return kExitResumable;
   }
   signals_.end_at_once();
@@ -114,12 +150,10 @@ void TrainingRun::one_step() {
   const auto start = Clock::now();
   const StepPosition position = plan_.position(state_.step);
   const double learning_rate = schedule_.learning_rate(state_.step);
-  const StepResult result =
-      step_->run(position, learning_rate, state_.updates + 1, hooks_, state_.loss_scale.value);
+  const StepResult result = step_->run(position, learning_rate, state_.updates + 1, state_.loss_scale.value);
   if (result.updated) state_.loss_scale.succeed(settings_.precision);
   if (!result.finite) note_nonfinite(position, result);
 
-  stepped_ = true;
   ++state_.step;
   state_.updates += result.updated ? 1 : 0;
   state_.num_tokens += result.tokens;
@@ -142,13 +176,29 @@ void TrainingRun::one_step() {
 
 void TrainingRun::after_step() {
   const bool best_before = state_.best_step == state_.step;
+  const Votes votes = vote();
+  state_.unlogged->peak_memory_bytes = votes.peak_memory_bytes;
   evaluate_and_log();
   const bool new_best = state_.best_step == state_.step && !best_before;
-  if (save_due() || (settings_.keep_best && new_best)) save();
-  if (settings_.export_every_epoch && epoch_ended()) {
-    const auto epoch = static_cast<int64_t>(std::llround(plan_.epochs_after(state_.step)));
-    export_run(folder_.exported_epoch(epoch), plan_, model_, *optimizer_);
+  const bool periodic = settings_.save_steps > 0 && state_.step % settings_.save_steps == 0;
+  if (votes.save || periodic || (settings_.keep_best && new_best)) save();
+  export_epoch();
+}
+
+TrainingRun::Votes TrainingRun::vote() {
+  const bool asked = signals_.take_save_request();
+  // One clock decides, or ranks would not agree on the step.
+  const bool due = ranks_.is_leader() && settings_.save_minutes > 0 &&
+                   seconds_since(last_save_) >= settings_.save_minutes * 60;
+  const double mine[] = {asked || due ? 1.0 : 0.0, static_cast<double>(peak_memory_bytes(device_))};
+  const std::vector<double> all =
+      in_collective(coordinator_, "exchange after a step", [&] { return ranks_.group().exchange(mine); });
+  Votes votes;
+  for (size_t i = 0; i < all.size(); i += std::size(mine)) {
+    votes.save = votes.save || all[i] > 0;
+    votes.peak_memory_bytes = std::max(votes.peak_memory_bytes, static_cast<int64_t>(all[i + 1]));
   }
+  return votes;
 }
 
 bool TrainingRun::evaluation_due() const {
@@ -160,12 +210,13 @@ bool TrainingRun::evaluation_due() const {
 void TrainingRun::evaluate_and_log() {
   StepMetrics metrics = *state_.unlogged;
   if (evaluation_due()) {
-    metrics.eval_loss = evaluation_loss(model_, *plan_.eval(), settings_.per_device_train_batch_size, hooks_);
+    metrics.eval_loss = evaluation_loss(model_, *plan_.eval(), settings_.per_device_train_batch_size,
+                                        ranks_.group(), coordinator_, *sharding_);
     note_evaluation(*metrics.eval_loss);
   }
   state_.unlogged.reset();
-  metrics_->record(metrics);
-  progress_->step(metrics);
+  if (metrics_) metrics_->record(metrics);
+  if (progress_) progress_->step(metrics);
 }
 
 void TrainingRun::note_evaluation(double loss) {
@@ -186,21 +237,26 @@ void TrainingRun::note_evaluation(double loss) {
   }
 }
 
-bool TrainingRun::save_due() {
-  if (signals_.take_save_request()) return true;
-  if (settings_.save_steps > 0 && state_.step % settings_.save_steps == 0) return true;
-  return settings_.save_minutes > 0 && seconds_since(last_save_) >= settings_.save_minutes * 60;
-}
-
 void TrainingRun::save(bool resumable) {
-  if (saved_step_ == state_.step) return;
-  const auto folder = store_.path_of(state_.step);
-  // Newer complete snapshots were refused at the start: what stands here is damaged.
-  if (std::filesystem::exists(folder)) store_.set_aside(folder);
   const bool only_model = settings_.save_only_model && !resumable;
-  write_snapshot(folder, *optimizer_, state_json(), state_.step, only_model, ops_);
+  if (saved_step_ == state_.step && (saved_resumable_ || only_model)) return;
+  coordinator_.at_phase("save");
+  const auto folder = store_.path_of(state_.step);
+  if (ranks_.is_leader() && std::filesystem::exists(folder)) {
+    // A snapshot of ours without optimizer state gives way to a whole one. Anything else is damaged: newer
+    // complete snapshots were refused at the start.
+    if (saved_step_ == state_.step) {
+      store_.remove(state_.step);
+    } else {
+      store_.set_aside(folder);
+    }
+  }
+  write_snapshot(folder, *optimizer_, coordinator_, ranks_.is_leader() ? state_json() : Json::object(),
+                 state_.step, only_model, ops_);
   saved_step_ = state_.step;
+  saved_resumable_ = !only_model;
   last_save_ = Clock::now();
+  if (!ranks_.is_leader()) return;
   store_.prune(std::max<int64_t>(1, settings_.save_total_limit), settings_.keep_best ? state_.best_step : 0);
 }
 
@@ -213,7 +269,8 @@ Json TrainingRun::state_json() const {
           {"data_fingerprint", plan_.train().fingerprint()},
           // Every draw is keyed by (seed, purpose, index): there is no generator whose state could be lost.
           {"random", {{"seed", settings_.seed}}},
-          {"world", {{"size", optimizer_->world().size}}},
+          {"rows_per_step", plan_.rows_per_step()},
+          {"world", {{"size", ranks_.world().size}, {"zero_stage", memory_.zero_stage}}},
           {"machine", machine_},
           {"base_model", std::filesystem::absolute(plan_.model_directory()).string()},
           {"frozen", frozen_},
@@ -235,35 +292,58 @@ void TrainingRun::note_nonfinite(const StepPosition& position, const StepResult&
 
 void TrainingRun::stop_at_nonfinite(const StepPosition& position, const StepResult& result) {
   constexpr size_t kNamed = 20;
-  std::vector<int64_t> records = step_->find_nonfinite_records(position, hooks_);
-  const size_t count = records.size();
-  records.resize(std::min(count, kNamed));
+  const std::vector<NonFiniteRecord> found = step_->find_nonfinite_records(position);
+  std::vector<std::string> names;
+  for (const NonFiniteRecord& bad : std::span(found).first(std::min(found.size(), kNamed))) {
+    names.push_back(ranks_.world().size == 1 ? std::to_string(bad.record)
+                                             : fmt::format("{} (rank {})", bad.record, bad.rank));
+  }
   save(true);
   throw std::runtime_error(
       fmt::format("step {}: loss {}, gradient norm {}; records of {} that show it alone: {}{}; the state "
                   "before this step "
                   "is saved in {} (nonfinite \"skip\" would leave such steps out)",
                   state_.step + 1, result.loss, result.grad_norm, settings_.train_file,
-                  count == 0 ? "none" : fmt::format("{}", fmt::join(records, ", ")),
-                  count > kNamed ? fmt::format(" and {} more", count - kNamed) : "",
+                  names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")),
+                  found.size() > kNamed ? fmt::format(" and {} more", found.size() - kNamed) : "",
                   store_.path_of(state_.step).string()));
 }
 
-bool TrainingRun::epoch_ended() {
+bool TrainingRun::epoch_ended() const {
+  if (state_.step == 0) return false;
   const StepPosition done = plan_.position(state_.step - 1);
   return done.first_row + done.rows >= plan_.train().rows(done.epoch);
 }
 
+void TrainingRun::export_epoch() {
+  if (!settings_.export_every_epoch || !epoch_ended()) return;
+  export_to(folder_.exported_epoch(static_cast<int64_t>(std::llround(plan_.epochs_after(state_.step)))));
+}
+
 void TrainingRun::finish() {
-  if (settings_.export_at_end && (stepped_ || !std::filesystem::exists(folder_.exported()))) {
-    export_run(folder_.exported(), plan_, model_, *optimizer_);
+  if (settings_.export_at_end) export_to(folder_.exported());
+}
+
+void TrainingRun::export_to(const std::filesystem::path& directory) {
+  ExportRecord record{state_.step, std::string(torch_name(export_dtype(settings_, plan_.config())))};
+  // Ranks see one folder and come to the same answer before rank 0 writes.
+  const bool there = is_exported(directory, record);
+  const std::string done = "exported " + directory.filename().string();
+  coordinator_.barrier("looked at " + directory.filename().string());
+  if (there) return;
+  coordinator_.at_phase("export");
+  save();
+  if (ranks_.is_leader()) {
+    export_run(directory, plan_, SnapshotReader(store_.path_of(state_.step)), record);
     clear_for_log();
-    spdlog::info("exported to {}", folder_.exported().string());
+    spdlog::info("exported to {}", directory.string());
+    coordinator_.publish(done, "");
   }
+  coordinator_.wait_for(done);
 }
 
 void TrainingRun::clear_for_log() {
-  progress_->clear();
+  if (progress_) progress_->clear();
 }
 
 }  // namespace satune

@@ -11,10 +11,12 @@
 #include "trainer/fine_tune.h"
 #include "trainer/metrics.h"
 #include "trainer/progress.h"
+#include "trainer/ranks.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_plan.h"
 #include "trainer/run_state.h"
 #include "trainer/schedule.h"
+#include "trainer/sharding.h"
 #include "trainer/signals.h"
 #include "trainer/snapshot_reader.h"
 #include "trainer/snapshot_store.h"
@@ -22,17 +24,25 @@
 
 namespace satune {
 
+/// How a run uses the device's memory, decided while it is still empty.
+struct MemoryChoice {
+  int zero_stage = 0;
+  std::vector<Recording> recording;
+};
+
 class TrainingRun {
  public:
   /// Loads the model (and the snapshot, where there is one to continue from). The references must outlive it.
-  TrainingRun(RunPlan& plan, RunFolder& folder, const SnapshotStore& store, const SnapshotReader* snapshot,
-              const at::Device& device, SignalWatch& signals, const TrainOptions& options);
+  TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotStore& store,
+              const SnapshotReader* snapshot, const at::Device& device, SignalWatch& signals, Ranks& ranks,
+              const TrainOptions& options);
 
-  /// Steps until the end, an early stop or a signal. Every exit leaves the last finished step saved. Throws
-  /// std::runtime_error naming step and records when loss or norm is not finite and the policy is "stop".
+  /// Steps until the end, an early stop or a signal; these leave the last finished step saved. Throws
+  /// std::runtime_error naming step and records when loss or norm is not finite and the policy is "stop"
+  /// (saved too), RunFailed when another rank is lost or fails (nothing is saved then), and what a save
+  /// throws.
   ExitCode train();
-  /// The exported directory, where settings ask for one; written again unless it is there and nothing was
-  /// trained since.
+  /// The exported directory, where settings ask for one; written again unless it is that of this very state.
   void finish();
 
   const RunState& state() const { return state_; }
@@ -47,35 +57,46 @@ class TrainingRun {
   void evaluate_and_log();
   bool evaluation_due() const;
   void note_evaluation(double loss);
-  bool save_due();
+  /// What ranks tell each other after a step.
+  struct Votes {
+    bool save = false;              ///< any rank was asked to, or it is time
+    int64_t peak_memory_bytes = 0;  ///< the largest
+  };
+  Votes vote();
+  /// `resumable`: with the optimizer's state whatever the settings say.
   void save(bool resumable = false);
   Json state_json() const;
+  void export_epoch();
+  void export_to(const std::filesystem::path& directory);
   [[noreturn]] void stop_at_nonfinite(const StepPosition& position, const StepResult& result);
   /// Counts it, or stops the run.
   void note_nonfinite(const StepPosition& position, const StepResult& result);
-  bool epoch_ended();
+  bool epoch_ended() const;
   /// A log line that does not tear the progress bar.
   void clear_for_log();
 
   RunPlan& plan_;
   const Settings& settings_;
-  RunFolder& folder_;
+  const RunFolder& folder_;
   const SnapshotStore& store_;
   SignalWatch& signals_;
+  Ranks& ranks_;
+  Coordinator& coordinator_;
   FileOps& ops_;
   at::Device device_;
   Json machine_, frozen_;
-  std::vector<Recording> recording_;
+  MemoryChoice memory_;
   Llama model_;
   RunState state_;
+  std::optional<Sharding> sharding_;
   std::optional<AdamW> optimizer_;
   std::optional<TrainingStep> step_;
   Schedule schedule_;
-  InterruptHooks hooks_;
-  std::optional<MetricsLog> metrics_;
-  std::optional<Progress> progress_;
+  std::optional<MetricsLog> metrics_;  ///< rank 0
+  std::optional<Progress> progress_;   ///< rank 0
+  /// The newest snapshot of this run: its step, and whether it can be continued from.
   int64_t saved_step_ = -1;
-  bool stepped_ = false;  ///< this process has changed the weights since it started
+  bool saved_resumable_ = false;
   Clock::time_point last_save_;
 };
 

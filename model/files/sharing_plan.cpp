@@ -118,6 +118,11 @@ int SharingPlan::num_shared() const {
   return count;
 }
 
+std::string describe_sharing(const SharingPlan& plan) {
+  if (plan.empty()) return "no sharing";
+  return fmt::format("\"{}\" with anchor \"{}\"", plan.layers_text(), to_string(plan.rule()));
+}
+
 std::string_view to_string(AnchorRule rule) {
   return rule == AnchorRule::kBefore ? "before" : "first";
 }

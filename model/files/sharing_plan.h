@@ -49,6 +49,9 @@ class SharingPlan {
   AnchorRule rule_ = AnchorRule::kBefore;
 };
 
+/// "no sharing", or "23-26" with anchor "before": for messages.
+std::string describe_sharing(const SharingPlan& plan);
+
 std::string_view to_string(AnchorRule rule);
 /// Throws BadInput for anything but "before" and "first".
 AnchorRule parse_anchor_rule(std::string_view text);

@@ -1,0 +1,80 @@
+#include "trainer/ranks.h"
+
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+
+namespace satune {
+namespace {
+
+/// How long ranks wait for the store, and after a stall was named before a collective gives up by itself.
+constexpr int64_t kRendezvousSeconds = 300;
+constexpr int64_t kTransportSlack = 60;
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
+}
+
+CoordinatorOptions coordinator_options(const Settings& settings) {
+  CoordinatorOptions options;
+  options.lost_after = static_cast<double>(settings.heartbeat_timeout);
+  options.stalled_after = static_cast<double>(settings.ddp_timeout);
+  return options;
+}
+
+}  // namespace
+
+Ranks::Ranks(const RankEnvironment& environment, const Settings& settings, const SignalWatch& signals,
+             EndProcess end_process)
+    : environment_(environment), timeout_seconds_(settings.ddp_timeout) {
+  if (environment.world.size == 1) {
+    coordinator_ = make_solo_coordinator(signals);
+    return;
+  }
+  const auto connect = [environment] {
+    return connect_store(environment, std::chrono::seconds(kRendezvousSeconds));
+  };
+  store_ = connect();
+  coordinator_ =
+      make_coordinator(environment, signals, coordinator_options(settings), connect, std::move(end_process));
+}
+
+Ranks::~Ranks() = default;
+
+void Ranks::one_before_the_others(const std::string& name, const std::function<void()>& prepare) {
+  const std::string first = name + "/first", host = name + "/" + host_name();
+  if (is_leader()) {
+    prepare();
+    coordinator_->publish(first, "done");
+    coordinator_->publish(host, "done");
+    return;
+  }
+  coordinator_->wait_for(first);
+  if (environment_.local_rank != 0) {
+    coordinator_->wait_for(host);
+    prepare();
+    return;
+  }
+  prepare();
+  coordinator_->publish(host, "done");
+}
+
+void Ranks::connect_group(const at::Device& device) {
+  if (world().size == 1) {
+    group_ = make_local_group();
+  } else if (device.is_cpu()) {
+    group_ = make_gloo_group(store_->store(), world(), timeout_seconds_ + kTransportSlack);
+  } else {
+    group_ = make_nccl_group(store_->store(), world(), device, timeout_seconds_ + kTransportSlack);
+  }
+}
+
+void Ranks::end() {
+  coordinator_->barrier("end");
+  group_->shut_down();
+  coordinator_->leave();
+}
+
+}  // namespace satune

@@ -1,0 +1,48 @@
+// The ranks of a run as one of them sees them: the coordinator from the start, the process group once the run
+// is planned. A run of one process is a group of one.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "trainer/coordinator.h"
+#include "trainer/process_group.h"
+#include "trainer/rank_environment.h"
+#include "trainer/run_store.h"
+#include "trainer/settings.h"
+
+namespace satune {
+
+class Ranks {
+ public:
+  /// Meets the others in the store. `end_process` as in make_coordinator(). Throws EnvironmentError.
+  Ranks(const RankEnvironment& environment, const Settings& settings, const SignalWatch& signals,
+        EndProcess end_process);
+  ~Ranks();
+
+  const World& world() const { return environment_.world; }
+  bool is_leader() const { return environment_.world.rank == 0; }
+  Coordinator& coordinator() { return *coordinator_; }
+
+  /// Runs `prepare` on one rank first, then on one of every other machine, then on the rest: what the first
+  /// has made (a token cache) the others find. They wait on the store, where no collective can time out.
+  void one_before_the_others(const std::string& name, const std::function<void()>& prepare);
+
+  /// Connects the process group: NCCL for tensors on a card, Gloo on the CPU. All ranks call it once.
+  void connect_group(const at::Device& device);
+  ProcessGroup& group() { return *group_; }
+  /// The orderly end, after the last collective. All ranks call it.
+  void end();
+
+ private:
+  RankEnvironment environment_;
+  int64_t timeout_seconds_;
+  std::shared_ptr<RunStore> store_;  ///< none in a group of one
+  std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<ProcessGroup> group_;
+};
+
+}  // namespace satune

@@ -1,0 +1,117 @@
+// ZeRO (Rajbhandari et al., arXiv 1910.02054) over the flat buffers of the segments: which part of
+// parameters, gradients and optimizer state lives on which rank, and what travels when.
+//
+// The stage is data. In every stage a segment's gradients are reduce-scattered over the same cuts as soon as
+// its backward ends, while the next segment's runs, and each rank sums its share over micro-batches in fp32:
+// so the stages agree to the bit. They differ in what stays:
+//
+//   stage                    0           1           2            3
+//   optimizer state          whole       share       share        share
+//   local gradients          whole       whole       2 segments   2 segments
+//   parameters               whole       whole       whole        share + gathered segments
+//   gathered per step        gradients   parameters  parameters   -
+//   gathered per micro-step  -           -           -            parameters, for forward and backward
+//
+// A group of one writes gradients straight into the sums: there is nothing to reduce.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "model/llama.h"
+#include "trainer/buffer_pool.h"
+#include "trainer/coordinator.h"
+#include "trainer/process_group.h"
+#include "trainer/shard.h"
+
+namespace satune {
+
+/// How a model's parameter buffers must be made for a stage.
+BufferLayout parameter_layout(int stage, const World& world);
+
+class Sharding final : public SegmentHooks {
+ public:
+  /// `model` has parameter_layout(stage, group.world()). Local gradients are of `gradient_type`, their sums
+  /// fp32 (fp64 for fp64 models). The references must outlive it.
+  Sharding(Llama& model, ProcessGroup& group, Coordinator& coordinator, int stage,
+           at::ScalarType gradient_type);
+  ~Sharding() override;
+
+  int stage() const { return stage_; }
+  const World& world() const { return group_.world(); }
+  /// Whose share of the optimizer state this rank holds: everything at stage 0.
+  World optimizer_owner() const { return stage_ == 0 ? World{} : world(); }
+  /// The weights that the optimizer of optimizer_owner() writes, by segment.
+  std::vector<at::Tensor> weight_shards() const;
+  /// Where elements [begin, begin + count) of a frozen tensor are kept on this rank: empty where another rank
+  /// keeps them. To be filled once, before the first pass.
+  struct FrozenPiece {
+    size_t tensor;
+    int64_t begin;
+    at::Tensor values;
+  };
+  std::vector<FrozenPiece> frozen_pieces() const;
+  /// Lets every rank see what the optimizers have written. All ranks call it.
+  void publish_weights();
+
+  // The gradients of a step: begin_step(); per micro-batch a pass with gradients(), accumulate() and these
+  // hooks, then end_micro_batch(); finish_gradients().
+  void begin_step();
+  ParameterBuffers& gradients() { return gradients_; }
+  bool accumulate() const { return direct_ && micro_batches_ > 0; }
+  void end_micro_batch() { ++micro_batches_; }
+  /// Waits until the step's gradients are summed.
+  void finish_gradients();
+  /// This rank's share of the sums, by segment: what a norm is taken over.
+  std::vector<at::Tensor> gradient_shares() const;
+  /// The sums that the optimizer of optimizer_owner() takes. At stage 0 they are gathered here: all ranks
+  /// call it.
+  std::vector<at::Tensor> optimizer_gradients();
+
+  void before_forward(int segment) override;
+  void after_forward(int segment) override;
+  void before_backward(int segment) override;
+  void after_backward(int segment) override;
+
+ private:
+  /// A segment whose parameters are gathered or being gathered (stage 3).
+  struct Gathered {
+    int segment;
+    std::vector<std::unique_ptr<Work>> works;  ///< empty once waited for
+  };
+  /// A segment whose gradients are being reduced.
+  struct Reduction {
+    int segment = -1;
+    std::unique_ptr<Work> work;
+    at::Tensor scratch;
+  };
+
+  bool sharded_parameters() const { return stage_ >= 3; }
+  int head_segment() const { return gradients_.num_segments() - 1; }
+  /// Segments whose parameters the passes of `segment` read.
+  std::vector<int> read_by(int segment, bool backward) const;
+  void need_parameters(const std::vector<int>& now, const std::vector<int>& next);
+  void start_gather(int segment, const std::vector<int>& needed);
+  void wait_gathered(int segment);
+  void give_back(int segment);
+  void forget_gathered();
+  void open_gradients(int segment);
+  void finish_reduction();
+
+  Llama& model_;
+  ProcessGroup& group_;
+  Coordinator& coordinator_;
+  const int stage_;
+  const bool direct_;  ///< a group of one
+  ParameterBuffers gradients_;
+  std::vector<at::Tensor> sums_;           ///< this rank's share, by segment; empty where direct
+  std::vector<at::Tensor> gathered_sums_;  ///< stage 0: of all ranks
+  std::vector<at::Tensor> trained_shards_, frozen_shards_;  ///< stage 3
+  BufferPool parameter_pool_, gradient_pool_;
+  std::deque<Gathered> gathered_;  ///< oldest first
+  Reduction reduction_;
+  int64_t micro_batches_ = 0;
+};
+
+}  // namespace satune
