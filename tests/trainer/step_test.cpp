@@ -11,6 +11,7 @@
 
 #include "data/files/error.h"
 #include "data/tokenizer.h"
+#include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/memory_plan.h"
 #include "trainer/snapshot_reader.h"
@@ -46,21 +47,35 @@ struct Steps {
         model(plan.config(), {}, at::kFloat, at::kCPU) {
     load_weights(model.weights(), Checkpoint(plan.model_directory()), plan.dense_source());
     optimizer.emplace(model.weights().trained, AdamWOptions(settings));
-    step.emplace(model, *optimizer, plan.train(), settings, std::vector<Recording>(4, Recording::kKeep));
+    sharding.emplace(model, *group, coordinator, 0, at::kFloat);
+    step.emplace(model, *sharding, *optimizer, *group, coordinator, plan.train(), settings,
+                 std::vector<Recording>(4, Recording::kKeep));
   }
+  /// Alone, and asked to stop at a checkpoint of choice.
+  class StoppingCoordinator : public ForwardingCoordinator {
+   public:
+    using ForwardingCoordinator::ForwardingCoordinator;
+    void checkpoint() override {
+      if (--checkpoints_left == 0) throw Interrupted();
+    }
+    int64_t checkpoints_left = 0;
+  };
   Settings settings;
   RunPlan plan;
   Llama model;
+  std::unique_ptr<ProcessGroup> group = make_local_group();
+  std::unique_ptr<Coordinator> solo = make_solo_coordinator([] { return std::string(); });
+  StoppingCoordinator coordinator{*solo};
   std::optional<AdamW> optimizer;
+  std::optional<Sharding> sharding;
   std::optional<TrainingStep> step;
-  SegmentHooks hooks;
 };
 
 TEST(TrainingStep, WithoutTargetsUpdatesNothing) {
   const TinyRun tiny;
   Steps steps(tiny);
   const at::Tensor before = steps.model.weights().trained.flat(1).clone();
-  const StepResult result = steps.step->run({0, steps.plan.train().rows(0), 4}, 0.1, 1, steps.hooks);
+  const StepResult result = steps.step->run({0, steps.plan.train().rows(0), 4}, 0.1, 1);
   EXPECT_TRUE(std::isnan(result.loss));
   EXPECT_EQ(result.grad_norm, 0);
   EXPECT_TRUE(result.finite);
@@ -78,24 +93,19 @@ TEST(TrainingStep, IsNormalisedByTheTargetsOfTheWholeStep) {
     loss += steps.model.evaluate(to_device(batch, at::kCPU)).loss.item<double>();
     targets += batch.target_count;
   }
-  const StepResult result = steps.step->run({0, 0, 4}, 0.1, 1, steps.hooks);
+  const StepResult result = steps.step->run({0, 0, 4}, 0.1, 1);
   EXPECT_EQ(result.targets, targets);
   EXPECT_NEAR(result.loss, loss / static_cast<double>(targets), 1e-6);
 }
 
-TEST(TrainingStep, WhatAHookThrowsLeavesTheStateAsItWas) {
+TEST(TrainingStep, AStopLeavesTheStateAsItWas) {
   const TinyRun tiny;
   Steps steps(tiny);
-  class Throwing : public SegmentHooks {
-   public:
-    void before_backward(int segment) override {
-      if (segment == 2) throw std::runtime_error("stop here");
-    }
-  } throwing;
-  EXPECT_THROW(steps.step->run({0, 0, 4}, 0.1, 1, throwing), std::runtime_error);
-  const StepResult after = steps.step->run({0, 0, 4}, 0.1, 1, steps.hooks);
+  steps.coordinator.checkpoints_left = 10;  // in the backward of the first of two micro-batches
+  EXPECT_THROW(steps.step->run({0, 0, 4}, 0.1, 1), Interrupted);
+  const StepResult after = steps.step->run({0, 0, 4}, 0.1, 1);
   Steps fresh(tiny);
-  const StepResult expected = fresh.step->run({0, 0, 4}, 0.1, 1, fresh.hooks);
+  const StepResult expected = fresh.step->run({0, 0, 4}, 0.1, 1);
   EXPECT_EQ(after.loss, expected.loss);
   EXPECT_EQ(after.grad_norm, expected.grad_norm);
   for (int i = 0; i < steps.model.weights().trained.num_segments(); ++i) {
@@ -125,13 +135,14 @@ TEST(TrainingStep, ParameterBuffersMayBeReusedBetweenForwardAndBackward) {
     const ParameterBuffers& weights_;
     std::vector<at::Tensor> saved_;
   } poison(steps.model.weights().trained);
+  SegmentHooks none;
   const Batch batch = steps.plan.train().make_batch(0, 0, 2);
   for (const Recording kind : {Recording::kKeep, Recording::kSelective, Recording::kRecompute}) {
     const std::vector<Recording> recording(4, kind);
     ParameterBuffers poisoned = steps.model.make_gradients(at::kFloat),
                      expected = plain.model.make_gradients(at::kFloat);
     steps.model.forward_backward(to_device(batch, at::kCPU), 0.1, poisoned, false, recording, poison);
-    plain.model.forward_backward(to_device(batch, at::kCPU), 0.1, expected, false, recording, plain.hooks);
+    plain.model.forward_backward(to_device(batch, at::kCPU), 0.1, expected, false, recording, none);
     poison.restore();
     for (int i = 0; i < expected.num_segments(); ++i) {
       EXPECT_TRUE(at::equal(poisoned.flat(i), expected.flat(i))) << "segment " << i;

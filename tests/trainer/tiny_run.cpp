@@ -32,7 +32,7 @@ void write_records(const fs::path& path, int records) {
   std::ofstream(path) << list.dump();
 }
 
-void write_model(const fs::path& path, const fs::path& tokenizer) {
+void write_model(const fs::path& path, const fs::path& tokenizer, bool tied) {
   ModelConfig config;
   config.vocab_size = 320;
   config.hidden_size = 32;
@@ -41,6 +41,7 @@ void write_model(const fs::path& path, const fs::path& tokenizer) {
   config.num_attention_heads = 4;
   config.num_key_value_heads = 2;
   config.head_dim = 8;
+  config.tie_word_embeddings = tied;
   config.max_position_embeddings = 512;
   config.sharing = SharingPlan(4);
   Weights weights(TensorTable(config), {}, at::kFloat, at::kCPU);
@@ -54,7 +55,7 @@ void write_model(const fs::path& path, const fs::path& tokenizer) {
 
 }  // namespace
 
-TinyRun::TinyRun(int records) {
+TinyRun::TinyRun(int records, bool tied) {
   std::vector<std::string> texts;
   RandomStream random(5, "tiny tokenizer");
   for (int i = 0; i < 200; ++i) texts.push_back(words(random, 12) + " instruction: response, task!");
@@ -63,7 +64,7 @@ TinyRun::TinyRun(int records) {
   SentencePieceTraining training;
   training.vocab_size = 300;
   train_sentencepiece(texts, training, tokenizer);
-  write_model(model(), tokenizer);
+  write_model(model(), tokenizer, tied);
   write_records(data(), records);
 }
 

@@ -14,8 +14,8 @@ namespace satune::trainer_test {
 
 class TinyRun {
  public:
-  /// `records` of seeded words; layers 2-3 of the 4 share attention.
-  explicit TinyRun(int records = 40);
+  /// `records` of seeded words; layers 2-3 of the 4 share attention. `tied`: the head is the embedding.
+  explicit TinyRun(int records = 40, bool tied = false);
 
   std::filesystem::path model() const { return directory_ / "model"; }
   std::filesystem::path data() const { return directory_ / "train.json"; }

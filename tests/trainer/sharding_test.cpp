@@ -1,0 +1,228 @@
+// ZeRO stages: the same numbers whatever lives where.
+#include "trainer/sharding.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <mutex>
+
+#include "tests/trainer/rank_threads.h"
+#include "tests/trainer/tiny_run.h"
+#include "trainer/evaluation_loss.h"
+#include "trainer/memory_plan.h"
+#include "trainer/resume.h"
+#include "trainer/step.h"
+
+namespace satune::trainer_test {
+namespace {
+
+constexpr int64_t kRowsPerStep = 8;
+
+/// What a run of a few steps comes to, put together from the shares of all ranks.
+struct Outcome {
+  std::vector<double> losses, norms, eval_losses;
+  std::map<std::string, at::Tensor> state;  ///< "master.NAME" ...
+  Traffic traffic;                          ///< of rank 0
+};
+
+struct Case {
+  int64_t ranks = 1;
+  int stage = 0;
+  std::vector<std::string> overrides;
+  int64_t steps = 3;
+};
+
+/// One rank of a run without its loop.
+struct Rank {
+  Rank(const Settings& settings, RankOfTest& rank, int stage)
+      : plan(settings, rank.world.size, kRowsPerStep),
+        type(settings.precision == Precision::kFp32 ? at::kFloat : at::kBFloat16),
+        model(plan.config(), plan.trained_mask(), type, at::kCPU, parameter_layout(stage, rank.world)),
+        sharding(model, *rank.group, *rank.coordinator, stage,
+                 gradient_element_bytes(settings, rank.world) == 4 ? at::kFloat : type),
+        optimizer(model.weights().trained, sharding.weight_shards(), AdamWOptions(settings),
+                  sharding.optimizer_owner(), at::kCPU),
+        step(model, sharding, optimizer, *rank.group, *rank.coordinator, plan.train(), settings,
+             std::vector<Recording>(4, Recording::kRecompute)) {
+    load_pretrained(optimizer, sharding, Checkpoint(plan.model_directory()));
+    sharding.publish_weights();
+  }
+  RunPlan plan;
+  at::ScalarType type;
+  Llama model;
+  Sharding sharding;
+  AdamW optimizer;
+  TrainingStep step;
+};
+
+void collect_state(const AdamW& optimizer, Outcome& outcome) {
+  const ParameterBuffers& weights = optimizer.weights();
+  for (int segment = 0; segment < weights.num_segments(); ++segment) {
+    for (const ShardPiece& piece : shard_pieces(weights, segment, optimizer.owner())) {
+      const TensorInfo& info = weights.table().tensors()[piece.tensor];
+      for (const std::string_view part : kOptimizerParts) {
+        at::Tensor& whole = outcome.state[fmt::format("{}.{}", part, info.name)];
+        if (!whole.defined()) whole = at::zeros({info.numel()}, at::kFloat);
+        whole.narrow(0, piece.elements.begin, piece.elements.size())
+            .copy_(optimizer.part(part, piece.tensor, piece.elements));
+      }
+    }
+  }
+}
+
+Outcome run_steps(const TinyRun& tiny, const Case& c) {
+  Outcome outcome;
+  std::mutex mutex;
+  const Settings settings = tiny.settings("unused", c.overrides);
+  run_as_ranks(c.ranks, [&](RankOfTest& rank) {
+    Rank r(settings, rank, c.stage);
+    std::vector<double> losses, norms, eval_losses;
+    for (int64_t i = 0; i < c.steps; ++i) {
+      const StepResult result = r.step.run(r.plan.position(i), 0.01, i + 1);
+      losses.push_back(result.loss);
+      norms.push_back(result.grad_norm);
+    }
+    eval_losses.push_back(
+        evaluation_loss(r.model, *r.plan.eval(), 2, *rank.group, *rank.coordinator, r.sharding));
+    const std::lock_guard lock(mutex);
+    collect_state(r.optimizer, outcome);
+    if (rank.world.rank == 0) outcome.traffic = rank.group->traffic();
+    if (outcome.losses.empty()) {
+      outcome.losses = losses;
+      outcome.norms = norms;
+      outcome.eval_losses = eval_losses;
+    }
+    // The same decision on every rank needs the same numbers on every rank.
+    EXPECT_EQ(outcome.losses, losses);
+    EXPECT_EQ(outcome.norms, norms);
+    EXPECT_EQ(outcome.eval_losses, eval_losses);
+  });
+  return outcome;
+}
+
+void expect_same(const Outcome& a, const Outcome& b, const std::string& what) {
+  EXPECT_EQ(a.losses, b.losses) << what;
+  EXPECT_EQ(a.norms, b.norms) << what;
+  EXPECT_EQ(a.eval_losses, b.eval_losses) << what;
+  ASSERT_EQ(a.state.size(), b.state.size());
+  for (const auto& [name, value] : a.state) {
+    EXPECT_TRUE(at::equal(value, b.state.at(name))) << what << ": " << name;
+  }
+}
+
+class Stages : public ::testing::TestWithParam<int64_t> {};
+
+TEST_P(Stages, AgreeBitwiseAtEqualWorldSize) {
+  for (const bool tied : {false, true}) {
+    const TinyRun tiny(40, tied);
+    for (const char* precision : {"precision=fp32", "precision=bf16"}) {
+      for (const char* frozen :
+           {"unfrozen_parameters=[]", R"(unfrozen_parameters=["model.layers.[23].","model.norm"])"}) {
+        const std::vector<std::string> overrides = {precision, frozen};
+        const Outcome replicated = run_steps(tiny, {GetParam(), 0, overrides});
+        ASSERT_TRUE(std::isfinite(replicated.losses.back()));
+        for (const int stage : {1, 2, 3}) {
+          const Outcome sharded = run_steps(tiny, {GetParam(), stage, overrides});
+          expect_same(replicated, sharded,
+                      fmt::format("stage {} {} {} tied {}", stage, precision, frozen, tied));
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, Stages, ::testing::Values(1, 2, 3, 4));
+
+TEST(Sharding, EqualGlobalBatchesGiveTheSameTrajectoryOnAnyNumberOfRanks) {
+  const TinyRun tiny(120);
+  const Outcome one = run_steps(tiny, {1, 0, {}, 20});
+  for (const int64_t ranks : {2, 3, 4}) {
+    const Outcome many = run_steps(tiny, {ranks, 3, {}, 20});
+    ASSERT_EQ(many.losses.size(), one.losses.size());
+    for (size_t i = 0; i < one.losses.size(); ++i) {
+      EXPECT_NEAR(many.losses[i], one.losses[i], 1e-6 * one.losses[i]) << ranks << " ranks, step " << i;
+    }
+  }
+}
+
+TEST(Sharding, RanksWithoutDataNeitherHangNorSkewTheMean) {
+  // One row a step for four ranks: three of them have nothing, ever.
+  const TinyRun tiny(60);
+  const std::vector<std::string> one_row = {"per_device_train_batch_size=8"};
+  const Outcome one = run_steps(tiny, {1, 0, one_row});
+  for (const int stage : {0, 3}) {
+    const Outcome four = run_steps(tiny, {4, stage, one_row});
+    for (size_t i = 0; i < one.losses.size(); ++i) {
+      EXPECT_NEAR(four.losses[i], one.losses[i], 1e-6 * one.losses[i]);
+      EXPECT_NEAR(four.norms[i], one.norms[i], 1e-5 * one.norms[i]);
+    }
+  }
+}
+
+TEST(Sharding, SendsWhatTheStagesPromise) {
+  const TinyRun tiny;
+  constexpr int64_t kRanks = 4, kSteps = 3, kMicroSteps = kRowsPerStep / (2 * kRanks);
+  const Settings settings = tiny.settings("unused");
+  const RunPlan plan(settings);
+  const ParameterBuffers buffers(plan.table(), std::vector<bool>(plan.table().tensors().size(), true),
+                                 at::kFloat, at::kCPU, parameter_layout(3, {0, kRanks}));
+  int64_t bytes = 0, segment_0 = 0, head = 0, last_layer = 0;
+  for (int i = 0; i < buffers.num_segments(); ++i) {
+    const int64_t flat = buffers.flat(i).numel() * 4;
+    bytes += flat;
+    if (i == 0) segment_0 = flat;
+    if (i == buffers.num_segments() - 1) head = flat;
+    if (i == buffers.num_segments() - 2) last_layer = flat;
+  }
+  const auto sent = [&](int64_t whole) { return whole / kRanks * (kRanks - 1); };
+  for (const int stage : {0, 1, 2, 3}) {
+    const Traffic traffic = run_steps(tiny, {kRanks, stage, {}, kSteps}).traffic;
+    EXPECT_EQ(traffic.reduced, kSteps * kMicroSteps * sent(bytes)) << "stage " << stage;
+    if (stage < 3) {
+      const int64_t initial = stage == 0 ? 0 : sent(bytes);  // what ranks have loaded reaches the others once
+      EXPECT_EQ(traffic.gathered, initial + kSteps * sent(bytes)) << "stage " << stage;
+    } else {
+      // Forward and backward, but the head and the last layer stay from one to the other, and the embedding's
+      // backward reads no weights. Beyond the steps, an evaluation of one forward per batch round.
+      const int64_t per_micro_step = 2 * bytes - head - last_layer - segment_0;
+      EXPECT_LE(traffic.gathered,
+                (kSteps * kMicroSteps * per_micro_step + 2 * bytes) / kRanks * (kRanks - 1));
+      EXPECT_GE(traffic.gathered, sent(kSteps * kMicroSteps * (per_micro_step - segment_0)));
+    }
+  }
+}
+
+TEST(Sharding, StageThreeKeepsTwoSegmentsGathered) {
+  const TinyRun tiny;
+  const Settings settings = tiny.settings("unused");
+  run_as_ranks(2, [&](RankOfTest& rank) {
+    Rank r(settings, rank, 3);
+    const ParameterBuffers& weights = r.model.weights().trained;
+    r.step.run(r.plan.position(0), 0.01, 1);
+    for (int i = 0; i < weights.num_segments(); ++i) {
+      EXPECT_FALSE(weights.attached(i)) << "an update leaves nothing gathered";
+      EXPECT_ANY_THROW(weights.flat(i).data_ptr()) << "segment " << i;
+    }
+    class Watch : public SegmentHooks {
+     public:
+      Watch(Sharding& sharding, const ParameterBuffers& weights) : sharding_(sharding), weights_(weights) {}
+      void before_forward(int segment) override {
+        sharding_.before_forward(segment);
+        int64_t gathered = 0;
+        for (int i = 0; i < weights_.num_segments(); ++i) gathered += weights_.attached(i) ? 1 : 0;
+        EXPECT_LE(gathered, 2);
+        EXPECT_TRUE(weights_.attached(segment));
+      }
+
+     private:
+      Sharding& sharding_;
+      const ParameterBuffers& weights_;
+    } watch(r.sharding, weights);
+    r.model.evaluate(to_device(r.plan.train().make_batch(0, 0, 1), at::kCPU), watch);
+  });
+}
+
+}  // namespace
+}  // namespace satune::trainer_test
