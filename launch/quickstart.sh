@@ -79,6 +79,27 @@ train() {
     num_threads="$threads" "$@"
 }
 
+rows_of() { if [[ -f $1 ]]; then wc -l <"$1"; else echo 0; fi; }
+
+# Two data-parallel processes, stopped on purpose half-way; the same command continues where they were.
+train_interrupted() {
+  local folder=$1 model=$2 config=$3 half=$4 pid code=0
+  shift 4
+  local ranks=(--nproc-per-node 2 num_threads=$(((threads + 1) / 2)) gradient_accumulation_steps=1)
+  train "$folder" "$model" "$config" "${ranks[@]}" "$@" &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null && (($(rows_of "$out/$folder/metrics.jsonl") < half)); do sleep 0.1; done
+  kill -TERM "$pid" 2>/dev/null || true
+  wait "$pid" || code=$?
+  if [[ $code != 4 ]]; then
+    echo "error: quickstart.sh: the stopped run ended with exit code $code, expected 4 (saved and resumable)" >&2
+    return 1
+  fi
+  say "interrupted on purpose after step $(rows_of "$out/$folder/metrics.jsonl"), with two processes: they continue"
+  train "$folder" "$model" "$config" "${ranks[@]}" "$@"
+  say "resumed and finished: $(rows_of "$out/$folder/metrics.jsonl") steps, each of them logged once"
+}
+
 evaluate() {
   local name=$1 model=$2 file tasks=()
   shift 2
@@ -104,7 +125,7 @@ stage data data python3 launch/quickstart_data.py "$out/data" --seed "$seed"
 stage init init "$SATUNE" init configs/quickstart-arch.json "$out/init" \
   --train-tokenizer "$out/data/train.json" --template $TEMPLATE --seed "$seed"
 stage "dense-base" dense train dense "$out/init" configs/quickstart-base.json
-stage "sa-fine-tune" sa train sa "$out/dense/export" configs/quickstart-finetune.json sharing.layers=$SPAN
+stage "sa-fine-tune" sa train_interrupted sa "$out/dense/export" configs/quickstart-finetune.json 75 sharing.layers=$SPAN
 stage "dense-fine-tune" dense-more train dense-more "$out/dense/export" configs/quickstart-finetune.json
 stage "evaluation-dense" eval-dense.json evaluate dense "$out/dense/export"
 stage "evaluation-direct" eval-direct.json evaluate direct "$out/dense/export" --sharing $SPAN

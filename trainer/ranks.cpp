@@ -61,19 +61,31 @@ void Ranks::one_before_the_others(const std::string& name, const std::function<v
   coordinator_->publish(host, "done");
 }
 
-void Ranks::connect_group(const at::Device& device) {
-  if (world().size == 1) {
-    group_ = make_local_group();
-  } else if (device.is_cpu()) {
-    group_ = make_gloo_group(store_->store(), world(), timeout_seconds_ + kTransportSlack);
-  } else {
-    group_ = make_nccl_group(store_->store(), world(), device, timeout_seconds_ + kTransportSlack);
+std::unique_ptr<ProcessGroup> Ranks::connect_group(const std::string& name, const World& world,
+                                                   const at::Device& device) {
+  if (world.size == 1) return make_local_group();
+  const int64_t timeout = timeout_seconds_ + kTransportSlack;
+  if (device.is_cpu()) return make_gloo_group(*store_, name, world, timeout, network_address(environment_));
+  return make_nccl_group(*store_, name, world, device, timeout);
+}
+
+void Ranks::connect_groups(const at::Device& device, int64_t shard_group_size) {
+  const auto [rank, size] = world();
+  const int64_t shard_group = rank / shard_group_size, share = rank % shard_group_size;
+  all_ = connect_group("all", world(), device);
+  if (shard_group_size < size) {
+    shards_ = connect_group(fmt::format("shards-{}", shard_group), {share, shard_group_size}, device);
   }
+  replicas_ =
+      connect_group(fmt::format("replicas-{}", share), {shard_group, size / shard_group_size}, device);
+  groups_.emplace(ProcessGroups{*all_, shards_ ? *shards_ : *all_, *replicas_});
 }
 
 void Ranks::end() {
   coordinator_->barrier("end");
-  group_->shut_down();
+  for (ProcessGroup* group : {replicas_.get(), shards_.get(), all_.get()}) {
+    if (group != nullptr) group->shut_down();
+  }
   coordinator_->leave();
 }
 

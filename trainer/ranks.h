@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "trainer/coordinator.h"
@@ -13,6 +14,7 @@
 #include "trainer/rank_environment.h"
 #include "trainer/run_store.h"
 #include "trainer/settings.h"
+#include "trainer/sharding.h"
 
 namespace satune {
 
@@ -31,18 +33,23 @@ class Ranks {
   /// has made (a token cache) the others find. They wait on the store, where no collective can time out.
   void one_before_the_others(const std::string& name, const std::function<void()>& prepare);
 
-  /// Connects the process group: NCCL for tensors on a card, Gloo on the CPU. All ranks call it once.
-  void connect_group(const at::Device& device);
-  ProcessGroup& group() { return *group_; }
+  /// Connects the process groups: NCCL for tensors on a card, Gloo on the CPU. `shard_group_size`
+  /// neighbouring ranks hold one model together. All ranks call it once.
+  void connect_groups(const at::Device& device, int64_t shard_group_size);
+  const ProcessGroups& groups() const { return *groups_; }
   /// The orderly end, after the last collective. All ranks call it.
   void end();
 
  private:
+  std::unique_ptr<ProcessGroup> connect_group(const std::string& name, const World& world,
+                                              const at::Device& device);
+
   RankEnvironment environment_;
   int64_t timeout_seconds_;
   std::shared_ptr<RunStore> store_;  ///< none in a group of one
   std::unique_ptr<Coordinator> coordinator_;
-  std::unique_ptr<ProcessGroup> group_;
+  std::unique_ptr<ProcessGroup> all_, shards_, replicas_;  ///< shards_: only where it is another than all_
+  std::optional<ProcessGroups> groups_;
 };
 
 }  // namespace satune

@@ -72,7 +72,8 @@ struct Settings {
   std::optional<int64_t> num_threads;  ///< unset = all that the process may use
   Precision precision = Precision::kBf16;
   Checkpointing gradient_checkpointing = Checkpointing::kOn;
-  std::optional<int64_t> zero_stage;  ///< 0-3; unset = "auto". One process: all the same
+  std::optional<int64_t> zero_stage;        ///< 0-3; unset = "auto". One process: all the same
+  std::optional<int64_t> shard_group_size;  ///< ranks that hold one model together; unset = all
   OptimizerOffload optimizer_offload = OptimizerOffload::kNone;
   int64_t ddp_timeout = 1800;      ///< seconds that a collective may take
   int64_t heartbeat_timeout = 30;  ///< seconds without a sign of life after which a rank counts as lost

@@ -183,6 +183,10 @@ std::vector<Field> machine_fields() {
                  "what is cut over the processes: 1 optimizer, 2 and gradients, 3 and weights; one "
                  "process holds all in every stage",
                  kFree, {.min = 0, .max = 3, .unset_word = "auto"}));
+  fields.push_back(make_field("shard_group_size", SATUNE_MEMBER(shard_group_size),
+                              "neighbouring processes that zero_stage cuts one model over, replicated by the "
+                              "other such groups; null = all processes",
+                              kFree, kAtLeastOne));
   fields.push_back(make_field("optimizer_offload", SATUNE_MEMBER(optimizer_offload),
                               "where master weights and moments live and are updated: beside the model, or "
                               "\"cpu\" for a model on cards",

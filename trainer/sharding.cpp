@@ -18,10 +18,10 @@ constexpr const char* kReduce = "reduce-scatter of gradients";
 /// Segments that stay gathered at stage 3: the one in use and the one ahead.
 constexpr size_t kGatheredSegments = 2;
 
-BufferLayout layout(bool resident, const World& world) {
+BufferLayout layout(bool resident, int64_t world_size) {
   BufferLayout layout;
-  // Equal shares, cut where shard_range() cuts.
-  if (world.size > 1) layout.alignment = world.size * kShardBlock;
+  // Equal shares, cut where shard_range() cuts, which replicas can cut again.
+  if (world_size > 1) layout.alignment = world_size * kShardBlock;
   layout.resident = resident;
   return layout;
 }
@@ -48,20 +48,21 @@ std::vector<at::Tensor> make_shards(const ParameterBuffers& buffers, const World
 
 }  // namespace
 
-BufferLayout parameter_layout(int stage, const World& world) {
-  return layout(stage < 3, world);
+BufferLayout parameter_layout(int stage, int64_t world_size) {
+  return layout(stage < 3, world_size);
 }
 
-Sharding::Sharding(Llama& model, ProcessGroup& group, Coordinator& coordinator, int stage,
+Sharding::Sharding(Llama& model, const ProcessGroups& groups, Coordinator& coordinator, int stage,
                    at::ScalarType gradient_type)
     : model_(model),
-      group_(group),
+      groups_(groups),
       coordinator_(coordinator),
       stage_(stage),
-      direct_(group.world().size == 1),
-      gradients_(model.make_gradients(gradient_type, layout(direct_ || stage < 2, group.world()))),
+      direct_(groups.all.world().size == 1),
+      gradients_(model.make_gradients(gradient_type, layout(direct_ || stage < 2, groups.all.world().size))),
       parameter_pool_(model.weights().type(), model.weights().device()),
-      gradient_pool_(gradient_type, model.weights().device()) {
+      gradient_pool_(gradient_type, model.weights().device()),
+      sum_pool_(statistics_type(model.weights().type()), model.weights().device()) {
   const at::Device device = model.weights().device();
   if (!direct_) sums_ = make_shards(gradients_, world(), statistics_type(model.weights().type()), device);
   if (sharded_parameters()) {
@@ -99,7 +100,7 @@ void Sharding::publish_weights() {
   const std::vector<at::Tensor> shards = weight_shards();
   std::vector<std::unique_ptr<Work>> works;
   for (int i = 0; i < weights.num_segments(); ++i) {
-    if (weights.used(i) > 0) works.push_back(group_.all_gather(weights.flat(i), shards[i]));
+    if (weights.used(i) > 0) works.push_back(groups_.shards.all_gather(weights.flat(i), shards[i]));
   }
   wait_all(coordinator_, kGather, works);
 }
@@ -131,7 +132,7 @@ void Sharding::start_gather(int segment, const std::vector<int>& needed) {
     const int64_t numel = buffers.flat(segment).numel();
     if (numel == 0) return;
     buffers.attach(segment, parameter_pool_.take(numel));
-    gathered.works.push_back(group_.all_gather(buffers.flat(segment), shard));
+    gathered.works.push_back(groups_.shards.all_gather(buffers.flat(segment), shard));
   };
   gather(weights.trained, trained_shards_[segment]);
   gather(weights.frozen, frozen_shards_[segment]);
@@ -194,6 +195,25 @@ void Sharding::finish_reduction() {
 
 void Sharding::finish_gradients() {
   finish_reduction();
+  sum_over_replicas();
+}
+
+/// Each replica sums its part of the share, in the order of the replicas, and gathers the others'.
+void Sharding::sum_over_replicas() {
+  const int64_t replicas = groups_.replicas.world().size;
+  if (replicas == 1) return;
+  for (int i = 0; i < gradients_.num_segments(); ++i) {
+    if (gradients_.used(i) == 0) continue;
+    const int64_t numel = sums_[i].numel();
+    at::Tensor scratch = sum_pool_.take(numel), part = sum_pool_.take(numel / replicas);
+    const at::Tensor sum = part.narrow(0, 0, numel / replicas);
+    in_collective(coordinator_, "sum of gradients over replicas", [&] {
+      groups_.replicas.reduce_scatter(sums_[i], scratch.narrow(0, 0, numel), sum, false)->wait();
+      groups_.replicas.all_gather(sums_[i], sum)->wait();
+    });
+    sum_pool_.give(std::move(scratch));
+    sum_pool_.give(std::move(part));
+  }
 }
 
 std::vector<at::Tensor> Sharding::gradient_shares() const {
@@ -209,7 +229,7 @@ std::vector<at::Tensor> Sharding::optimizer_gradients() {
   }
   std::vector<std::unique_ptr<Work>> works;
   for (int i = 0; i < gradients_.num_segments(); ++i) {
-    if (gradients_.used(i) > 0) works.push_back(group_.all_gather(gathered_sums_[i], sums_[i]));
+    if (gradients_.used(i) > 0) works.push_back(groups_.shards.all_gather(gathered_sums_[i], sums_[i]));
   }
   wait_all(coordinator_, kGatherGradients, works);
   return gathered_sums_;
@@ -239,8 +259,8 @@ void Sharding::after_backward(int segment) {
   finish_reduction();  // the segment before had this one's backward to arrive
   const at::Tensor& parts = gradients_.flat(segment);
   at::Tensor scratch = gradient_pool_.take(parts.numel());
-  auto work =
-      group_.reduce_scatter(parts, scratch.narrow(0, 0, parts.numel()), sums_[segment], micro_batches_ > 0);
+  auto work = groups_.shards.reduce_scatter(parts, scratch.narrow(0, 0, parts.numel()), sums_[segment],
+                                            micro_batches_ > 0);
   reduction_ = {segment, std::move(work), std::move(scratch)};
 }
 

@@ -13,6 +13,10 @@
 //   gathered per micro-step  -           -           -            parameters, for forward and backward
 //
 // A group of one writes gradients straight into the sums: there is nothing to reduce.
+//
+// Ranks may form several shard groups, each of which holds the model once (hybrid sharding, as in PyTorch's
+// HYBRID_SHARD): everything above then happens inside a group, and once a step the ranks of equal shares in
+// all groups, the replicas, sum their shares.
 #pragma once
 
 #include <deque>
@@ -27,19 +31,29 @@
 
 namespace satune {
 
+/// The groups that a rank takes part in.
+struct ProcessGroups {
+  ProcessGroup& all;
+  ProcessGroup& shards;    ///< that hold one model together
+  ProcessGroup& replicas;  ///< that hold the same share, one of each shard group
+};
+
 /// How a model's parameter buffers must be made for a stage.
-BufferLayout parameter_layout(int stage, const World& world);
+BufferLayout parameter_layout(int stage, int64_t world_size);
 
 class Sharding final : public SegmentHooks {
  public:
-  /// `model` has parameter_layout(stage, group.world()). Local gradients are of `gradient_type`, their sums
-  /// fp32 (fp64 for fp64 models). The references must outlive it.
-  Sharding(Llama& model, ProcessGroup& group, Coordinator& coordinator, int stage,
+  /// `model` has parameter_layout(stage, groups.all.world().size). Local gradients are of `gradient_type`,
+  /// their sums fp32 (fp64 for fp64 models). The references must outlive it.
+  Sharding(Llama& model, const ProcessGroups& groups, Coordinator& coordinator, int stage,
            at::ScalarType gradient_type);
   ~Sharding() override;
 
   int stage() const { return stage_; }
-  const World& world() const { return group_.world(); }
+  /// This rank among those that hold one model together.
+  const World& world() const { return groups_.shards.world(); }
+  /// Of several ranks with the same share, the one that saves it.
+  bool saves() const { return groups_.replicas.world().rank == 0; }
   /// Whose share of the optimizer state this rank holds: everything at stage 0.
   World optimizer_owner() const { return stage_ == 0 ? World{} : world(); }
   /// The weights that the optimizer of optimizer_owner() writes, by segment.
@@ -98,17 +112,18 @@ class Sharding final : public SegmentHooks {
   void forget_gathered();
   void open_gradients(int segment);
   void finish_reduction();
+  void sum_over_replicas();
 
   Llama& model_;
-  ProcessGroup& group_;
+  const ProcessGroups groups_;
   Coordinator& coordinator_;
   const int stage_;
-  const bool direct_;  ///< a group of one
+  const bool direct_;  ///< a rank alone
   ParameterBuffers gradients_;
   std::vector<at::Tensor> sums_;           ///< this rank's share, by segment; empty where direct
   std::vector<at::Tensor> gathered_sums_;  ///< stage 0: of all ranks
   std::vector<at::Tensor> trained_shards_, frozen_shards_;  ///< stage 3
-  BufferPool parameter_pool_, gradient_pool_;
+  BufferPool parameter_pool_, gradient_pool_, sum_pool_;
   std::deque<Gathered> gathered_;  ///< oldest first
   Reduction reduction_;
   int64_t micro_batches_ = 0;

@@ -101,25 +101,27 @@ void complete(AtomicDirectory& directory, std::vector<ManifestEntry> files, cons
 
 }  // namespace
 
-void write_snapshot(const fs::path& folder, const AdamW& optimizer, Coordinator& coordinator, Json state,
-                    int64_t step, bool only_model, FileOps& ops) {
-  const World& world = coordinator.world();
+void write_snapshot(const fs::path& folder, const AdamW& optimizer, const SnapshotShare& share,
+                    Coordinator& coordinator, Json state, int64_t step, bool only_model, FileOps& ops) {
+  const bool leader = coordinator.world().rank == 0;
   const std::string save = "save/" + folder.filename().string();
   std::optional<AtomicDirectory> directory;
-  if (world.rank == 0) {
+  if (leader) {
     directory.emplace(folder, ops);
     coordinator.publish(save + "/folder", directory->path().string());
   }
-  const fs::path temporary = coordinator.wait_for(save + "/folder");
-  const ManifestEntry mine = write_rank_file(temporary, optimizer, world, only_model, ops);
-  coordinator.publish(fmt::format("{}/file-{}", save, world.rank), to_line(mine));
-  if (world.rank == 0) {
+  if (share.writes) {
+    const fs::path temporary = coordinator.wait_for(save + "/folder");
+    const ManifestEntry mine = write_rank_file(temporary, optimizer, share.world, only_model, ops);
+    coordinator.publish(fmt::format("{}/file-{}", save, share.world.rank), to_line(mine));
+  }
+  if (leader) {
     std::vector<ManifestEntry> files;
-    for (int64_t rank = 0; rank < world.size; ++rank) {
+    for (int64_t rank = 0; rank < share.world.size; ++rank) {
       files.push_back(parse_line(coordinator.wait_for(fmt::format("{}/file-{}", save, rank))));
     }
     state["has_optimizer_state"] = !only_model;
-    state["shards"] = shards_json(optimizer.weights(), world.size);
+    state["shards"] = shards_json(optimizer.weights(), share.world.size);
     complete(*directory, std::move(files), state, step, ops);
     coordinator.publish(save + "/complete", "");
   }

@@ -16,7 +16,7 @@ namespace satune {
 /// state.json and the manifest. `state` is state.json without "shards" and "has_optimizer_state", which are
 /// added here (rank 0's counts). `only_model`: the master alone, not resumable. Returns when the snapshot is
 /// durable. Throws EnvironmentError, on every rank when one fails; `folder` does not exist then.
-void write_snapshot(const std::filesystem::path& folder, const AdamW& optimizer, Coordinator& coordinator,
-                    Json state, int64_t step, bool only_model, FileOps& ops);
+void write_snapshot(const std::filesystem::path& folder, const AdamW& optimizer, const SnapshotShare& share,
+                    Coordinator& coordinator, Json state, int64_t step, bool only_model, FileOps& ops);
 
 }  // namespace satune

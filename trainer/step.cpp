@@ -41,13 +41,13 @@ std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_p
   return batches;
 }
 
-TrainingStep::TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, ProcessGroup& group,
+TrainingStep::TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, const ProcessGroups& groups,
                            Coordinator& coordinator, BatchSource& data, const Settings& settings,
                            std::vector<Recording> recording)
     : model_(model),
       sharding_(sharding),
       optimizer_(optimizer),
-      group_(group),
+      groups_(groups),
       coordinator_(coordinator),
       data_(data),
       rows_per_micro_batch_(settings.per_device_train_batch_size),
@@ -58,7 +58,7 @@ TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double
   // Sum of squares of the share, then loss and right answers of each micro-batch.
   std::vector<double> mine(1);
   sharding_.begin_step();
-  for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, group_.world())) {
+  for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, groups_.all.world())) {
     const Batch batch = data_.make_batch(rows.epoch, rows.first_row, rows.rows);
     const LossSums sums =
         model_.forward_backward(to_device(batch, model_.weights().device()), loss_scale,
@@ -71,10 +71,12 @@ TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double
   mine[0] = gradient_sum_of_squares(sharding_.gradient_shares());
 
   const std::vector<double> all =
-      in_collective(coordinator_, "exchange of loss and norm", [&] { return group_.exchange(mine); });
+      in_collective(coordinator_, "exchange of loss and norm", [&] { return groups_.all.exchange(mine); });
   Sums sums;
   const size_t ranks = all.size() / mine.size();
-  for (size_t rank = 0; rank < ranks; ++rank) sums.squares += all[rank * mine.size()];
+  // The shares of one model; replicas hold the same ones.
+  const auto shards = static_cast<size_t>(sharding_.world().size);
+  for (size_t rank = 0; rank < shards; ++rank) sums.squares += all[rank * mine.size()];
   // In the order of the rows: the same sum whatever the number of ranks.
   for (size_t i = 1; i < mine.size(); i += 2) {
     for (size_t rank = 0; rank < ranks; ++rank) {
@@ -118,7 +120,7 @@ bool TrainingStep::row_is_finite(const StepPosition& row, int64_t rank) {
   const int64_t targets = data_.target_count(row.epoch, row.first_row, row.rows);
   if (targets == 0) return true;
   Batch batch;
-  if (group_.world().rank == rank) batch = data_.make_batch(row.epoch, row.first_row, row.rows);
+  if (groups_.all.world().rank == rank) batch = data_.make_batch(row.epoch, row.first_row, row.rows);
   sharding_.begin_step();
   const LossSums sums =
       model_.forward_backward(to_device(batch, model_.weights().device()), 1.0 / static_cast<double>(targets),
@@ -126,23 +128,23 @@ bool TrainingStep::row_is_finite(const StepPosition& row, int64_t rank) {
   sharding_.end_micro_batch();
   sharding_.finish_gradients();
   const double mine[] = {sums.loss.item<double>(), gradient_sum_of_squares(sharding_.gradient_shares())};
-  const std::vector<double> all = group_.exchange(mine);
+  const std::vector<double> all = groups_.all.exchange(mine);
   return std::all_of(all.begin(), all.end(), [](double value) { return std::isfinite(value); });
 }
 
 bool TrainingStep::record_is_finite(const SampleView& sample, int64_t rank) {
   Batch batch;
-  if (group_.world().rank == rank) batch = make_batch(std::span(&sample, 1));
+  if (groups_.all.world().rank == rank) batch = make_batch(std::span(&sample, 1));
   const double loss[] = {
       model_.evaluate(to_device(batch, model_.weights().device()), sharding_).loss.item<double>()};
-  return std::isfinite(sum_over_ranks(group_.exchange(loss), group_.world().size)[0]);
+  return std::isfinite(sum_over_ranks(groups_.all.exchange(loss), groups_.all.world().size)[0]);
 }
 
 std::vector<NonFiniteRecord> TrainingStep::find_nonfinite_records(const StepPosition& position) {
   std::vector<NonFiniteRecord> found;
   for (int64_t i = 0; i < position.rows; ++i) {
     const StepPosition row{position.epoch, position.first_row + i, 1};
-    const int64_t rank = i / rows_per_micro_batch_ % group_.world().size;
+    const int64_t rank = i / rows_per_micro_batch_ % groups_.all.world().size;
     if (row_is_finite(row, rank)) continue;
     const size_t before = found.size();
     for (const int64_t index : data_.plan(row.epoch).row(row.first_row)) {

@@ -40,7 +40,7 @@ struct NonFiniteRecord {
 class TrainingStep {
  public:
   /// The references must outlive it. `recording`: one entry per layer.
-  TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, ProcessGroup& group,
+  TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, const ProcessGroups& groups,
                Coordinator& coordinator, BatchSource& data, const Settings& settings,
                std::vector<Recording> recording);
 
@@ -65,7 +65,7 @@ class TrainingStep {
   Llama& model_;
   Sharding& sharding_;
   AdamW& optimizer_;
-  ProcessGroup& group_;
+  const ProcessGroups groups_;
   Coordinator& coordinator_;
   BatchSource& data_;
   int64_t rows_per_micro_batch_;

@@ -74,15 +74,15 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       machine_(run_machine_json(device, ranks.world())),
       memory_(choose_memory(plan, device, ranks.coordinator())),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
-             parameter_layout(memory_.zero_stage, ranks.world())),
+             parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
-  sharding_.emplace(model_, ranks.group(), coordinator_, memory_.zero_stage,
+  sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, model_.weights().type(), ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;
   optimizer_.emplace(model_.weights().trained, sharding_->weight_shards(), AdamWOptions(settings_),
                      sharding_->optimizer_owner(), offload ? at::Device(at::kCPU) : device);
   load_weights_and_state(snapshot);
-  step_.emplace(model_, *sharding_, *optimizer_, ranks.group(), coordinator_, plan_.train(), settings_,
+  step_.emplace(model_, *sharding_, *optimizer_, ranks.groups(), coordinator_, plan_.train(), settings_,
                 memory_.recording);
   if (ranks.is_leader()) {
     metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
@@ -191,8 +191,8 @@ TrainingRun::Votes TrainingRun::vote() {
   const bool due = ranks_.is_leader() && settings_.save_minutes > 0 &&
                    seconds_since(last_save_) >= settings_.save_minutes * 60;
   const double mine[] = {asked || due ? 1.0 : 0.0, static_cast<double>(peak_memory_bytes(device_))};
-  const std::vector<double> all =
-      in_collective(coordinator_, "exchange after a step", [&] { return ranks_.group().exchange(mine); });
+  const std::vector<double> all = in_collective(coordinator_, "exchange after a step",
+                                                [&] { return ranks_.groups().all.exchange(mine); });
   Votes votes;
   for (size_t i = 0; i < all.size(); i += std::size(mine)) {
     votes.save = votes.save || all[i] > 0;
@@ -211,7 +211,7 @@ void TrainingRun::evaluate_and_log() {
   StepMetrics metrics = *state_.unlogged;
   if (evaluation_due()) {
     metrics.eval_loss = evaluation_loss(model_, *plan_.eval(), settings_.per_device_train_batch_size,
-                                        ranks_.group(), coordinator_, *sharding_);
+                                        ranks_.groups().all, coordinator_, *sharding_);
     note_evaluation(*metrics.eval_loss);
   }
   state_.unlogged.reset();
@@ -251,8 +251,8 @@ void TrainingRun::save(bool resumable) {
       store_.set_aside(folder);
     }
   }
-  write_snapshot(folder, *optimizer_, coordinator_, ranks_.is_leader() ? state_json() : Json::object(),
-                 state_.step, only_model, ops_);
+  write_snapshot(folder, *optimizer_, {sharding_->world(), sharding_->saves()}, coordinator_,
+                 ranks_.is_leader() ? state_json() : Json::object(), state_.step, only_model, ops_);
   saved_step_ = state_.step;
   saved_resumable_ = !only_model;
   last_save_ = Clock::now();
@@ -270,7 +270,10 @@ Json TrainingRun::state_json() const {
           // Every draw is keyed by (seed, purpose, index): there is no generator whose state could be lost.
           {"random", {{"seed", settings_.seed}}},
           {"rows_per_step", plan_.rows_per_step()},
-          {"world", {{"size", ranks_.world().size}, {"zero_stage", memory_.zero_stage}}},
+          {"world",
+           {{"size", ranks_.world().size},
+            {"zero_stage", memory_.zero_stage},
+            {"shard_group_size", sharding_->world().size}}},
           {"machine", machine_},
           {"base_model", std::filesystem::absolute(plan_.model_directory()).string()},
           {"frozen", frozen_},

@@ -108,6 +108,15 @@ def test_output_shows_table_answers_and_export(finished):
     assert json.loads((exported / "config.json").read_text())["model_type"] == "sa_llama"
 
 
+def test_the_shared_run_was_interrupted_and_resumed(finished):
+    out, text, _, _ = finished
+    assert "interrupted on purpose after step" in text
+    assert "resumed and finished: 150 steps, each of them logged once" in text
+    steps = [json.loads(line)["step"] for line in (out / "sa" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 151))
+    assert json.loads((out / "sa" / "snapshots" / "step-00000150" / "state.json").read_text())["world"]["size"] == 2
+
+
 def test_second_run_skips_what_is_done(finished):
     _, text, command, environment = finished
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

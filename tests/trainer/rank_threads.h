@@ -14,10 +14,13 @@ namespace satune::trainer_test {
 struct RankOfTest {
   World world;
   std::unique_ptr<Coordinator> coordinator;
-  std::unique_ptr<ProcessGroup> group;
+  std::unique_ptr<ProcessGroup> all, shards, replicas;
+  ProcessGroups groups() const { return {*all, shards ? *shards : *all, *replicas}; }
 };
 
 /// Runs `body` on every rank at once and returns when all are done; what one throws is thrown again.
+/// `shard_group_size` 0 = all ranks in one.
+void run_as_ranks(int64_t count, int64_t shard_group_size, const std::function<void(RankOfTest&)>& body);
 void run_as_ranks(int64_t count, const std::function<void(RankOfTest&)>& body);
 
 /// Passes everything on; tests override single calls.

@@ -32,6 +32,7 @@ struct Case {
   int stage = 0;
   std::vector<std::string> overrides;
   int64_t steps = 3;
+  int64_t shard_group_size = 0;  ///< 0 = all
 };
 
 /// One rank of a run without its loop.
@@ -39,12 +40,12 @@ struct Rank {
   Rank(const Settings& settings, RankOfTest& rank, int stage)
       : plan(settings, rank.world.size, kRowsPerStep),
         type(settings.precision == Precision::kFp32 ? at::kFloat : at::kBFloat16),
-        model(plan.config(), plan.trained_mask(), type, at::kCPU, parameter_layout(stage, rank.world)),
-        sharding(model, *rank.group, *rank.coordinator, stage,
+        model(plan.config(), plan.trained_mask(), type, at::kCPU, parameter_layout(stage, rank.world.size)),
+        sharding(model, rank.groups(), *rank.coordinator, stage,
                  gradient_element_bytes(settings, rank.world) == 4 ? at::kFloat : type),
         optimizer(model.weights().trained, sharding.weight_shards(), AdamWOptions(settings),
                   sharding.optimizer_owner(), at::kCPU),
-        step(model, sharding, optimizer, *rank.group, *rank.coordinator, plan.train(), settings,
+        step(model, sharding, optimizer, rank.groups(), *rank.coordinator, plan.train(), settings,
              std::vector<Recording>(4, Recording::kRecompute)) {
     load_pretrained(optimizer, sharding, Checkpoint(plan.model_directory()));
     sharding.publish_weights();
@@ -76,7 +77,7 @@ Outcome run_steps(const TinyRun& tiny, const Case& c) {
   Outcome outcome;
   std::mutex mutex;
   const Settings settings = tiny.settings("unused", c.overrides);
-  run_as_ranks(c.ranks, [&](RankOfTest& rank) {
+  run_as_ranks(c.ranks, c.shard_group_size, [&](RankOfTest& rank) {
     Rank r(settings, rank, c.stage);
     std::vector<double> losses, norms, eval_losses;
     for (int64_t i = 0; i < c.steps; ++i) {
@@ -85,10 +86,10 @@ Outcome run_steps(const TinyRun& tiny, const Case& c) {
       norms.push_back(result.grad_norm);
     }
     eval_losses.push_back(
-        evaluation_loss(r.model, *r.plan.eval(), 2, *rank.group, *rank.coordinator, r.sharding));
+        evaluation_loss(r.model, *r.plan.eval(), 2, *rank.all, *rank.coordinator, r.sharding));
     const std::lock_guard lock(mutex);
     collect_state(r.optimizer, outcome);
-    if (rank.world.rank == 0) outcome.traffic = rank.group->traffic();
+    if (rank.world.rank == 0) outcome.traffic = rank.all->traffic();
     if (outcome.losses.empty()) {
       outcome.losses = losses;
       outcome.norms = norms;
@@ -148,7 +149,7 @@ TEST(Sharding, EqualGlobalBatchesGiveTheSameTrajectoryOnAnyNumberOfRanks) {
 }
 
 TEST(Sharding, RanksWithoutDataNeitherHangNorSkewTheMean) {
-  // One row a step for four ranks: three of them have nothing, ever.
+  // One micro-batch takes all rows of a step: three of four ranks have nothing, ever.
   const TinyRun tiny(60);
   const std::vector<std::string> one_row = {"per_device_train_batch_size=8"};
   const Outcome one = run_steps(tiny, {1, 0, one_row});
@@ -161,13 +162,24 @@ TEST(Sharding, RanksWithoutDataNeitherHangNorSkewTheMean) {
   }
 }
 
+TEST(Sharding, ShardGroupsWithReplicasTrainTheSame) {
+  const TinyRun tiny(60);
+  const Outcome one = run_steps(tiny, {1, 0, {}, 10});
+  const Outcome hybrid = run_steps(tiny, {4, 3, {}, 10, 2});
+  for (size_t i = 0; i < one.losses.size(); ++i) {
+    EXPECT_NEAR(hybrid.losses[i], one.losses[i], 1e-6 * one.losses[i]);
+    EXPECT_NEAR(hybrid.norms[i], one.norms[i], 1e-5 * one.norms[i]);
+  }
+  for (const int stage : {0, 1, 2}) expect_same(hybrid, run_steps(tiny, {4, stage, {}, 10, 2}), "hybrid");
+}
+
 TEST(Sharding, SendsWhatTheStagesPromise) {
   const TinyRun tiny;
   constexpr int64_t kRanks = 4, kSteps = 3, kMicroSteps = kRowsPerStep / (2 * kRanks);
   const Settings settings = tiny.settings("unused");
   const RunPlan plan(settings);
   const ParameterBuffers buffers(plan.table(), std::vector<bool>(plan.table().tensors().size(), true),
-                                 at::kFloat, at::kCPU, parameter_layout(3, {0, kRanks}));
+                                 at::kFloat, at::kCPU, parameter_layout(3, kRanks));
   int64_t bytes = 0, segment_0 = 0, head = 0, last_layer = 0;
   for (int i = 0; i < buffers.num_segments(); ++i) {
     const int64_t flat = buffers.flat(i).numel() * 4;

@@ -47,8 +47,8 @@ struct Steps {
         model(plan.config(), {}, at::kFloat, at::kCPU) {
     load_weights(model.weights(), Checkpoint(plan.model_directory()), plan.dense_source());
     optimizer.emplace(model.weights().trained, AdamWOptions(settings));
-    sharding.emplace(model, *group, coordinator, 0, at::kFloat);
-    step.emplace(model, *sharding, *optimizer, *group, coordinator, plan.train(), settings,
+    sharding.emplace(model, groups, coordinator, 0, at::kFloat);
+    step.emplace(model, *sharding, *optimizer, groups, coordinator, plan.train(), settings,
                  std::vector<Recording>(4, Recording::kKeep));
   }
   /// Alone, and asked to stop at a checkpoint of choice.
@@ -64,6 +64,7 @@ struct Steps {
   RunPlan plan;
   Llama model;
   std::unique_ptr<ProcessGroup> group = make_local_group();
+  ProcessGroups groups{*group, *group, *group};
   std::unique_ptr<Coordinator> solo = make_solo_coordinator([] { return std::string(); });
   StoppingCoordinator coordinator{*solo};
   std::optional<AdamW> optimizer;
