@@ -87,6 +87,7 @@ struct Settings {
   int64_t save_total_limit = 2;     ///< newest snapshots kept (at least 1)
   bool keep_best = false;           ///< the one of lowest eval_loss is kept besides
   std::optional<int64_t> patience;  ///< evaluations without a better eval_loss before stopping
+  bool async_save = false;          ///< periodic snapshots are written while training goes on
   bool save_only_model = false;     ///< snapshots without optimizer state: not resumable
   bool export_at_end = true;
   bool export_every_epoch = false;

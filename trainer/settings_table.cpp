@@ -222,6 +222,10 @@ std::vector<Field> run_fields() {
   fields.push_back(make_field("patience", SATUNE_MEMBER(patience),
                               "evaluations without a lower eval_loss after which the run ends; null = none",
                               kFree, kAtLeastOne));
+  fields.push_back(make_field("async_save", SATUNE_MEMBER(async_save),
+                              "write periodic snapshots in the background, from a copy in host memory, while "
+                              "training goes on",
+                              kFree));
   fields.push_back(make_field("save_only_model", SATUNE_MEMBER(save_only_model),
                               "snapshots without optimizer state: smaller, but no run can resume from them",
                               kFree));

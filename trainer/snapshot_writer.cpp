@@ -37,10 +37,10 @@ void write_elements(SafetensorsWriter& writer, const at::Tensor& values) {
   }
 }
 
-ManifestEntry write_rank_file(const fs::path& folder, const AdamW& optimizer, const World& world,
+ManifestEntry write_rank_file(const fs::path& folder, const SnapshotSource& source, const World& world,
                               bool only_model, FileOps& ops) {
-  const auto tensors = optimizer.weights().table().tensors();
-  const std::vector<ShardPiece> pieces = all_pieces(optimizer.weights(), world);
+  const auto tensors = source.weights.table().tensors();
+  const std::vector<ShardPiece> pieces = all_pieces(source.weights, world);
   std::vector<TensorSpec> specs;
   for (const std::string_view part : parts_written(only_model)) {
     for (const ShardPiece& piece : pieces) {
@@ -52,7 +52,7 @@ ManifestEntry write_rank_file(const fs::path& folder, const AdamW& optimizer, co
   SafetensorsWriter writer(folder / name, std::move(specs), {{"format", "pt"}}, ops);
   for (const std::string_view part : parts_written(only_model)) {
     for (const ShardPiece& piece : pieces) {
-      write_elements(writer, optimizer.part(part, piece.tensor, piece.elements));
+      write_elements(writer, source.read(part, piece.tensor, piece.elements));
     }
   }
   writer.commit();
@@ -101,7 +101,47 @@ void complete(AtomicDirectory& directory, std::vector<ManifestEntry> files, cons
 
 }  // namespace
 
-void write_snapshot(const fs::path& folder, const AdamW& optimizer, const SnapshotShare& share,
+SnapshotSource source_of(const AdamW& optimizer) {
+  return {optimizer.weights(),
+          [&optimizer](std::string_view part, size_t tensor, const ElementRange& elements) {
+            return optimizer.part(part, tensor, elements);
+          }};
+}
+
+StateCopy::StateCopy(const AdamW& optimizer, const World& share)
+    : weights_(optimizer.weights()), share_(share) {
+  for (const std::string_view part : kOptimizerParts) {
+    std::vector<at::Tensor>& copies = parts_[std::string(part)];
+    for (int segment = 0; segment < weights_.num_segments(); ++segment) {
+      const ElementRange range = shard_range(weights_.flat(segment).numel(), share);
+      copies.push_back(at::empty({range.size()}, at::kFloat));
+      for (const ShardPiece& piece : shard_pieces(weights_, segment, share)) {
+        copies.back()
+            .narrow(0, piece.shard_offset, piece.elements.size())
+            .copy_(optimizer.part(part, piece.tensor, piece.elements));
+      }
+    }
+  }
+}
+
+SnapshotSource StateCopy::source() const {
+  return {weights_, [this](std::string_view part, size_t tensor, const ElementRange& elements) {
+            const int segment = weights_.table().tensors()[tensor].segment;
+            const ElementRange range = shard_range(weights_.flat(segment).numel(), share_);
+            return parts_.find(part)->second[static_cast<size_t>(segment)].narrow(
+                0, weights_.offset(tensor) + elements.begin - range.begin, elements.size());
+          }};
+}
+
+int64_t StateCopy::bytes(const ParameterBuffers& weights, const World& share) {
+  int64_t elements = 0;
+  for (int segment = 0; segment < weights.num_segments(); ++segment) {
+    elements += shard_range(weights.flat(segment).numel(), share).size();
+  }
+  return elements * static_cast<int64_t>(sizeof(float) * std::size(kOptimizerParts));
+}
+
+void write_snapshot(const fs::path& folder, const SnapshotSource& source, const SnapshotShare& share,
                     Coordinator& coordinator, Json state, int64_t step, bool only_model, FileOps& ops) {
   const bool leader = coordinator.world().rank == 0;
   const std::string save = "save/" + folder.filename().string();
@@ -112,7 +152,7 @@ void write_snapshot(const fs::path& folder, const AdamW& optimizer, const Snapsh
   }
   if (share.writes) {
     const fs::path temporary = coordinator.wait_for(save + "/folder");
-    const ManifestEntry mine = write_rank_file(temporary, optimizer, share.world, only_model, ops);
+    const ManifestEntry mine = write_rank_file(temporary, source, share.world, only_model, ops);
     coordinator.publish(fmt::format("{}/file-{}", save, share.world.rank), to_line(mine));
   }
   if (leader) {
@@ -121,7 +161,7 @@ void write_snapshot(const fs::path& folder, const AdamW& optimizer, const Snapsh
       files.push_back(parse_line(coordinator.wait_for(fmt::format("{}/file-{}", save, rank))));
     }
     state["has_optimizer_state"] = !only_model;
-    state["shards"] = shards_json(optimizer.weights(), share.world.size);
+    state["shards"] = shards_json(source.weights, share.world.size);
     complete(*directory, std::move(files), state, step, ops);
     coordinator.publish(save + "/complete", "");
   }

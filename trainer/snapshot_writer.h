@@ -3,6 +3,10 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "trainer/adamw.h"
@@ -11,12 +15,43 @@
 
 namespace satune {
 
+/// The part of a snapshot that a rank writes.
+struct SnapshotShare {
+  World world;         ///< the shards, and which one is this rank's
+  bool writes = true;  ///< false: another rank with the same shard does
+};
+
+/// Where the numbers come from: fp32 elements of a tensor's part ("master", ...), which this rank's share
+/// holds.
+struct SnapshotSource {
+  const ParameterBuffers& weights;
+  std::function<at::Tensor(std::string_view part, size_t tensor, const ElementRange& elements)> read;
+};
+/// The optimizer's state as it is while the snapshot is written. The optimizer must outlive it.
+SnapshotSource source_of(const AdamW& optimizer);
+
+/// The state of a share at one moment, on the host, while the optimizer goes on.
+class StateCopy {
+ public:
+  StateCopy(const AdamW& optimizer, const World& share);
+  /// Valid while this copy lives.
+  SnapshotSource source() const;
+  /// What a copy of a share takes.
+  static int64_t bytes(const ParameterBuffers& weights, const World& share);
+
+ private:
+  const ParameterBuffers& weights_;
+  World share_;
+  std::map<std::string, std::vector<at::Tensor>, std::less<>> parts_;  ///< by name and segment
+};
+
 /// Writes `folder` (which must not exist); all ranks call it for the same step, once. Each writes its share
-/// of coordinator.world() at the same time; rank 0 makes the folder, waits for the others' files, and writes
-/// state.json and the manifest. `state` is state.json without "shards" and "has_optimizer_state", which are
-/// added here (rank 0's counts). `only_model`: the master alone, not resumable. Returns when the snapshot is
-/// durable. Throws EnvironmentError, on every rank when one fails; `folder` does not exist then.
-void write_snapshot(const std::filesystem::path& folder, const AdamW& optimizer, const SnapshotShare& share,
-                    Coordinator& coordinator, Json state, int64_t step, bool only_model, FileOps& ops);
+/// at the same time; rank 0 makes the folder, waits for the others' files, and writes state.json and the
+/// manifest. `state` is state.json without "shards" and "has_optimizer_state", which are added here (rank 0's
+/// counts). `only_model`: the master alone, not resumable. Returns when the snapshot is durable. Throws
+/// EnvironmentError, on every rank when one fails; `folder` does not exist then.
+void write_snapshot(const std::filesystem::path& folder, const SnapshotSource& source,
+                    const SnapshotShare& share, Coordinator& coordinator, Json state, int64_t step,
+                    bool only_model, FileOps& ops);
 
 }  // namespace satune

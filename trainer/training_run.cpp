@@ -88,6 +88,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
     metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
     progress_.emplace(plan_.total_steps(), settings_.logging_steps);
   }
+  check_room_for_copy();
   last_save_ = Clock::now();
 }
 
@@ -137,7 +138,7 @@ ExitCode TrainingRun::train() {
     }
     save();
   } catch (const Interrupted&) {
-    save(true);
+    save(SaveBy::kNow, /*resumable=*/true);
     clear_for_log();
     spdlog::warn("{}: saved step {}; the run can be continued", coordinator_.stop_reason(), state_.step);
     return kExitResumable;
@@ -181,11 +182,12 @@ void TrainingRun::after_step() {
   evaluate_and_log();
   const bool new_best = state_.best_step == state_.step && !best_before;
   const bool periodic = settings_.save_steps > 0 && state_.step % settings_.save_steps == 0;
-  if (votes.save || periodic || (settings_.keep_best && new_best)) save();
+  if (votes.save || periodic || (settings_.keep_best && new_best)) save(SaveBy::kLater);
   export_epoch();
 }
 
 TrainingRun::Votes TrainingRun::vote() {
+  background_.check();
   const bool asked = signals_.take_save_request();
   // One clock decides, or ranks would not agree on the step.
   const bool due = ranks_.is_leader() && settings_.save_minutes > 0 &&
@@ -237,27 +239,55 @@ void TrainingRun::note_evaluation(double loss) {
   }
 }
 
-void TrainingRun::save(bool resumable) {
+void TrainingRun::save(SaveBy by, bool resumable) {
+  background_.wait();
   const bool only_model = settings_.save_only_model && !resumable;
   if (saved_step_ == state_.step && (saved_resumable_ || only_model)) return;
   coordinator_.at_phase("save");
-  const auto folder = store_.path_of(state_.step);
-  if (ranks_.is_leader() && std::filesystem::exists(folder)) {
-    // A snapshot of ours without optimizer state gives way to a whole one. Anything else is damaged: newer
-    // complete snapshots were refused at the start.
-    if (saved_step_ == state_.step) {
-      store_.remove(state_.step);
-    } else {
-      store_.set_aside(folder);
-    }
+  make_room_for_snapshot();
+  const SnapshotShare share{sharding_->world(), sharding_->saves()};
+  const auto write =
+      [this, share, folder = store_.path_of(state_.step), step = state_.step, best_step = state_.best_step,
+       only_model, state = ranks_.is_leader() ? state_json() : Json::object()](const SnapshotSource& source) {
+        write_snapshot(folder, source, share, coordinator_, state, step, only_model, ops_);
+        if (ranks_.is_leader()) prune_snapshots(best_step);
+      };
+  if (by == SaveBy::kLater && settings_.async_save) {
+    auto copy = std::make_shared<StateCopy>(*optimizer_, share.world);
+    background_.start([write, copy] { write(copy->source()); });
+  } else {
+    write(source_of(*optimizer_));
   }
-  write_snapshot(folder, *optimizer_, {sharding_->world(), sharding_->saves()}, coordinator_,
-                 ranks_.is_leader() ? state_json() : Json::object(), state_.step, only_model, ops_);
   saved_step_ = state_.step;
   saved_resumable_ = !only_model;
   last_save_ = Clock::now();
-  if (!ranks_.is_leader()) return;
-  store_.prune(std::max<int64_t>(1, settings_.save_total_limit), settings_.keep_best ? state_.best_step : 0);
+}
+
+void TrainingRun::make_room_for_snapshot() {
+  const auto folder = store_.path_of(state_.step);
+  if (!ranks_.is_leader() || !std::filesystem::exists(folder)) return;
+  // A snapshot of ours without optimizer state gives way to a whole one. Anything else is damaged: newer
+  // complete snapshots were refused at the start.
+  if (saved_step_ == state_.step) {
+    store_.remove(state_.step);
+  } else {
+    store_.set_aside(folder);
+  }
+}
+
+void TrainingRun::prune_snapshots(int64_t best_step) const {
+  store_.prune(std::max<int64_t>(1, settings_.save_total_limit), settings_.keep_best ? best_step : 0);
+}
+
+void TrainingRun::check_room_for_copy() const {
+  if (!settings_.async_save) return;
+  const int64_t needed = StateCopy::bytes(model_.weights().trained, sharding_->world());
+  const int64_t available = available_memory(at::kCPU);
+  if (needed <= available) return;
+  throw EnvironmentError(fmt::format(
+      "async_save: found {} of memory available, expected {} for a copy of this process's part of the state "
+      "(async_save=false saves without one)",
+      format_bytes(static_cast<double>(available)), format_bytes(static_cast<double>(needed))));
 }
 
 Json TrainingRun::state_json() const {
@@ -301,7 +331,7 @@ void TrainingRun::stop_at_nonfinite(const StepPosition& position, const StepResu
     names.push_back(ranks_.world().size == 1 ? std::to_string(bad.record)
                                              : fmt::format("{} (rank {})", bad.record, bad.rank));
   }
-  save(true);
+  save(SaveBy::kNow, /*resumable=*/true);
   throw std::runtime_error(
       fmt::format("step {}: loss {}, gradient norm {}; records of {} that show it alone: {}{}; the state "
                   "before this step "

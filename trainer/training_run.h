@@ -8,6 +8,7 @@
 #include "data/files/error.h"
 #include "model/llama.h"
 #include "trainer/adamw.h"
+#include "trainer/background_save.h"
 #include "trainer/fine_tune.h"
 #include "trainer/metrics.h"
 #include "trainer/progress.h"
@@ -63,8 +64,13 @@ class TrainingRun {
     int64_t peak_memory_bytes = 0;  ///< the largest
   };
   Votes vote();
+  /// When a snapshot has to be there: on return, or while training goes on (where async_save says so).
+  enum class SaveBy { kNow, kLater };
   /// `resumable`: with the optimizer's state whatever the settings say.
-  void save(bool resumable = false);
+  void save(SaveBy by = SaveBy::kNow, bool resumable = false);
+  void make_room_for_snapshot();
+  void check_room_for_copy() const;
+  void prune_snapshots(int64_t best_step) const;
   Json state_json() const;
   void export_epoch();
   void export_to(const std::filesystem::path& directory);
@@ -97,6 +103,7 @@ class TrainingRun {
   /// The newest snapshot of this run: its step, and whether it can be continued from.
   int64_t saved_step_ = -1;
   bool saved_resumable_ = false;
+  BackgroundSave background_;
   Clock::time_point last_save_;
 };
 

@@ -63,15 +63,15 @@ TEST(Snapshot, EveryFailingCallLeavesNoneOrAWholeOne) {
   const SmallOptimizer small;
   FaultyFileOps none(0, 0);
   const TemporaryDirectory counted;
-  write_snapshot(counted / "snapshots/step-00000001", small.optimizer, {}, alone(), Json::object(), 1, false,
-                 none);
+  write_snapshot(counted / "snapshots/step-00000001", source_of(small.optimizer), {}, alone(), Json::object(),
+                 1, false, none);
   ASSERT_GT(none.calls(), 20);
   for (int call = 1; call <= none.calls(); ++call) {
     const TemporaryDirectory directory;
     const fs::path folder = directory / "snapshots/step-00000001";
     FaultyFileOps faulty(call, ENOSPC);
     try {
-      write_snapshot(folder, small.optimizer, {}, alone(), Json::object(), 1, false, faulty);
+      write_snapshot(folder, source_of(small.optimizer), {}, alone(), Json::object(), 1, false, faulty);
       EXPECT_EQ(faulty.failed(), "close") << "call " << call << " failed and nobody noticed";
     } catch (const EnvironmentError& error) {
       EXPECT_THAT(error.what(), HasSubstr("No space left on device"));
@@ -90,7 +90,8 @@ TEST(Snapshot, ManifestNoticesEveryDamage) {
   const auto damaged_by = [&](const auto& damage) {
     const TemporaryDirectory directory;
     const fs::path folder = directory / "step-00000001";
-    write_snapshot(folder, small.optimizer, {}, alone(), Json::object(), 1, false, posix_file_ops());
+    write_snapshot(folder, source_of(small.optimizer), {}, alone(), Json::object(), 1, false,
+                   posix_file_ops());
     damage(folder);
     verify_checksums(folder, read_manifest(folder));
   };
@@ -157,7 +158,7 @@ TEST(Snapshot, WrittenByThreeRanksIsReadByOne) {
       const World owner = replicated ? World{} : rank.world;
       const AdamW optimizer(small.weights, {}, owner);
       fill_by_index(optimizer, owner);
-      write_snapshot(whole, optimizer, {rank.world}, *rank.coordinator, small_state(), 1, false,
+      write_snapshot(whole, source_of(optimizer), {rank.world}, *rank.coordinator, small_state(), 1, false,
                      posix_file_ops());
     });
     expect_written_by_index(whole);
@@ -170,7 +171,7 @@ TEST(SnapshotStore, CountsCompleteOnesOnly) {
   const SnapshotStore store(directory / "snapshots");
   EXPECT_TRUE(store.scan().empty());
   for (int64_t step : {1, 2, 3, 4, 5}) {
-    write_snapshot(store.path_of(step), small.optimizer, {}, alone(), Json::object(), step, false,
+    write_snapshot(store.path_of(step), source_of(small.optimizer), {}, alone(), Json::object(), step, false,
                    posix_file_ops());
   }
   fs::resize_file(store.path_of(4) / rank_file_name(0), 10);
