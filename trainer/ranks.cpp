@@ -1,9 +1,13 @@
 #include "trainer/ranks.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <array>
 #include <chrono>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+
+#include "trainer/network_address.h"
 
 namespace satune {
 namespace {
@@ -65,8 +69,10 @@ std::unique_ptr<ProcessGroup> Ranks::connect_group(const std::string& name, cons
                                                    const at::Device& device) {
   if (world.size == 1) return make_local_group();
   const int64_t timeout = timeout_seconds_ + kTransportSlack;
-  if (device.is_cpu()) return make_gloo_group(*store_, name, world, timeout, network_address(environment_));
-  return make_nccl_group(*store_, name, world, device, timeout);
+  const auto store = c10::make_intrusive<c10d::PrefixStore>(
+      name, c10::intrusive_ptr<c10d::Store>::unsafe_reclaim_from_nonowning(&store_->store()));
+  if (!device.is_cpu()) return make_nccl_group(*store, world, device, timeout);
+  return make_gloo_group(*store, world, timeout, network_address(environment_));
 }
 
 void Ranks::connect_groups(const at::Device& device, int64_t shard_group_size) {
