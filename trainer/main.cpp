@@ -13,6 +13,7 @@
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/coordinator.h"
 
 namespace satune {
 namespace {
@@ -130,6 +131,8 @@ int main(int argc, char** argv) {
     return run(argc, argv);
   } catch (const BadInput& error) {
     return report(error.what(), kExitBadInput);
+  } catch (const RunFailed& error) {
+    return report(error.what(), error.exit_code());
   } catch (const EnvironmentError& error) {
     return report(error.what(), kExitEnvironment);
   } catch (const c10::OutOfMemoryError& error) {

@@ -1,0 +1,28 @@
+#include "trainer/first_failure.h"
+
+#include <chrono>
+#include <thread>
+
+#include "trainer/run_store.h"
+
+namespace satune {
+
+std::optional<Failure> read_failure(RunStore& store) {
+  const auto text = store.get(kFailureKey);
+  return text ? std::optional(decode_failure(*text)) : std::nullopt;
+}
+
+Failure announce_first(RunStore& store, const Failure& failure) {
+  if (store.add("failure/tickets", 1) > 1) {
+    // Between ticket and record the first one may have died: then this record takes its place.
+    constexpr int kTries = 50;
+    for (int i = 0; i < kTries; ++i) {
+      if (const auto first = read_failure(store)) return *first;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
+  store.set(kFailureKey, encode(failure));
+  return failure;
+}
+
+}  // namespace satune

@@ -1,0 +1,77 @@
+#include "trainer/process_identity.h"
+
+#include <fmt/format.h>
+#include <limits.h>
+#include <unistd.h>
+
+#include <array>
+#include <fstream>
+#include <optional>
+#include <sstream>
+
+namespace satune {
+namespace {
+
+struct ProcessStat {
+  char state = 0;
+  int64_t start_time = 0;
+};
+
+// Fields of /proc/PID/stat, see proc(5). The second one, the name, may hold spaces and parentheses: counting
+// starts after its last one.
+std::optional<ProcessStat> read_stat(int64_t pid) {
+  std::ifstream file(fmt::format("/proc/{}/stat", pid));
+  std::string line;
+  if (!std::getline(file, line)) return std::nullopt;
+  const size_t name_end = line.rfind(')');
+  if (name_end == std::string::npos) return std::nullopt;
+  std::istringstream fields(line.substr(name_end + 1));
+  constexpr int kStateField = 3, kStartTimeField = 22;
+  ProcessStat stat;
+  fields >> stat.state;
+  std::string skipped;
+  for (int field = kStateField + 1; field < kStartTimeField; ++field) fields >> skipped;
+  if (!(fields >> stat.start_time)) return std::nullopt;
+  return stat;
+}
+
+std::string machine_of_this_process() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string boot_id;
+  std::array<char, PATH_MAX> name_space;
+  const ssize_t length = readlink("/proc/self/ns/pid", name_space.data(), name_space.size());
+  if (!std::getline(file, boot_id) || length <= 0) return "";
+  return boot_id + " " + std::string(name_space.data(), static_cast<size_t>(length));
+}
+
+}  // namespace
+
+ProcessIdentity this_process() {
+  ProcessIdentity process;
+  std::array<char, HOST_NAME_MAX + 1> name = {};
+  process.host = gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
+  process.pid = getpid();
+  if (const auto stat = read_stat(process.pid)) {
+    process.machine = machine_of_this_process();
+    process.start_time = stat->start_time;
+  }
+  return process;
+}
+
+ProcessState state_of(const ProcessIdentity& process, const std::string& here) {
+  if (process.machine.empty() || process.machine != here) return ProcessState::kElsewhere;
+  const auto stat = read_stat(process.pid);
+  if (!stat || stat->start_time != process.start_time) return ProcessState::kGone;
+  switch (stat->state) {
+    case 'Z':
+    case 'X':
+      return ProcessState::kGone;
+    case 'T':
+    case 't':
+      return ProcessState::kStopped;
+    default:
+      return ProcessState::kRunning;
+  }
+}
+
+}  // namespace satune
