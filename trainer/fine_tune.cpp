@@ -6,6 +6,7 @@
 
 #include "data/files/error.h"
 #include "trainer/device.h"
+#include "trainer/failure_report.h"
 #include "trainer/ranks.h"
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
@@ -70,13 +71,6 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   return code;
 }
 
-int exit_code_of(const std::exception& error) {
-  if (const auto* failed = dynamic_cast<const RunFailed*>(&error)) return failed->exit_code();
-  if (dynamic_cast<const BadInput*>(&error) != nullptr) return kExitBadInput;
-  if (dynamic_cast<const EnvironmentError*>(&error) != nullptr) return kExitEnvironment;
-  return kExitFailure;
-}
-
 }  // namespace
 
 int run_training(const Settings& settings, const TrainOptions& options) {
@@ -91,11 +85,12 @@ int run_training(const Settings& settings, const TrainOptions& options) {
   if (world.size == 1) return run_rank(settings, options, signals, ranks);
   try {
     return run_rank(settings, options, signals, ranks);
-  } catch (const std::exception& error) {
-    const int code = exit_code_of(error);
-    ranks.coordinator().announce_failure(error.what(), code);
-    end_process(error.what(), code);
-    return code;
+  } catch (...) {
+    const Failure failure = current_failure();
+    // The report first: those of ranks that fail because of this one carry a later time.
+    if (options.report) options.report(failure.message, failure.exit_code);
+    ranks.coordinator().announce_failure(failure.message, failure.exit_code);
+    std::_Exit(failure.exit_code);
   }
 }
 

@@ -3,13 +3,20 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
 #include <memory>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/rank_options.h"
 #include "trainer/dry_run.h"
+#include "trainer/failure_report.h"
 #include "trainer/fine_tune.h"
+#include "trainer/parent_death.h"
+#include "trainer/rank_environment.h"
 #include "trainer/settings.h"
 
 namespace satune {
@@ -20,6 +27,7 @@ struct TrainCommand {
   std::vector<std::string> overrides;
   std::string resume;
   bool dry_run = false, print_config = false, allow_changes = false;
+  RankOptions ranks;
 };
 
 // Settings are listed from their table, so that the help cannot fall behind.
@@ -29,11 +37,21 @@ std::string settings_help() {
       "  satune train configs/llama3-8b-sa.json model_name_or_path=MODEL train_file=alpaca.json "
       "output_dir=runs/sa\n"
       "  satune train config.json learning_rate=1e-5 --sharing.layers=23-26 --dry-run\n"
+      "  satune train config.json --nproc-per-node 4 --max-restarts 3\n"
+      "  torchrun --no-python --nproc-per-node 4 satune train config.json\n"
       "  satune train --print-config > config.json\n"
+      "Ranks: unless a launcher (torchrun, srun, mpirun: launch/) has started it as one, the command starts "
+      "a "
+      "rank\n"
+      "for each visible card, passes signals on to them and names the one that failed first.\n"
       "SIGUSR1 saves a snapshot; SIGTERM and Ctrl-C save the last finished step and exit with 4: the same "
       "command\n"
-      "then continues. Exit codes: 2 bad command line, input or config, 3 environment, 4 stopped and "
-      "resumable.\n\n"
+      "then continues. With SATUNE_STOPPED_FILE=PATH set they make that file and exit with 0 instead, for "
+      "launchers\n"
+      "that take any other code for a failure. Exit codes: 2 bad command line, input or config, 3 "
+      "environment, "
+      "4\n"
+      "stopped and resumable.\n\n"
       "Settings (CONFIG keys; --print-config shows types and defaults):\n";
   for (const SettingInfo& info : setting_infos())
     text += fmt::format("  {:<28} {}\n", info.key, info.meaning);
@@ -56,20 +74,43 @@ void check_extras(const CLI::App& command) {
   }
 }
 
-// Later sessions bring ranks; until then a launcher's processes must not all train into one folder.
-void refuse_ranks() {
-  const char* world = std::getenv("WORLD_SIZE");
-  if (world != nullptr && std::string_view(world) != "1") {
-    throw EnvironmentError(
-        fmt::format("WORLD_SIZE: found {}, expected 1 or none: one process is supported so far", world));
-  }
-}
-
 Settings settings_of(const TrainCommand& command, std::vector<std::string> overrides) {
   overrides.insert(overrides.begin(), command.overrides.begin(), command.overrides.end());
   if (!command.resume.empty()) overrides.push_back("resume=" + command.resume);
   if (command.allow_changes) overrides.push_back("allow_changes=true");
   return read_settings(command.config, overrides);
+}
+
+// Of all ranks that a launcher may have started, one prints.
+int print_dry_run(const TrainCommand& command, const Settings& settings, const RankEnvironment& ranks) {
+  if (ranks.world.rank != 0) return kExitOk;
+  RunPlan plan(settings, ranks.launched ? ranks.world.size : process_count(command.ranks, settings));
+  fmt::print("{}", dry_run_report(plan));
+  return kExitOk;
+}
+
+// torchrun, srun and mpirun take every exit code but 0 for a failure, and end the other ranks or start them
+// again. Where a script asks for it, a file tells of the stop and the code is 0. Our launcher knows 4.
+std::filesystem::path stopped_file() {
+  const char* file = std::getenv("SATUNE_STOPPED_FILE");
+  return file == nullptr || started_by_launcher() ? "" : file;
+}
+
+int with_stopped_file(const std::function<int()>& run) {
+  const std::filesystem::path file = stopped_file();
+  std::error_code ignored;
+  if (!file.empty()) std::filesystem::remove(file, ignored);  // of an attempt before this one
+  const int exit_code = run();
+  if (file.empty() || exit_code != kExitResumable) return exit_code;
+  return std::ofstream(file, std::ios::app).is_open() ? kExitOk : exit_code;
+}
+
+int run_or_start_ranks(const TrainCommand& command, const Settings& settings, const TrainOptions& options) {
+  if (!options.ranks.launched) {
+    const int64_t processes = process_count(command.ranks, settings);
+    if (needs_launcher(command.ranks, processes)) return start_ranks(command.ranks, settings, processes);
+  }
+  return run_training(settings, options);
 }
 
 int run_train(const TrainCommand& command, const std::vector<std::string>& overrides) {
@@ -83,11 +124,14 @@ int run_train(const TrainCommand& command, const std::vector<std::string>& overr
     fmt::print("{}", print_config(settings));
     return kExitOk;
   }
-  refuse_ranks();
-  if (!command.dry_run) return run_training(settings);
-  RunPlan plan(settings);
-  fmt::print("{}", dry_run_report(plan));
-  return kExitOk;
+  TrainOptions options;
+  options.ranks = read_rank_environment();
+  options.report = [ranks = options.ranks](const std::string& message, int exit_code) {
+    report_rank_failure(ranks, message, exit_code);
+  };
+  check_rank_options(command.ranks, settings, options.ranks);
+  if (command.dry_run) return print_dry_run(command, settings, options.ranks);
+  return with_stopped_file([&] { return run_or_start_ranks(command, settings, options); });
 }
 
 }  // namespace
@@ -106,6 +150,7 @@ void add_train_command(CLI::App& app, int& exit_code) {
                     "Print every setting with default and meaning: a usable config");
   command->add_flag("--allow-changes", options->allow_changes,
                     "Resume although settings or data that change the trajectory differ");
+  add_rank_options(*command, options->ranks);
   command->allow_extras();  // --key=value
   command->footer(settings_help);
   command->callback([options, command, &exit_code] {

@@ -1,0 +1,49 @@
+#include "trainer/failure_report.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <new>
+
+#include "trainer/coordinator.h"
+#include "trainer/parent_death.h"
+
+namespace satune {
+
+Failure current_failure() {
+  try {
+    throw;
+  } catch (const BadInput& error) {
+    return {error.what(), kExitBadInput};
+  } catch (const RunFailed& error) {
+    return {error.what(), error.exit_code()};
+  } catch (const EnvironmentError& error) {
+    return {error.what(), kExitEnvironment};
+  } catch (const c10::OutOfMemoryError& error) {
+    return {std::string("out of device memory: ") + error.what_without_backtrace(), kExitEnvironment};
+  } catch (const c10::Error& error) {
+    return {error.what_without_backtrace(), kExitFailure};
+  } catch (const std::bad_alloc&) {
+    return {"out of memory", kExitEnvironment};
+  } catch (const std::exception& error) {
+    return {error.what(), kExitFailure};
+  }
+}
+
+void print_error(const std::string& message) {
+  std::string line = message.substr(0, message.find_last_not_of(" \n") + 1);
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  std::fprintf(stderr, "satune: error: %s\n", line.c_str());
+}
+
+void report_rank_failure(const RankEnvironment& environment, const std::string& message, int exit_code) {
+  write_error_file(environment, message, exit_code);
+  std::error_code error;
+  const bool written = !environment.error_file.empty() &&
+                       std::filesystem::file_size(environment.error_file, error) > 0 && !error;
+  if (!written || !started_by_launcher()) print_error(message);
+}
+
+}  // namespace satune
