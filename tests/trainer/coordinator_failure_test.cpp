@@ -18,10 +18,10 @@ using ::testing::HasSubstr;
 using ::testing::MatchesRegex;
 using ::testing::StartsWith;
 
-// Main threads of six ranks, each in another place, when something happens to the seventh: `other`.
+// Main threads of seven ranks, each in another place, when something happens to the eighth: `other`.
 class OtherRankTest : public ::testing::Test {
  protected:
-  static constexpr int64_t kRanks = 7;
+  static constexpr int64_t kRanks = 8;
 
   OtherRankTest() : collectives_(kRanks) {
     options_ = fast_options();
@@ -47,7 +47,7 @@ class OtherRankTest : public ::testing::Test {
                             return live(coordinator, where);
                           })});
     }
-    EXPECT_EQ(place, 6);
+    EXPECT_EQ(place, 7);
     // Every heartbeat has been read since the positions were set.
     EXPECT_EQ(ranks_[static_cast<size_t>(other)]->coordinator().explain("all alive"), "all alive");
   }
@@ -68,6 +68,11 @@ class OtherRankTest : public ::testing::Test {
       case 4:
         coordinator.leave();
         return "left";
+      case 5: {
+        while (!happened_) std::this_thread::yield();
+        const std::string line = coordinator.explain("Connection closed by peer [127.0.0.1]:40123");
+        throw RunFailed(line, coordinator.failure_code());
+      }
       default: {
         const Held held(coordinator);
         while (coordinator.failure_code() == 0) coordinator.checkpoint();
@@ -80,6 +85,7 @@ class OtherRankTest : public ::testing::Test {
   // All come to the same end; the one in the collective by the end of its process, as does one that hangs in
   // the store. A rank that leaves has seen nothing, unless it is rank 0.
   void expect_all(const ::testing::Matcher<const std::string&>& message, int exit_code) {
+    happened_ = true;
     int ended = 0, left = 0;
     for (auto& [rank, thread] : threads_) {
       SCOPED_TRACE("rank " + std::to_string(rank));
@@ -110,6 +116,7 @@ class OtherRankTest : public ::testing::Test {
   std::vector<std::pair<int64_t, std::unique_ptr<MainThread>>> threads_;
   int64_t other_ = 0;
   std::atomic<bool> stores_hang_{false};
+  std::atomic<bool> happened_{false};  ///< what happens to `other`
 };
 
 const char* const kRank2Lost =
@@ -212,8 +219,8 @@ TEST(CoordinatorFailure, AStallNamesTheStraggler) {
   CoordinatorOptions options = fast_options();
   options.stalled_after = 0.2;
   options.grace = 0.2;
-  auto ranks = make_ranks(server, 3, options);
   FakeCollectives collectives(3);
+  auto ranks = make_ranks(server, 3, options);
   std::vector<std::unique_ptr<MainThread>> threads;
   for (size_t rank = 0; rank < 3; ++rank) {
     ranks[rank]->at_end = [&] { collectives.break_all(); };

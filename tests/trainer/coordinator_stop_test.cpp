@@ -86,8 +86,8 @@ TEST(CoordinatorStop, AllStopAtTheSameCheckpointWheneverAndWhereverTheSignalCome
 
 TEST(CoordinatorStop, AStopReachesARankThatWaitsInACollective) {
   FakeServer server;
-  auto ranks = make_ranks(server, 2, fast_options());
   FakeCollectives collectives(2);
+  auto ranks = make_ranks(server, 2, fast_options());
   MainThread blocked([&] {
     Coordinator& coordinator = ranks[0]->coordinator();
     coordinator.checkpoint();
