@@ -38,6 +38,9 @@ std::string cache_fingerprint(const std::filesystem::path& data_file, DataFormat
   hash.update_field(std::string_view(kMagic.data(), kMagic.size()));
   hash.update_field(static_cast<uint64_t>(format));
   hash.update_field(tokenizer.fingerprint());
+  // What surrounds every record, and what tokenizer_config.json may change without touching the tokenizer.
+  for (const std::optional<int32_t> id : {tokenizer.bos_id(), tokenizer.eos_id()})
+    hash.update_field(id ? std::to_string(*id) : "none");
   if (format == DataFormat::kAlpaca) {
     hash.update_field(prompt_template.fingerprint());
     for (const std::string* name : {&columns.instruction, &columns.input, &columns.output})

@@ -91,7 +91,7 @@ TEST(PromptTemplate, TheEndTokenIsTrainedByItsId) {  // pain: EOS never learned
 }
 
 TEST(PromptTemplate, ExactlyOneBos) {  // pain: double BOS
-  const FakeTokenizer with, without(FakeTokenizer::Options{.bos = false});
+  const FakeTokenizer with, without(FakeTokenizer::Options{.bos = std::nullopt});
   TemplateStrings spelled = PromptTemplate::load("alpaca").strings();
   spelled.prompt_with_input = "<s>" + spelled.prompt_with_input;
   spelled.prompt_without_input = "<s>" + spelled.prompt_without_input;
@@ -156,7 +156,7 @@ TEST(PromptTemplate, TextOfRecordsIsNeverSpecial) {  // and never a placeholder
 
 TEST(PromptTemplate, AMissingSpecialTokenIsNamed) {
   const FakeTokenizer plain(FakeTokenizer::Options{.specials = {"<|eot_id|>"}});
-  const FakeTokenizer endless(FakeTokenizer::Options{.eos = false});
+  const FakeTokenizer endless(FakeTokenizer::Options{.eos = std::nullopt});
   EXPECT_THAT(message_of<BadInput>([&] { PromptTemplate::load("llama3").check(plain); }),
               AllOf(HasSubstr("llama3"), HasSubstr("<|start_header_id|>")));
   EXPECT_THAT(message_of<BadInput>([&] { PromptTemplate::load("alpaca").check(endless); }), HasSubstr("EOS"));
@@ -245,7 +245,7 @@ TEST(PromptTemplate, ChatTemplate) {
   const std::string llama3 = PromptTemplate::load("llama3").chat_template(tokenizer);
   EXPECT_THAT(llama3, HasSubstr("| trim"));
   EXPECT_THAT(llama3, HasSubstr("~ '<|eot_id|>' -}}"));
-  const FakeTokenizer without_bos(FakeTokenizer::Options{.bos = false});
+  const FakeTokenizer without_bos(FakeTokenizer::Options{.bos = std::nullopt});
   EXPECT_EQ(PromptTemplate::load("alpaca").chat_template(without_bos).find("bos_token"), std::string::npos);
 }
 
@@ -256,7 +256,7 @@ TEST(PromptTemplate, DocumentsAreWhollyTargets) {
   Batch batch;
   append_document(batch, document.tokens, document.prompt_length);
   EXPECT_EQ(batch.targets, (Ids{197, 198, 2, kIgnoreTarget}));
-  const FakeTokenizer bare(FakeTokenizer::Options{.bos = false, .eos = false});
+  const FakeTokenizer bare(FakeTokenizer::Options{.bos = std::nullopt, .eos = std::nullopt});
   EXPECT_EQ(encode_document("ab", bare).tokens, (Ids{197, 198}));
 }
 
