@@ -9,10 +9,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <new>
+#include <string_view>
+#include <system_error>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/standard_output.h"
 
 namespace satune {
 namespace {
@@ -106,7 +109,9 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {
-    return app.exit(help_or_version);
+    const int code = app.exit(help_or_version);
+    finish_standard_output();
+    return code;
   } catch (const CLI::ExtrasError&) {
     return report(describe_extras(app), kExitBadInput);
   } catch (const CLI::RequiredError& error) {
@@ -117,7 +122,15 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return report(describe_misuse(app, error), kExitBadInput);
   }
+  finish_standard_output();
   return exit_code;
+}
+
+// LibTorch has no type for memory that a CPU does not have (c10/core/impl/alloc_cpu.cpp).
+int exit_code_of(const c10::Error& error) {
+  const bool out_of_memory = std::string_view(error.what_without_backtrace()).find("can't allocate memory") !=
+                             std::string_view::npos;
+  return out_of_memory ? kExitEnvironment : kExitFailure;
 }
 
 }  // namespace
@@ -135,9 +148,11 @@ int main(int argc, char** argv) {
   } catch (const c10::OutOfMemoryError& error) {
     return report(std::string("out of device memory: ") + error.what_without_backtrace(), kExitEnvironment);
   } catch (const c10::Error& error) {
-    return report(error.what_without_backtrace(), kExitFailure);
+    return report(error.what_without_backtrace(), exit_code_of(error));
   } catch (const std::bad_alloc&) {
     return report("out of memory", kExitEnvironment);
+  } catch (const std::system_error& error) {  // of a file system, standard output, threads
+    return report(error.what(), kExitEnvironment);
   } catch (const std::exception& error) {
     return report(error.what(), kExitFailure);
   }
