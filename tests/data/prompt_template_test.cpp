@@ -7,6 +7,7 @@
 #include "data/batches.h"
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "data/template_file.h"
 #include "tests/data/data_fixtures.h"
 #include "tests/realdata.h"
 
@@ -216,6 +217,34 @@ TEST_F(TemplateFileTest, MistakesAreNamed) {
               HasSubstr("prompt_with_input"));
   EXPECT_THAT(error(R"({"special_tokens":"x"})"), HasSubstr("special_tokens"));
   EXPECT_THAT(error(R"({"trim":"yes"})"), HasSubstr("trim"));
+}
+
+TEST(PromptTemplate, JsonCarriesEveryString) {
+  const PromptTemplate mine("my/template.json", {.prompt_with_input = "I: {instruction}\n{input}\n",
+                                                 .prompt_without_input = "I: {instruction}\n",
+                                                 .response_header = "R:",
+                                                 .response_suffix = "\n",
+                                                 .end_token = "<|eot_id|>",
+                                                 .special_tokens = {"<|eot_id|>"},
+                                                 .trim = true});
+  for (const PromptTemplate& original :
+       {mine, PromptTemplate::load("alpaca"), PromptTemplate::load("alpaca_stanford"),
+        PromptTemplate::load("llama3")}) {
+    const PromptTemplate again = parse_template(template_json(original), "somewhere");
+    EXPECT_EQ(again.strings(), original.strings());
+    EXPECT_EQ(again.name(), original.name());
+  }
+  const Json json = template_json(mine);
+  EXPECT_EQ(parse_template_strings(json, "somewhere"), mine.strings());  // it is a template file
+  Json unnamed = json, wrong = json, surplus = json;
+  unnamed.erase("name");
+  EXPECT_EQ(parse_template(unnamed, "somewhere").name(), "somewhere");
+  wrong["name"] = 3;
+  EXPECT_THAT(message_of<BadInput>([&] { parse_template(wrong, "state.json: template"); }),
+              HasSubstr("state.json: template: name: found"));
+  surplus["trims"] = true;
+  EXPECT_THAT(message_of<BadInput>([&] { parse_template(surplus, "state.json: template"); }),
+              AllOf(HasSubstr("state.json: template"), HasSubstr("\"trim\"")));
 }
 
 TEST(PromptTemplate, FingerprintFollowsEveryString) {
