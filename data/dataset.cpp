@@ -38,8 +38,9 @@ Dataset::Dataset(std::shared_ptr<const TokenCache> cache, const std::vector<int6
   if (samples_.empty()) {
     throw bad_input(
         cache_->data_file().string(),
-        fmt::format("no sample: of {} records {} without output, {} longer than max_length {}",
-                    summary_.records, summary_.dropped_empty, summary_.dropped_overlength, policy.max_length),
+        fmt::format("no sample{}{}: of {} records {} without output, {} longer than max_length {}",
+                    policy.part.empty() ? "" : " in ", policy.part, summary_.records, summary_.dropped_empty,
+                    summary_.dropped_overlength, policy.max_length),
         "at least one");
   }
   Sha256 hash;
@@ -103,8 +104,9 @@ RecordSplit split_records(int64_t records, double val_size, uint64_t seed) {
     throw bad_input("val_size", fmt::format("{}", val_size),
                     "a fraction below 1 or a whole number of records");
   }
-  const double held_out = is_count ? val_size : std::ceil(static_cast<double>(records) * val_size);
-  if (held_out >= static_cast<double>(records) && records > 0 && held_out > 0) {
+  const auto all = static_cast<double>(records);
+  const double held_out = is_count ? val_size : std::min(std::ceil(all * val_size), std::max(all - 1, 0.0));
+  if (held_out >= all && records > 0) {
     throw bad_input("val_size",
                     fmt::format("{}, which holds out {:.0f} of {} records", val_size, held_out, records),
                     "a size that leaves records to train on (or an eval_file)");
@@ -137,6 +139,10 @@ TrainingData load_training_data(const DataOptions& options, const Tokenizer& tok
   DatasetPolicy train_policy = options.policy, eval_policy = options.policy;
   train_policy.keep_empty_output = false;
   eval_policy.keep_empty_output = true;
+  if (options.val_size > 0) {
+    train_policy.part = "the training split";
+    eval_policy.part = "the eval split (val_size)";
+  }
   const auto cache = open(options.train_file);
   const RecordSplit split = split_records(cache->records(), options.val_size, options.seed);
   TrainingData data{Dataset(cache, split.train, train_policy), std::nullopt};

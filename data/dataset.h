@@ -28,6 +28,7 @@ struct DatasetPolicy {
   int64_t max_length = 4096;  ///< tokens; at least 2
   Overlength overlength = Overlength::kDrop;
   bool keep_empty_output = false;  ///< training drops records without an output, evaluation keeps them
+  std::string_view part = {};      ///< what an error calls these records: "the eval split"; "" = the file
 };
 
 /// records = samples kept + dropped (plain text: a document may give several samples).
@@ -88,9 +89,10 @@ struct RecordSplit {
   std::vector<int64_t> train, eval;  ///< 0-based, ascending
 };
 
-/// Holds out ceil(records * val_size) records for val_size < 1, or val_size records for a whole number >= 1;
-/// 0 holds out none. A function of (records, val_size, seed) only. Throws BadInput naming `val_size` when it
-/// is negative, not a whole number above 1, or leaves no record to train on.
+/// Holds out ceil(records * val_size) records for val_size < 1, but leaves one to train on (of a single
+/// record, such as a .txt file, nothing is held out); or val_size records for a whole number >= 1; 0 holds
+/// out none. A function of (records, val_size, seed) only. Throws BadInput naming `val_size` when it is
+/// negative, not a whole number above 1, or a number that leaves no record to train on.
 RecordSplit split_records(int64_t records, double val_size, uint64_t seed);
 
 struct DataOptions {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <optional>
@@ -134,6 +135,18 @@ void check_strings(const std::string& name, const TemplateStrings& strings) {
   }
 }
 
+/// Whether the tokenizer puts SentencePiece's dummy prefix (a space) before every text.
+bool adds_dummy_prefix(const Tokenizer& tokenizer) {
+  if (tokenizer.kind() != "sentencepiece") return false;
+  const std::vector<int32_t> ids = tokenizer.encode("a");
+  return !ids.empty() && tokenizer.token_text(ids.front()).starts_with(' ');
+}
+
+bool ends_with_special(std::string_view text, const std::vector<std::string>& special_tokens) {
+  return std::any_of(special_tokens.begin(), special_tokens.end(),
+                     [&](const std::string& token) { return text.ends_with(token); });
+}
+
 /// A Jinja string literal.
 std::string jinja_literal(std::string_view text) {
   std::string literal = "'";
@@ -264,6 +277,13 @@ std::string PromptTemplate::chat_template(const Tokenizer& tokenizer) const {
   const bool emits_bos = !first.empty() && tokenizer.special_id(first) == bos;
   const std::string content = strings_.trim ? "message['content'] | trim" : "message['content']";
   const std::string end = strings_.end_token.empty() ? "eos_token" : jinja_literal(strings_.end_token);
+  // In training a response is a text of its own, with a dummy prefix of its own. A renderer's text is one, so
+  // the prefix is written out; after a special token the tokenizer adds it (see tokenizer_config.json:
+  // legacy).
+  const bool one_text =
+      !ends_with_special(strings_.prompt_without_input + strings_.response_header, strings_.special_tokens);
+  const char* response =
+      one_text && adds_dummy_prefix(tokenizer) ? "(' ' ~ content if content else '')" : "content";
   std::string text;
   if (bos && !emits_bos) text += "{{- bos_token -}}\n";
   text += "{%- for message in messages -%}\n";
@@ -271,7 +291,7 @@ std::string PromptTemplate::chat_template(const Tokenizer& tokenizer) const {
   text += "{%- if message['role'] == 'user' -%}\n";
   text += fmt::format("{{{{- {} -}}}}\n", jinja_prompt(strings_.prompt_without_input));
   text += "{%- elif message['role'] == 'assistant' -%}\n";
-  text += fmt::format("{{{{- {} ~ content ~ {} ~ {} -}}}}\n", jinja_literal(strings_.response_header),
+  text += fmt::format("{{{{- {} ~ {} ~ {} ~ {} -}}}}\n", jinja_literal(strings_.response_header), response,
                       jinja_literal(strings_.response_suffix), end);
   text += "{%- else -%}\n";
   text +=

@@ -58,9 +58,12 @@ class PromptTemplate {
   /// The prompt as text, special tokens by their text, without BOS.
   std::string prompt_text(const Record& record) const;
 
-  /// A Jinja chat template (chat_template.jinja of an export) that renders exactly the training text: a user
-  /// message is an instruction without input, an assistant message a response with its end token;
-  /// add_generation_prompt appends response_header. A system message raises: no training example had one.
+  /// A Jinja chat template (chat_template.jinja of an export) whose rendering has exactly the ids of
+  /// training: a user message is an instruction without input, an assistant message a response with its end
+  /// token; add_generation_prompt appends response_header. A system message raises: no training example had
+  /// one. With a SentencePiece tokenizer the ids are those of training in a tokenizer that puts the dummy
+  /// prefix after special tokens, too ("legacy": true in tokenizer_config.json); without, "<s>" would be
+  /// followed by a prompt that was never trained.
   std::string chat_template(const Tokenizer& tokenizer) const;
 
  private:

@@ -55,6 +55,8 @@ constexpr std::array<std::pair<std::string_view, std::string TemplateStrings::*>
      {"response_suffix", &TemplateStrings::response_suffix},
      {"end_token", &TemplateStrings::end_token}}};
 
+constexpr std::string_view kName = "name";
+
 std::string text_of(const Json& value, const std::string& where) {
   if (!value.is_string()) throw bad_input(where, describe_json(&value), "a string");
   return value.get<std::string>();
@@ -74,6 +76,8 @@ void read_key(const std::string& key, const Json& value, const std::string& sour
   } else if (key == "trim") {
     if (!value.is_boolean()) throw bad_input(where, describe_json(&value), "true or false");
     strings.trim = value.get<bool>();
+  } else if (key == kName) {
+    text_of(value, where);
   } else {
     std::vector<std::string> known = {"special_tokens", "trim"};
     for (const auto& [name, member] : kTextKeys) known.emplace_back(name);
@@ -100,8 +104,10 @@ std::vector<std::string> built_in_template_names() {
 }
 
 TemplateStrings read_template_file(const std::filesystem::path& path) {
-  const std::string source = path.string();
-  const Json json = read_json_file(path, {.allow_comments = true});
+  return parse_template_strings(read_json_file(path, {.allow_comments = true}), path.string());
+}
+
+TemplateStrings parse_template_strings(const Json& json, const std::string& source) {
   if (!json.is_object()) throw bad_input(source, describe_json(&json), "an object");
   TemplateStrings strings;
   for (const auto& item : json.items()) read_key(item.key(), item.value(), source, strings);
@@ -110,6 +116,21 @@ TemplateStrings read_template_file(const std::filesystem::path& path) {
       throw bad_input(source, fmt::format("no key \"{}\"", required), "a string there");
   }
   return strings;
+}
+
+Json template_json(const PromptTemplate& prompt_template) {
+  const TemplateStrings& strings = prompt_template.strings();
+  Json json = {{kName, prompt_template.name()}};
+  for (const auto& [key, member] : kTextKeys) json[key] = strings.*member;
+  json["special_tokens"] = strings.special_tokens;
+  json["trim"] = strings.trim;
+  return json;
+}
+
+PromptTemplate parse_template(const Json& json, const std::string& source) {
+  TemplateStrings strings = parse_template_strings(json, source);
+  return PromptTemplate(json.contains(kName) ? json.at(kName).get<std::string>() : source,
+                        std::move(strings));
 }
 
 }  // namespace satune

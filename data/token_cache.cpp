@@ -38,6 +38,9 @@ std::string cache_fingerprint(const std::filesystem::path& data_file, DataFormat
   hash.update_field(std::string_view(kMagic.data(), kMagic.size()));
   hash.update_field(static_cast<uint64_t>(format));
   hash.update_field(tokenizer.fingerprint());
+  // What surrounds every record, and what tokenizer_config.json may change without touching the tokenizer.
+  for (const std::optional<int32_t> id : {tokenizer.bos_id(), tokenizer.eos_id()})
+    hash.update_field(id ? std::to_string(*id) : "none");
   if (format == DataFormat::kAlpaca) {
     hash.update_field(prompt_template.fingerprint());
     for (const std::string* name : {&columns.instruction, &columns.input, &columns.output})
@@ -146,45 +149,52 @@ std::shared_ptr<const TokenCache> TokenCache::open_or_build(const std::filesyste
   if (cache->format_ == DataFormat::kAlpaca) prompt_template.check(tokenizer);
   cache->fingerprint_ =
       cache_fingerprint(data_file, cache->format_, tokenizer, prompt_template, options.columns);
-  const std::filesystem::path stored =
-      options.directory.empty()
-          ? std::filesystem::path()
-          : options.directory / fmt::format("tokens-{}.bin", cache->fingerprint_.substr(0, 32));
+  const std::filesystem::path stored = options.directory.empty()
+                                           ? std::filesystem::path()
+                                           : token_cache_file(options.directory, cache->fingerprint_);
   if (!stored.empty() && cache->open_stored(stored)) return cache;
   cache->memory_ = serialise(encode_records(data_file, cache->format_, tokenizer, prompt_template, options),
                              cache->format_, cache->fingerprint_);
-  if (!stored.empty()) cache->store(stored);
+  if (!stored.empty()) cache->store(stored, options.limits);
   if (!cache->mapped_) cache->attach(cache->memory_);
   return cache;
 }
 
-bool TokenCache::open_stored(const std::filesystem::path& path) {
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) return false;
-  try {
-    MappedFile file(path);
-    if (attach(file.bytes())) {
-      mapped_ = std::move(file);
-      return reused_ = true;
-    }
+bool TokenCache::take(const std::filesystem::path& path) {
+  std::optional<FileLock> lock = FileLock::try_lock(path, FileLock::Kind::kShared);
+  if (!lock) return false;
+  MappedFile file(path);
+  // Swept away or replaced before the lock was had: what is mapped might not be what is locked.
+  if (!lock->is_at(path)) return false;
+  if (!attach(file.bytes())) {
     note_ = fmt::format("{}: damaged, so the data is encoded again", path.string());
-  } catch (const std::runtime_error& error) {
-    note_ = error.what();
+    return false;
   }
-  return false;
+  in_use_ = std::move(lock);
+  mapped_ = std::move(file);
+  mark_token_cache_used(path);
+  return true;
 }
 
-void TokenCache::store(const std::filesystem::path& path) {
+bool TokenCache::open_stored(const std::filesystem::path& path) {
+  try {
+    return reused_ = take(path);
+  } catch (const std::runtime_error& error) {
+    note_ = error.what();
+    return false;
+  }
+}
+
+void TokenCache::store(const std::filesystem::path& path, const TokenCacheLimits& limits) {
   try {
     std::filesystem::create_directories(path.parent_path());
     AtomicFile file(path);
     file.write(memory_);
     file.commit();
-    MappedFile stored(path);
-    if (!attach(stored.bytes()))
-      throw EnvironmentError(fmt::format("{}: not what was written", path.string()));
-    mapped_ = std::move(stored);
+    if (!take(path))
+      throw EnvironmentError(fmt::format("{}: swept away, or not what was written", path.string()));
     memory_ = {};
+    sweep_token_caches(path.parent_path(), limits);
   } catch (const std::runtime_error& error) {
     note_ = fmt::format("the tokens are not kept for the next run: {}", error.what());
   }

@@ -11,9 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "data/files/file_lock.h"
 #include "data/files/mapped_file.h"
 #include "data/prompt_template.h"
 #include "data/records.h"
+#include "data/token_cache_folder.h"
 #include "data/tokenizer.h"
 
 namespace satune {
@@ -22,12 +24,14 @@ struct TokenCacheOptions {
   ColumnNames columns;
   std::filesystem::path directory;  ///< empty = keep the tokens in memory only
   int threads = 1;                  ///< of the encoding; the result does not depend on it
+  TokenCacheLimits limits = {};     ///< of the directory, looked at whenever a file is added to it
 };
 
 /// $XDG_CACHE_HOME/satune, else $HOME/.cache/satune, else empty.
 std::filesystem::path default_token_cache_directory();
 
-/// Immutable. Record r (0-based) is the file's record number r + 1.
+/// Immutable. Record r (0-based) is the file's record number r + 1. While it lives, no sweep of the directory
+/// by any process removes its file.
 class TokenCache {
  public:
   /// Takes the file of `options.directory` whose key is (bytes of `data_file`, tokenizer, template, columns);
@@ -60,12 +64,15 @@ class TokenCache {
   /// Points the spans into `bytes`; false when these are not a whole file of this fingerprint.
   bool attach(std::span<const std::byte> bytes);
   bool open_stored(const std::filesystem::path& path);
-  void store(const std::filesystem::path& path);
+  void store(const std::filesystem::path& path, const TokenCacheLimits& limits);
+  /// Locks and maps the file; false where it is not there (any more), or damaged, which note() then tells.
+  bool take(const std::filesystem::path& path);
 
   std::filesystem::path data_file_;
   DataFormat format_ = DataFormat::kAlpaca;
   std::string fingerprint_, note_;
   bool reused_ = false;
+  std::optional<FileLock> in_use_;    ///< keeps the stored file from being swept away
   std::optional<MappedFile> mapped_;  ///< the stored file, or
   std::vector<std::byte> memory_;     ///< the same bytes
   std::span<const uint64_t> offsets_;

@@ -38,7 +38,8 @@ class Tokenizer {
 
   /// "sentencepiece" | "bpe"
   virtual std::string_view kind() const = 0;
-  /// Changes whenever any id of any text could change; part of the token cache's key.
+  /// Changes whenever an id of any text could change; part of the token cache's key (BOS and EOS, which are
+  /// settings beside the text, are further parts of it).
   virtual std::string fingerprint() const = 0;
 };
 

@@ -15,22 +15,25 @@ class ExactMatch final : public Task {
       : records_(std::move(records)),
         tokenizer_(tokenizer),
         prompt_template_(prompt_template),
-        generation_{options.max_new_tokens, {}, options.stop_ids} {}
+        generation_{options.max_new_tokens, {}, options.stop_ids},
+        max_positions_(options.max_positions) {}
 
   TaskSums run(Llama& model, int64_t share, int64_t shares) const override {
     TaskSums sums;
     if (share == 0) sums.over_length = records_.over_length;
-    int64_t longest = 0;
+    int64_t capacity = 0;
     for (const EncodedSample& sample : records_.samples)
-      longest = std::max<int64_t>(longest, sample.prompt_length);
-    Decoder decoder(model, longest + generation_.max_new_tokens);
+      capacity = std::max<int64_t>(capacity, sample.prompt_length + answer_limit(sample.prompt_length));
+    Decoder decoder(model, capacity);
     for (int64_t i = share; i < static_cast<int64_t>(records_.records.size()); i += shares) {
       const auto prompt =
           std::span(records_.samples[i].tokens).first(static_cast<size_t>(records_.samples[i].prompt_length));
       const std::string target(trim_white_space(prompt_template_.response_text(records_.records[i])));
       decoder.clear();
       std::vector<int32_t> seen;
-      const Generation answer = generate(decoder, prompt, generation_, [&](int32_t token) {
+      GenerationOptions generation = generation_;
+      generation.max_new_tokens = answer_limit(static_cast<int64_t>(prompt.size()));
+      const Generation answer = generate(decoder, prompt, generation, [&](int32_t token) {
         seen.push_back(token);
         return can_still_match(seen, target);
       });
@@ -52,6 +55,13 @@ class ExactMatch final : public Task {
   }
 
  private:
+  /// Tokens of an answer to a prompt of `prompt` tokens. A record is no longer than the model's positions, so
+  /// that they are enough for its target.
+  int64_t answer_limit(int64_t prompt) const {
+    return max_positions_ == 0 ? generation_.max_new_tokens
+                               : std::min(generation_.max_new_tokens, max_positions_ - prompt);
+  }
+
   /// Text only grows, so an answer longer than its target is wrong whatever comes. Bytes of an unfinished
   /// character count three each until it is complete, hence the margin.
   bool can_still_match(const std::vector<int32_t>& tokens, const std::string& target) const {
@@ -63,6 +73,7 @@ class ExactMatch final : public Task {
   const Tokenizer& tokenizer_;
   const PromptTemplate& prompt_template_;
   GenerationOptions generation_;
+  int64_t max_positions_;
 };
 
 }  // namespace

@@ -8,29 +8,13 @@
 #include <set>
 
 #include "data/files/error.h"
-#include "data/files/json.h"
+#include "model/files/hf_directory.h"
 
 namespace satune {
 namespace {
 
 std::span<const float> values(const at::Tensor& logits_V) {
   return {logits_V.const_data_ptr<float>(), static_cast<size_t>(logits_V.numel())};
-}
-
-/// eos_token_id of generation_config.json: one id or a list; nothing if the file or the key is not there.
-std::vector<int64_t> generation_config_eos(const std::filesystem::path& directory) {
-  const std::filesystem::path path = directory / "generation_config.json";
-  if (!std::filesystem::exists(path)) return {};
-  const Json json = read_json_file(path);
-  if (!json.is_object() || !json.contains("eos_token_id") || json["eos_token_id"].is_null()) return {};
-  const Json& eos = json["eos_token_id"];
-  std::vector<int64_t> ids;
-  for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {
-    if (!id.is_number_integer())
-      throw bad_input(path.string() + ": eos_token_id", describe_json(&id), "an id or a list of ids");
-    ids.push_back(id.get<int64_t>());
-  }
-  return ids;
 }
 
 }  // namespace

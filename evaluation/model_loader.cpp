@@ -5,6 +5,8 @@
 
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "data/files/mapped_file.h"
+#include "data/template_file.h"
 #include "model/files/hf_directory.h"
 
 namespace satune {
@@ -68,23 +70,30 @@ std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source) {
   return tokenizer;
 }
 
-std::string recorded_template(const std::filesystem::path& directory) {
+std::optional<PromptTemplate> recorded_template(const std::filesystem::path& directory) {
+  const std::filesystem::path strings = directory / kTemplateFile;
+  if (file_exists(strings)) return parse_template(read_json_file(strings), strings.string());
   const std::filesystem::path path = directory / "generation_config.json";
-  if (!std::filesystem::exists(path)) return "";
+  if (!file_exists(path)) return std::nullopt;
   const Json json = read_json_file(path);
-  if (!json.is_object() || !json.contains("satune_template")) return "";
-  const Json& name = json["satune_template"];
-  if (!name.is_string())
-    throw bad_input(path.string() + ": satune_template", describe_json(&name), "a string");
-  return name.get<std::string>();
+  if (!json.is_object() || !json.contains("satune_template")) return std::nullopt;
+  const std::string where = path.string() + ": satune_template";
+  if (!json["satune_template"].is_string())
+    throw bad_input(where, describe_json(&json["satune_template"]), "a string");
+  const auto name = json["satune_template"].get<std::string>();
+  if (!built_in_template(name) && !file_exists(name))
+    throw bad_input(where, quote_json(name) + ", a template file that is not there",
+                    "that file, or --template with one that says the same");
+  return PromptTemplate::load(name);
 }
 
 PromptTemplate load_model_template(const ModelSource& source, const std::optional<std::string>& name,
                                    const Tokenizer& tokenizer) {
-  const std::string recorded = name ? *name : recorded_template(source.directory);
-  PromptTemplate prompt_template = PromptTemplate::load(recorded.empty() ? "alpaca" : recorded);
-  prompt_template.check(tokenizer);
-  return prompt_template;
+  std::optional<PromptTemplate> prompt_template =
+      name ? PromptTemplate::load(*name) : recorded_template(source.directory);
+  if (!prompt_template) prompt_template = PromptTemplate::load("alpaca");
+  prompt_template->check(tokenizer);
+  return *prompt_template;
 }
 
 std::string_view precision_name(at::ScalarType type) {

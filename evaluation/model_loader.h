@@ -48,14 +48,15 @@ Llama load_model(const ModelSource& source);
 /// The directory's tokenizer. Throws BadInput when it has more tokens than the model's vocabulary.
 std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source);
 
-/// The template of that name or file; without one, the template that an exported model was trained with
-/// (satune_template of its generation_config.json), else "alpaca". Throws BadInput, also where the tokenizer
-/// lacks a token that the template emits.
+/// The template of that name or file; without one, the template that an exported model was trained with,
+/// else "alpaca". Throws BadInput, also where the tokenizer lacks a token that the template emits.
 PromptTemplate load_model_template(const ModelSource& source, const std::optional<std::string>& name,
                                    const Tokenizer& tokenizer);
 
-/// satune_template of a directory's generation_config.json; "" where there is none.
-std::string recorded_template(const std::filesystem::path& directory);
+/// What an exported directory was trained with: the strings in its satune_template.json; for exports that
+/// have none, the name in generation_config.json (satune_template). Nothing for other models. Throws BadInput
+/// that names the file and, for a template file that is not there, what to do.
+std::optional<PromptTemplate> recorded_template(const std::filesystem::path& directory);
 
 /// "fp32" or "bf16".
 std::string_view precision_name(at::ScalarType type);

@@ -81,7 +81,7 @@ std::unique_ptr<Task> make_perplexity(const std::filesystem::path& data, const T
     throw bad_input("--stride", fmt::format("{}", options.stride),
                     fmt::format("at most {}, the --max-length", options.max_length));
   std::vector<std::vector<int32_t>> documents;
-  for (const TextDocument& document : read_plain_text(data)) {
+  for (const TextDocument& document : read_plain_text(data, options.columns)) {
     if (options.max_records && static_cast<int64_t>(documents.size()) >= *options.max_records) break;
     documents.push_back(encode_raw_prompt(document.text, tokenizer));
   }

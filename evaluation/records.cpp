@@ -19,7 +19,7 @@ at::Tensor int64_tensor(const std::vector<int32_t>& values, at::Device device) {
 EvaluationRecords read_evaluation_records(const std::filesystem::path& data, const TaskOptions& options,
                                           const Tokenizer& tokenizer, const PromptTemplate& prompt_template) {
   EvaluationRecords result;
-  for (Record& record : read_alpaca(data)) {
+  for (Record& record : read_alpaca(data, options.columns)) {
     if (options.max_records && static_cast<int64_t>(result.records.size()) >= *options.max_records) break;
     EncodedSample sample = prompt_template.encode(record, tokenizer);
     if (static_cast<int64_t>(sample.tokens.size()) > options.max_length) {

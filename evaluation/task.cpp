@@ -14,10 +14,15 @@ const std::vector<std::string>& task_names() {
 
 std::unique_ptr<Task> make_task(std::string_view name, const std::filesystem::path& data,
                                 const TaskOptions& options, const Tokenizer& tokenizer,
-                                const PromptTemplate& prompt_template) {
-  if (name == "response_loss") return make_response_loss(data, options, tokenizer, prompt_template);
-  if (name == "perplexity") return make_perplexity(data, options, tokenizer);
-  if (name == "exact_match") return make_exact_match(data, options, tokenizer, prompt_template);
+                                const PromptTemplate* prompt_template) {
+  if (!task_uses_template(name)) return make_perplexity(data, options, tokenizer);
+  if (name == "exact_match") return make_exact_match(data, options, tokenizer, *prompt_template);
+  return make_response_loss(data, options, tokenizer, *prompt_template);
+}
+
+bool task_uses_template(std::string_view name) {
+  if (name == "response_loss" || name == "exact_match") return true;
+  if (name == "perplexity") return false;
   const std::string near = nearest_name(name, task_names());
   throw bad_input("--task", fmt::format("\"{}\"", name),
                   near.empty()

@@ -19,6 +19,8 @@
 namespace satune {
 
 struct TaskOptions {
+  ColumnNames columns = {};   ///< keys of the records
+  int64_t max_positions = 0;  ///< of the model: exact_match's prompt and answer together; 0 = no bound
   int64_t max_length = 2048;  ///< tokens of a record or window; longer records are left out
   std::optional<int64_t> max_records = std::nullopt;  ///< of those that fit, in file order
   int64_t batch_size = 0;              ///< records (windows) that share a forward pass; 0 = by tokens
@@ -42,11 +44,16 @@ class Task {
 /// Names that make_task() takes.
 const std::vector<std::string>& task_names();
 
-/// Throws BadInput for an unknown name (with the nearest known one), and for data that cannot be read or
-/// holds nothing to measure. `tokenizer` and `prompt_template` must outlive the task.
+/// Whether the task puts its records through a template. Throws BadInput for an unknown name (with the
+/// nearest known one).
+bool task_uses_template(std::string_view name);
+
+/// Throws BadInput for an unknown name, and for data that cannot be read or holds nothing to measure.
+/// `tokenizer` and `prompt_template` must outlive the task; the template may be nullptr for a task that does
+/// not use one.
 std::unique_ptr<Task> make_task(std::string_view name, const std::filesystem::path& data,
                                 const TaskOptions& options, const Tokenizer& tokenizer,
-                                const PromptTemplate& prompt_template);
+                                const PromptTemplate* prompt_template);
 
 /// loss (mean -log p per target token), loss_stderr (over records), tokens (targets), over_length, n
 /// (records). Empty outputs are kept: their end token is a target.

@@ -5,6 +5,8 @@ readonly BUILD_PACKAGES=(g++ make cmake ninja-build ccache mold pkg-config git c
   python3 python3-venv python3-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev
   libsentencepiece-dev libpcre2-dev libgloo-dev)
 readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck)
+# Of tests/run.sh --full: 100 MB that the usual tests do without.
+readonly LINT_PACKAGES=(clang-tidy)
 # The oldest driver that runs CUDA 13 programs.
 readonly DRIVER_NEEDED=580
 
@@ -82,6 +84,7 @@ missing_packages() {
 install_debian_packages() {
   local wanted=("${BUILD_PACKAGES[@]}") missing sudo=()
   if [[ $1 == 1 ]]; then wanted+=("${TEST_PACKAGES[@]}"); fi
+  if [[ $1 == 1 && ${SATUNE_FULL:-0} == 1 ]]; then wanted+=("${LINT_PACKAGES[@]}"); fi
   # A compiler or Python from elsewhere does as well as the package.
   mapfile -t missing < <(missing_packages "${wanted[@]}" | drop_present_tools)
   if ((${#missing[@]} == 0)); then
@@ -107,7 +110,7 @@ drop_present_tools() {
   local package
   while read -r package; do
     case $package in
-      g++ | make | cmake | ccache | mold | git | pkg-config) command -v "$package" >/dev/null && continue ;;
+      g++ | make | cmake | ccache | mold | git | pkg-config | clang-tidy) command -v "$package" >/dev/null && continue ;;
       ninja-build) command -v ninja >/dev/null && continue ;;
       python3) command -v "$(python_program)" >/dev/null && continue ;;
       python3-dev) has_python_headers && continue ;;

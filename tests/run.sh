@@ -9,7 +9,7 @@ usage() {
   cat <<'TEXT'
 usage: tests/run.sh [--full] [--no-setup]
 
-  --full       also the long tests (SATUNE_FULL=1)
+  --full       also the long tests and clang-tidy over the whole tree (SATUNE_FULL=1)
   --no-setup   take what is installed; for repeated runs without a network
 
 Environment:
@@ -75,12 +75,23 @@ build() { cmake --preset "$1" -DSATUNE_TESTS=ON && cmake --build "build/$1" -j "
 # Tests get one thread each while two run side by side; those about threads set their own.
 run_ctest() { OMP_NUM_THREADS=1 ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --no-tests=error; }
 
+# The one whose layout the tree has: other releases break lines elsewhere.
+format_program() {
+  local program
+  for program in .venv/bin/clang-format clang-format-14 clang-format; do
+    if "$program" --version 2>/dev/null | grep -q 'version 14\.'; then
+      echo "$program"
+      return
+    fi
+  done
+  echo "error: found no clang-format 14, expected the one that ./launch/setup.sh --tests installs" >&2
+  return 1
+}
+
 check_format() {
-  if ! command -v clang-format >/dev/null; then
-    echo "skipped: clang-format is not installed"
-    return
-  fi
-  git ls-files '*.cpp' '*.h' '*.cu' | xargs -r clang-format --dry-run --Werror && echo "formatted"
+  local program
+  program=$(format_program) || return 1
+  git ls-files '*.cpp' '*.h' '*.cu' | xargs -r "$program" --dry-run --Werror && echo "formatted"
 }
 
 # A parity test that skips because its program is missing would pass without testing anything.
@@ -96,7 +107,8 @@ run_pytest() {
 stage "build release" 'ninja: |error' build release
 if ((${#failed[@]} > 0)); then finish; fi
 stage "build asan-ubsan" 'ninja: |error' build asan-ubsan
-stage "format" 'formatted|skipped|error' check_format
+stage "format" 'formatted|error' check_format
+if [[ $SATUNE_FULL == 1 ]]; then stage "lint" 'error|files linted' tests/lint.sh; fi
 stage "ctest release" 'tests passed|tests failed|Total Test time' run_ctest release
 stage "ctest asan-ubsan" 'tests passed|tests failed|Total Test time' run_ctest asan-ubsan
 stage "pytest parity" ' (passed|failed|error)' run_pytest tests/parity

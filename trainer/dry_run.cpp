@@ -156,15 +156,19 @@ std::string disk_lines(RunPlan& plan) {
   return text;
 }
 
-std::string memory_lines(RunPlan& plan) {
-  const Settings& settings = plan.settings();
-  at::Device device = at::kCPU;
-  std::string text;
+// The device that the run would compute on; where there is none, the CPU stands in and `warning` says so.
+at::Device device_of(const Settings& settings, std::string& warning) {
   try {
-    device = choose_device(settings.device);
+    return choose_device(settings.device);
   } catch (const EnvironmentError& error) {
-    text += fmt::format("WARNING     a run here would stop: {}\n", error.what());
+    warning = fmt::format("WARNING     a run here would stop: {}\n", error.what());
+    return at::kCPU;
   }
+}
+
+std::string memory_lines(RunPlan& plan, const at::Device& device) {
+  const Settings& settings = plan.settings();
+  std::string text;
   const int64_t row = settings.packing ? settings.max_length : plan.train_summary().longest;
   const int64_t available = available_memory(device);
   const MemoryPlan memory = plan_memory(settings, plan.config(), plan.table(), plan.trained_mask(),
@@ -184,24 +188,16 @@ std::string memory_lines(RunPlan& plan) {
   return text;
 }
 
-// What the run would continue from; check_continuation() throws when it would refuse to.
-std::string resume_line(RunPlan& plan) {
+// What the run would continue from; find_snapshot() and check_continuation() throw when it would refuse to.
+std::string resume_line(RunPlan& plan, const at::Device& device) {
   const Settings& settings = plan.settings();
   if (settings.resume == "never") return line("resume", "never");
-  std::filesystem::path folder = settings.resume;
-  if (settings.resume == "auto") {
-    folder.clear();
-    for (const StoredSnapshot& stored :
-         SnapshotStore(std::filesystem::path(settings.output_dir) / kSnapshotFolder).scan()) {
-      if (stored.damage.empty()) folder = stored.folder;
-    }
-    if (folder.empty()) return line("resume", "nothing to take up: starts at step 0");
-  }
-  const SnapshotReader snapshot(folder);
-  if (!snapshot.has_optimizer_state())
-    return line("resume", folder.string() + " is a model only: not resumable");
-  check_continuation(snapshot, plan, machine_json(at::kCPU));
-  return line("resume", "takes up " + folder.string());
+  const SnapshotStore store(std::filesystem::path(settings.output_dir) / kSnapshotFolder, posix_file_ops(),
+                            SnapshotStore::Access::kLook);
+  const auto snapshot = find_snapshot(settings, store);
+  if (!snapshot) return line("resume", "nothing to take up: starts at step 0");
+  check_continuation(*snapshot, plan, machine_json(device));
+  return line("resume", "takes up " + snapshot->folder().string());
 }
 
 std::string example_lines(RunPlan& plan) {
@@ -218,8 +214,11 @@ std::string example_lines(RunPlan& plan) {
 std::string dry_run_report(RunPlan& plan) {
   refuse_used_folder(plan.settings());
   require_writable(plan.settings().output_dir);
-  return model_lines(plan) + data_lines(plan) + step_lines(plan) + disk_lines(plan) + memory_lines(plan) +
-         resume_line(plan) + example_lines(plan);
+  use_threads(plan.settings());  // the machine that a snapshot's is compared with has the run's threads
+  std::string warning;
+  const at::Device device = device_of(plan.settings(), warning);
+  return model_lines(plan) + data_lines(plan) + step_lines(plan) + disk_lines(plan) + warning +
+         memory_lines(plan, device) + resume_line(plan, device) + example_lines(plan);
 }
 
 }  // namespace satune

@@ -10,8 +10,9 @@ namespace satune {
 
 /// Lines for a person: model, data, steps, targets per step, disk, memory, one example as trained. What would
 /// stop a run on this machine but not on another (disk, memory, no card) is a line that starts with
-/// "WARNING". Throws BadInput when the snapshot that the run would take up does not fit it, or resume "never"
-/// meets a used folder, and EnvironmentError when output_dir cannot be written.
+/// "WARNING". Throws BadInput when the run would refuse the snapshot it is to take up (checksums are
+/// compared, so a large one takes a while; a damaged one is not set aside), or resume "never" meets a used
+/// folder, and EnvironmentError when output_dir cannot be written.
 std::string dry_run_report(RunPlan& plan);
 
 }  // namespace satune

@@ -6,11 +6,23 @@
 #include <cstdio>
 #include <filesystem>
 #include <new>
+#include <string_view>
+#include <system_error>
 
 #include "trainer/coordinator.h"
 #include "trainer/parent_death.h"
 
 namespace satune {
+namespace {
+
+// LibTorch has no type for memory that a CPU does not have (c10/core/impl/alloc_cpu.cpp).
+int exit_code_of(const c10::Error& error) {
+  const bool out_of_memory = std::string_view(error.what_without_backtrace()).find("can't allocate memory") !=
+                             std::string_view::npos;
+  return out_of_memory ? kExitEnvironment : kExitFailure;
+}
+
+}  // namespace
 
 Failure current_failure() {
   try {
@@ -24,9 +36,11 @@ Failure current_failure() {
   } catch (const c10::OutOfMemoryError& error) {
     return {std::string("out of device memory: ") + error.what_without_backtrace(), kExitEnvironment};
   } catch (const c10::Error& error) {
-    return {error.what_without_backtrace(), kExitFailure};
+    return {error.what_without_backtrace(), exit_code_of(error)};
   } catch (const std::bad_alloc&) {
     return {"out of memory", kExitEnvironment};
+  } catch (const std::system_error& error) {  // of a file system, standard output, threads
+    return {error.what(), kExitEnvironment};
   } catch (const std::exception& error) {
     return {error.what(), kExitFailure};
   }

@@ -7,6 +7,7 @@
 
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "data/template_file.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -85,6 +86,7 @@ ExportOptions export_options(const fs::path& base_model, const PromptTemplate& p
     return options;
   }
   options.template_name = prompt_template.name();
+  options.template_file = write_json(template_json(prompt_template));
   options.chat_template = prompt_template.chat_template(tokenizer);
   options.eos_token_ids = {prompt_template.end_id(tokenizer)};
   return options;

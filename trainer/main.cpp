@@ -6,10 +6,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <string_view>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/standard_output.h"
 #include "trainer/failure_report.h"
 #include "trainer/parent_death.h"
 #include "trainer/rank_environment.h"
@@ -121,7 +123,9 @@ int run(CLI::App& app, int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {
-    return app.exit(help_or_version);
+    const int code = app.exit(help_or_version);
+    finish_standard_output();
+    return code;
   } catch (const CLI::ExtrasError&) {
     return misuse(describe_extras(app));
   } catch (const CLI::RequiredError& error) {
@@ -131,6 +135,7 @@ int run(CLI::App& app, int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return misuse(describe_misuse(app, error));
   }
+  finish_standard_output();
   return exit_code;
 }
 

@@ -50,6 +50,18 @@ void check_positions(const Dataset& data, const ModelConfig& config) {
                               config.max_position_embeddings));
 }
 
+// Of a single record, such as a .txt file, val_size holds out nothing: fine unless something waits for it.
+void check_evaluation_is_not_asked_for(const Settings& settings) {
+  if (settings.val_size == 0) return;
+  if (settings.patience || settings.keep_best) {
+    throw bad_input(settings.patience ? "patience" : "keep_best",
+                    fmt::format("nothing to evaluate on: {} holds one record", settings.train_file),
+                    "an eval_file, or more records");
+  }
+  spdlog::warn("{} holds one record: val_size {} holds out nothing, and eval_loss is not measured",
+               settings.train_file, settings.val_size);
+}
+
 void log_notes(const Dataset& data) {
   if (!data.cache().note().empty()) spdlog::warn("{}", data.cache().note());
 }
@@ -58,10 +70,12 @@ void log_notes(const Dataset& data) {
 
 RunPlan::RunPlan(Settings settings, int64_t world_size, std::optional<int64_t> rows_per_step)
     : settings_(std::move(settings)), world_size_(world_size) {
-  plan_model();
-  plan_tokenizer();
-  plan_data();
-  plan_steps(rows_per_step);
+  naming_source(settings_, [&] {
+    plan_model();
+    plan_tokenizer();
+    plan_data();
+    plan_steps(rows_per_step);
+  });
 }
 
 void RunPlan::plan_model() {
@@ -91,7 +105,7 @@ void RunPlan::plan_data() {
   check_positions(data.train, config_);
   const PlanOptions options{settings_.max_length, settings_.packing, settings_.shuffle, settings_.seed};
   train_ = std::make_unique<BatchSource>(std::move(data.train), options);
-  if (!data.eval) return;
+  if (!data.eval) return check_evaluation_is_not_asked_for(settings_);
   log_notes(*data.eval);
   check_positions(*data.eval, config_);
   PlanOptions in_order = options;

@@ -1,8 +1,9 @@
 #include "trainer/run_state.h"
 
 #include <cmath>
+#include <limits>
 
-#include "data/files/error.h"
+#include "model/files/json_fields.h"
 
 namespace satune {
 namespace {
@@ -42,16 +43,18 @@ Json row_json(const StepMetrics& metrics) {
   return json;
 }
 
-StepMetrics parse_row(const Json& json) {
+int64_t counter(const JsonFields& fields, std::string_view key) {
+  return fields.integer(key, 0, std::numeric_limits<int64_t>::max());
+}
+
+StepMetrics parse_row(const JsonFields& fields) {
   StepMetrics metrics;
-  metrics.step = json.at("step").get<int64_t>();
-  metrics.num_tokens = json.at("num_tokens").get<int64_t>();
-  metrics.peak_memory_bytes = json.at("peak_memory_bytes").get<int64_t>();
-  for_each_number(metrics, [&](const char* key, double& value) {
-    const Json& field = json.at(key);
-    value = field.is_null() ? std::nan("") : field.get<double>();
-  });
-  if (json.contains("mfu")) metrics.mfu = json.at("mfu").get<double>();
+  metrics.step = counter(fields, "step");
+  metrics.num_tokens = counter(fields, "num_tokens");
+  metrics.peak_memory_bytes = counter(fields, "peak_memory_bytes");
+  // null stands for what JSON has no number for: a loss that is not finite.
+  for_each_number(metrics, [&](const char* key, double& value) { value = fields.number(key, std::nan("")); });
+  if (fields.find("mfu") != nullptr) metrics.mfu = fields.number("mfu");
   return metrics;
 }
 
@@ -68,19 +71,14 @@ Json run_state_json(const RunState& state) {
 }
 
 RunState parse_run_state(const Json& json, std::string_view source) {
-  try {
-    RunState state;
-    for_each_counter(state,
-                     [&](const char* key, int64_t& value) { value = json.at(key).template get<int64_t>(); });
-    state.loss_scale.value = json.at("loss_scale").get<double>();
-    state.stopped_early = json.at("stopped_early").get<bool>();
-    if (const Json& best = json.at("best_eval_loss"); !best.is_null())
-      state.best_eval_loss = best.get<double>();
-    if (const Json& row = json.at("unlogged"); !row.is_null()) state.unlogged = parse_row(row);
-    return state;
-  } catch (const Json::exception& error) {
-    throw BadInput(fmt::format("{}: {}", source, error.what()));
-  }
+  const JsonFields fields(json, std::string(source));
+  RunState state;
+  for_each_counter(state, [&](const char* key, int64_t& value) { value = counter(fields, key); });
+  state.loss_scale.value = fields.positive_number("loss_scale");
+  state.stopped_early = fields.boolean("stopped_early");
+  if (fields.find("best_eval_loss") != nullptr) state.best_eval_loss = fields.number("best_eval_loss");
+  if (fields.find("unlogged") != nullptr) state.unlogged = parse_row(fields.object("unlogged"));
+  return state;
 }
 
 }  // namespace satune

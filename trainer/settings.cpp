@@ -102,12 +102,15 @@ void apply_override(GivenByKey& given, std::string_view text) {
   }
   if (field == nullptr) refuse_unknown(kCommandLine, key);
   const std::string where = fmt::format("{}: {}", kCommandLine, key);
+  Json value = field->parse_text(rest.substr(equals + 1), where);
+  // val_size 0 is no rival of an eval_file: it is what goes with one.
+  const bool no_split = key == "val_size" && value == 0;
   for (const auto& [first, second] : kAlternatives) {
     const std::string_view other = key == first ? second : key == second ? first : std::string_view{};
     const auto found = other.empty() ? given.end() : given.find(other);
-    if (found != given.end() && !found->second.from_override) given.erase(found);
+    if (found != given.end() && !found->second.from_override && !no_split) given.erase(found);
   }
-  given.insert_or_assign(key, Given{field->parse_text(rest.substr(equals + 1), where), where, true});
+  given.insert_or_assign(key, Given{std::move(value), where, true});
 }
 
 bool is_given(const GivenByKey& given, std::string_view key) {
@@ -131,17 +134,22 @@ void resolve_alternatives(Settings& settings, const GivenByKey& given, std::stri
   if (!settings.warmup_steps && !settings.warmup_ratio) settings.warmup_ratio = defaults.warmup_ratio;
 }
 
-void check_together(const Settings& settings, const GivenByKey& given, std::string_view source) {
-  const auto where = [&](const std::string& key) {
-    const auto found = given.find(key);
-    return found == given.end() ? fmt::format("{}: {}", source, key) : found->second.where;
-  };
+std::string where_of(const std::string& key, const GivenByKey& given, std::string_view source) {
+  const auto found = given.find(key);
+  return found == given.end() ? fmt::format("{}: {}", source, key) : found->second.where;
+}
+
+void check_required(const Settings& settings, const GivenByKey& given, std::string_view source) {
   for (const Field& field : settings_table()) {
-    if (field.required && field.get(settings).get<std::string>().empty()) {
-      throw bad_input(where(field.info.key), given.contains(field.info.key) ? "an empty string" : "nothing",
-                      field.info.meaning);
-    }
+    const std::string& key = field.info.key;
+    if (!field.required || !field.get(settings).get<std::string>().empty()) continue;
+    throw bad_input(where_of(key, given, source), given.contains(key) ? "an empty string" : "nothing",
+                    field.info.meaning);
   }
+}
+
+void check_together(const Settings& settings, const GivenByKey& given, std::string_view source) {
+  const auto where = [&](const std::string& key) { return where_of(key, given, source); };
   if (settings.lr_warmup_type == WarmupType::kLog && settings.warmup_start_ratio <= 0) {
     throw bad_input(where("warmup_start_ratio"), fmt::format("{}", settings.warmup_start_ratio),
                     "a number > 0, because lr_warmup_type is \"log\"");
@@ -157,19 +165,44 @@ void check_together(const Settings& settings, const GivenByKey& given, std::stri
   }
 }
 
-Settings settle(GivenByKey given, std::string_view source, const std::vector<std::string>& overrides) {
+Settings settle(GivenByKey given, std::string_view source, const std::vector<std::string>& overrides,
+                bool complete = true) {
   for (const std::string& text : overrides) apply_override(given, text);
   Settings settings;
+  settings.source = source;
+  for (const auto& [key, value] : given)
+    if (value.from_override) settings.overrides.push_back(key);
   for (const Field& field : settings_table()) {
     const auto found = given.find(field.info.key);
     if (found != given.end()) field.set(settings, found->second.value, found->second.where);
   }
   resolve_alternatives(settings, given, source);
+  if (complete) check_required(settings, given, source);
   check_together(settings, given, source);
   return settings;
 }
 
 }  // namespace
+
+std::string name_source(const Settings& settings, std::string_view message) {
+  if (settings.source.empty()) return std::string(message);
+  const auto begins_with = [&](std::string_view key) {
+    return message.starts_with(key) && message.size() > key.size() &&
+           std::string_view(": \"").find(message[key.size()]) != std::string_view::npos;
+  };
+  for (const Field& field : settings_table()) {
+    const std::string& key = field.info.key;
+    // A plan calls its list "sharing layers": it may be that of an option, too.
+    if (!begins_with(key) && !(key == "sharing.layers" && begins_with("sharing layers"))) continue;
+    const bool overridden = std::ranges::count(settings.overrides, key) > 0;
+    return fmt::format("{}: {}", overridden ? kCommandLine : settings.source, message);
+  }
+  return std::string(message);
+}
+
+Settings default_settings(const std::vector<std::string>& overrides) {
+  return settle({}, "defaults", overrides, /*complete=*/false);
+}
 
 Settings parse_settings(std::string_view text, std::string_view source,
                         const std::vector<std::string>& overrides) {

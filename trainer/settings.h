@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "data/dataset.h"
+#include "data/files/error.h"
 #include "data/files/json.h"
 #include "data/records.h"
 #include "model/files/sharing_plan.h"
@@ -95,7 +96,25 @@ struct Settings {
   std::string resume = "auto";                    ///< "auto" | "never" | a snapshot folder
   bool allow_changes = false;  ///< resume although settings that change the trajectory differ
   NonFinitePolicy nonfinite = NonFinitePolicy::kStop;
+
+  /// Who said it, for errors that show only when the run is planned; no settings themselves.
+  std::string source;                  ///< file of the config; "" = made by hand
+  std::vector<std::string> overrides;  ///< keys given on the command line
 };
+
+/// An error about a setting as its user should see it: a message that begins with a key ("warmup_steps: found
+/// ...") gets the config's name, or "command line", in front. Other messages stay.
+std::string name_source(const Settings& settings, std::string_view message);
+
+/// Runs `work`; what it throws as BadInput goes through name_source().
+template <class Work>
+auto naming_source(const Settings& settings, const Work& work) {
+  try {
+    return work();
+  } catch (const BadInput& error) {
+    throw BadInput(name_source(settings, error.what()));
+  }
+}
 
 /// One row of the table as others may see it.
 struct SettingInfo {
@@ -116,6 +135,9 @@ Settings read_settings(const std::filesystem::path& config, const std::vector<st
 /// The same from text; `source` names it in errors.
 Settings parse_settings(std::string_view text, std::string_view source,
                         const std::vector<std::string>& overrides = {});
+
+/// Defaults and overrides without a file; required keys may be missing. For --print-config.
+Settings default_settings(const std::vector<std::string>& overrides);
 
 /// The resolved config: every field, readable by read_settings() again.
 Json settings_json(const Settings& settings);

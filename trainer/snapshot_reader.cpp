@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
@@ -16,8 +17,16 @@ std::string hex(uint32_t checksum) {
   return fmt::format("{:08x}", checksum);
 }
 
-[[noreturn]] void fail_state(const fs::path& folder, const std::exception& error) {
-  throw BadInput(fmt::format("{}: {}", (folder / kStateFile).string(), error.what()));
+/// [begin, end) of an entry of a shard's "ranges".
+ElementRange parse_range(const JsonFields& ranges, const std::string& name, int64_t elements) {
+  const Json* range = ranges.find(name);
+  const bool is_pair = range != nullptr && range->is_array() && range->size() == 2 &&
+                       (*range)[0].is_number_integer() && (*range)[1].is_number_integer();
+  if (!is_pair) ranges.fail(name, "[begin, end)");
+  const ElementRange parsed{(*range)[0].get<int64_t>(), (*range)[1].get<int64_t>()};
+  if (parsed.begin < 0 || parsed.begin > parsed.end || parsed.end > elements)
+    ranges.fail(name, fmt::format("[begin, end) within its {} elements", elements));
+  return parsed;
 }
 
 at::Tensor copy_stored(const StoredTensor& stored) {
@@ -34,34 +43,36 @@ at::Tensor copy_stored(const StoredTensor& stored) {
 
 SnapshotReader::SnapshotReader(fs::path folder) : folder_(std::move(folder)) {
   manifest_ = read_manifest(folder_);
-  state_ = read_json_file(folder_ / kStateFile);
-  try {
-    step_ = state_.at("progress").at("step").get<int64_t>();
-    has_optimizer_state_ = state_.at("has_optimizer_state").get<bool>();
-    config_ = parse_model_config(state_.at("model"), (folder_ / kStateFile).string());
-    table_ = TensorTable(config_);
-    base_model_ = state_.at("base_model").get<std::string>();
-    open_ranks();
-  } catch (const Json::exception& error) {
-    fail_state(folder_, error);
-  }
+  const std::string source = (folder_ / kStateFile).string();
+  state_ = read_json_file(source);
+  const JsonFields state(state_, source);
+  step_ = state.object("progress").integer("step", 0, std::numeric_limits<int64_t>::max());
+  has_optimizer_state_ = state.boolean("has_optimizer_state");
+  for (const char* key : {"model", "settings", "frozen", "machine"}) state.object(key);
+  state.string("data_fingerprint");
+  config_ = parse_model_config(state_.at("model"), source);
+  table_ = TensorTable(config_);
+  base_model_ = state.string("base_model");
+  open_ranks(state);
   check_coverage();
 }
 
-void SnapshotReader::open_ranks() {
+void SnapshotReader::open_ranks(const JsonFields& state) {
+  const std::string source = (folder_ / kStateFile).string();
   const size_t count = table_.tensors().size();
   trained_.assign(count, false);
-  for (const Json& shard : state_.at("shards")) {
-    RankFile rank{std::make_unique<SafetensorsFile>(folder_ / shard.at("file").get<std::string>()),
+  const Json* shards = state.find("shards");
+  if (shards == nullptr || !shards->is_array()) state.fail("shards", "an array with an entry for each rank");
+  for (const Json& entry : *shards) {
+    const JsonFields shard(entry, fmt::format("{}: shards", source));
+    RankFile rank{std::make_unique<SafetensorsFile>(folder_ / shard.string("file")),
                   std::vector<ElementRange>(count)};
-    for (const auto& [name, range] : shard.at("ranges").items()) {
+    const JsonFields ranges = shard.object("ranges");
+    for (const auto& [name, range] : entry.at("ranges").items()) {
       const TensorInfo* info = table_.find(name);
-      if (info == nullptr) {
-        throw bad_input((folder_ / kStateFile).string(), "ranges of " + quote_json(name),
-                        "tensors of the model");
-      }
+      if (info == nullptr) throw bad_input(source, "ranges of " + quote_json(name), "tensors of the model");
       const auto index = static_cast<size_t>(info - table_.tensors().data());
-      rank.ranges[index] = {range.at(0).get<int64_t>(), range.at(1).get<int64_t>()};
+      rank.ranges[index] = parse_range(ranges, name, info->numel());
       trained_[index] = true;
     }
     ranks_.push_back(std::move(rank));
@@ -88,11 +99,6 @@ void SnapshotReader::check_coverage() const {
                       fmt::format("all of its {} elements once", table_.tensors()[i].numel()));
     }
   }
-}
-
-std::string SnapshotReader::template_name() const {
-  const auto found = settings().find("template");
-  return found != settings().end() && found->is_string() ? found->get<std::string>() : "";
 }
 
 void SnapshotReader::verify() const {

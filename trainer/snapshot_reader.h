@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "model/files/hf_directory.h"
+#include "model/files/json_fields.h"
 #include "model/files/model_config.h"
 #include "model/files/safetensors.h"
 #include "model/files/tensor_table.h"
@@ -38,8 +39,6 @@ class SnapshotReader {
   const TensorTable& table() const { return table_; }
   /// Directory the run started from: tokenizer, and the frozen tensors.
   const std::filesystem::path& base_model() const { return base_model_; }
-  /// Setting `template`.
-  std::string template_name() const;
 
   bool trained(size_t tensor) const { return trained_[tensor]; }
   const std::vector<bool>& trained_mask() const { return trained_; }
@@ -60,7 +59,7 @@ class SnapshotReader {
     std::unique_ptr<SafetensorsFile> file;
     std::vector<ElementRange> ranges;  ///< per tensor of the table
   };
-  void open_ranks();
+  void open_ranks(const JsonFields& state);
   void check_coverage() const;
   at::Tensor frozen_tensor(size_t tensor) const;
 

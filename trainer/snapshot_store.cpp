@@ -40,7 +40,8 @@ void remove_or_throw(const fs::path& folder) {
 
 }  // namespace
 
-SnapshotStore::SnapshotStore(fs::path folder, FileOps& ops) : folder_(std::move(folder)), ops_(ops) {}
+SnapshotStore::SnapshotStore(fs::path folder, FileOps& ops, Access access)
+    : folder_(std::move(folder)), ops_(ops), access_(access) {}
 
 fs::path SnapshotStore::path_of(int64_t step) const {
   return folder_ / snapshot_name(step);
@@ -59,6 +60,7 @@ std::vector<StoredSnapshot> SnapshotStore::scan() const {
 }
 
 void SnapshotStore::set_aside(const fs::path& snapshot) const {
+  if (access_ == Access::kLook) return;
   const fs::path aside = snapshot.string() + ".damaged";
   remove_or_throw(aside);
   rename_or_throw(ops_, snapshot, aside);
@@ -72,6 +74,7 @@ void SnapshotStore::remove(int64_t step) const {
 }
 
 void SnapshotStore::prune(int64_t keep_last, int64_t keep_also) const {
+  if (access_ == Access::kLook) return;
   std::vector<StoredSnapshot> complete = scan();
   std::erase_if(complete, [](const StoredSnapshot& snapshot) { return !snapshot.damage.empty(); });
   const auto count = static_cast<int64_t>(complete.size());

@@ -18,8 +18,14 @@ struct StoredSnapshot {
 
 class SnapshotStore {
  public:
+  enum class Access {
+    kManage,
+    kLook,  ///< set_aside() and prune() leave everything as it is: for --dry-run
+  };
+
   /// output_dir/snapshots, which need not exist.
-  explicit SnapshotStore(std::filesystem::path folder, FileOps& ops = posix_file_ops());
+  explicit SnapshotStore(std::filesystem::path folder, FileOps& ops = posix_file_ops(),
+                         Access access = Access::kManage);
 
   const std::filesystem::path& folder() const { return folder_; }
   std::filesystem::path path_of(int64_t step) const;
@@ -42,6 +48,7 @@ class SnapshotStore {
  private:
   std::filesystem::path folder_;
   FileOps& ops_;
+  Access access_;
 };
 
 }  // namespace satune

@@ -16,6 +16,7 @@
 #include "trainer/memory_plan.h"
 #include "trainer/resume.h"
 #include "trainer/snapshot_writer.h"
+#include "trainer/trained_text.h"
 
 namespace satune {
 namespace {
@@ -292,23 +293,26 @@ void TrainingRun::check_room_for_copy() const {
 
 Json TrainingRun::state_json() const {
   const StepPosition next = plan_.position(state_.step);
-  return {{"format", "satune-snapshot"},
-          {"version", 1},
-          {"progress", run_state_json(state_)},
-          {"data_position", {{"epoch", next.epoch}, {"row", next.first_row}}},
-          {"data_fingerprint", plan_.train().fingerprint()},
-          // Every draw is keyed by (seed, purpose, index): there is no generator whose state could be lost.
-          {"random", {{"seed", settings_.seed}}},
-          {"rows_per_step", plan_.rows_per_step()},
-          {"world",
-           {{"size", ranks_.world().size},
-            {"zero_stage", memory_.zero_stage},
-            {"shard_group_size", sharding_->world().size}}},
-          {"machine", machine_},
-          {"base_model", std::filesystem::absolute(plan_.model_directory()).string()},
-          {"frozen", frozen_},
-          {"model", model_config_json(plan_.config())},
-          {"settings", settings_json(settings_)}};
+  Json state = {
+      {"format", "satune-snapshot"},
+      {"version", 1},
+      {"progress", run_state_json(state_)},
+      {"data_position", {{"epoch", next.epoch}, {"row", next.first_row}}},
+      {"data_fingerprint", plan_.train().fingerprint()},
+      // Every draw is keyed by (seed, purpose, index): there is no generator whose state could be lost.
+      {"random", {{"seed", settings_.seed}}},
+      {"rows_per_step", plan_.rows_per_step()},
+      {"world",
+       {{"size", ranks_.world().size},
+        {"zero_stage", memory_.zero_stage},
+        {"shard_group_size", sharding_->world().size}}},
+      {"machine", machine_},
+      {"base_model", std::filesystem::absolute(plan_.model_directory()).string()},
+      {"frozen", frozen_},
+      {"model", model_config_json(plan_.config())},
+      {"settings", settings_json(settings_)}};
+  add_trained_text(state, trained_text(plan_));
+  return state;
 }
 
 void TrainingRun::note_nonfinite(const StepPosition& position, const StepResult& result) {

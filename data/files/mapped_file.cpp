@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "data/files/error.h"
@@ -80,6 +81,15 @@ void MappedFile::release(std::span<const std::byte> range) const {
   const auto begin = reinterpret_cast<uintptr_t>(range.data()) / page * page;
   const auto end = (reinterpret_cast<uintptr_t>(range.data() + range.size()) + page - 1) / page * page;
   ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+bool file_exists(const std::filesystem::path& path) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (status.type() == std::filesystem::file_type::none)
+    throw bad_input(path.string(), fmt::format("what cannot be looked at ({})", error.message()),
+                    "a file, or none, in a folder that can be searched");
+  return std::filesystem::exists(status);
 }
 
 std::string read_text_file(const std::filesystem::path& path) {

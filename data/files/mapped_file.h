@@ -32,6 +32,10 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+/// Whether there is something at `path`. Throws BadInput when that cannot be told, as in a folder that may
+/// not be searched.
+bool file_exists(const std::filesystem::path& path);
+
 /// The whole file as a string, for small files. Throws as MappedFile does.
 std::string read_text_file(const std::filesystem::path& path);
 

@@ -9,18 +9,18 @@ namespace satune {
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory) {
   const std::filesystem::path model = directory / "tokenizer.model", json = directory / "tokenizer.json";
-  if (!std::filesystem::is_directory(directory)) {
+  if (!file_exists(directory) || !std::filesystem::is_directory(directory)) {
     throw bad_input(directory.string(), "no such directory", "a directory with a tokenizer");
   }
   const SpecialTokens special_tokens = read_special_tokens(directory);
-  if (std::filesystem::exists(model)) {
+  if (file_exists(model)) {
     const MappedFile file(model);
     if (looks_like_sentencepiece(file.text())) {
       return make_sentencepiece_tokenizer(model, file.text(), special_tokens);
     }
   }
-  if (std::filesystem::exists(json)) return make_bpe_tokenizer(read_tokenizer_json(json, special_tokens));
-  if (std::filesystem::exists(model)) return make_bpe_tokenizer(read_rank_file(model, special_tokens));
+  if (file_exists(json)) return make_bpe_tokenizer(read_tokenizer_json(json, special_tokens));
+  if (file_exists(model)) return make_bpe_tokenizer(read_rank_file(model, special_tokens));
   throw bad_input(directory.string(), "neither tokenizer.json nor tokenizer.model", "a tokenizer");
 }
 

@@ -5,6 +5,7 @@
 
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "data/files/mapped_file.h"
 #include "data/fingerprint.h"
 #include "data/tokenizers/token_table.h"
 
@@ -54,7 +55,7 @@ void read_added_tokens_decoder(const Json& file, const std::string& source, std:
 }
 
 void read_added_tokens_file(const std::filesystem::path& path, std::vector<AddedToken>& added) {
-  if (!std::filesystem::exists(path)) return;
+  if (!file_exists(path)) return;
   const Json file = read_json_file(path);
   if (!file.is_object()) throw bad_input(path.string(), describe_json(&file), "an object of token: id");
   for (const auto& [text, id] : file.items()) {
@@ -71,7 +72,7 @@ SpecialTokens read_special_tokens(const std::filesystem::path& directory) {
   SpecialTokens tokens;
   for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
     const std::filesystem::path path = directory / name;
-    if (!std::filesystem::exists(path)) continue;
+    if (!file_exists(path)) continue;
     const Json file = read_json_file(path);
     if (!file.is_object()) throw bad_input(path.string(), describe_json(&file), "an object");
     read_setting(file, "bos_token", path.string(), tokens.bos);

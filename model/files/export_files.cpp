@@ -49,15 +49,19 @@ std::optional<std::string> added_token(const Json& tokenizer, std::optional<int6
   return std::nullopt;
 }
 
+// A SentencePiece model is a protobuf whose first field is the list of pieces; a rank file is text.
+bool has_sentencepiece_model(const fs::path& source) {
+  const fs::path model = source / "tokenizer.model";
+  return file_exists(model) && MappedFile(model).text().starts_with('\n');
+}
+
 // tokenizer_config.json for a source that has none: without tokenizer_class, AutoTokenizer looks at
 // config.json's model_type and knows none for "sa_llama".
 Json default_tokenizer_config(const fs::path& source, const ModelConfig& config) {
   Json json = Json::object();
-  // A SentencePiece model is a protobuf whose first field is the list of pieces; a rank file is text.
-  const fs::path model = source / "tokenizer.model";
-  if (fs::exists(model) && MappedFile(model).text().starts_with('\n')) {
+  if (has_sentencepiece_model(source)) {
     json = {{"tokenizer_class", "LlamaTokenizer"},
-            {"legacy", false},
+            {"legacy", true},
             {"add_bos_token", true},
             {"add_eos_token", false},
             {"bos_token", "<s>"},
@@ -68,7 +72,7 @@ Json default_tokenizer_config(const fs::path& source, const ModelConfig& config)
   }
   json["tokenizer_class"] = "PreTrainedTokenizerFast";
   json["clean_up_tokenization_spaces"] = false;
-  if (!fs::exists(source / "tokenizer.json")) return json;
+  if (!file_exists(source / "tokenizer.json")) return json;
   const Json tokenizer = read_json_file(source / "tokenizer.json");
   if (auto bos = added_token(tokenizer, config.bos_token_id)) json["bos_token"] = *bos;
   if (!config.eos_token_ids.empty()) {
@@ -77,20 +81,33 @@ Json default_tokenizer_config(const fs::path& source, const ModelConfig& config)
   return json;
 }
 
+// tokenizer_config.json as it goes with the trained chat template; nothing where it is as it should be.
+std::optional<Json> config_for_chat_template(const fs::path& source) {
+  Json json = read_json_file(source / kTokenizerConfig);
+  if (!json.is_object()) return std::nullopt;
+  // Readers of older versions prefer this key to the file, and it would be another template than the trained
+  // one.
+  bool changed = json.erase("chat_template") > 0;
+  // Without it transformers drops the dummy prefix after "<s>", and no prompt has the ids of training.
+  if (has_sentencepiece_model(source) && json.value("legacy", Json()) != Json(true)) {
+    json["legacy"] = true;
+    changed = true;
+  }
+  return changed ? std::optional(json) : std::nullopt;
+}
+
 void write_tokenizer_config(const fs::path& directory, const ModelConfig& config,
                             const ExportOptions& options) {
   const fs::path source = options.tokenizer_source / kTokenizerConfig;
   const fs::path target = directory / kTokenizerConfig;
-  if (!fs::exists(source)) {
+  if (!file_exists(source)) {
     write_file_atomic(target, write_json(default_tokenizer_config(options.tokenizer_source, config)));
     return;
   }
-  if (!options.chat_template) return copy_atomic(source, target);
-  // Readers of older versions prefer this key to the file, and it would be another template than the trained
-  // one.
-  Json json = read_json_file(source);
-  if (!json.is_object() || json.erase("chat_template") == 0) return copy_atomic(source, target);
-  write_file_atomic(target, write_json(json));
+  const auto adapted =
+      options.chat_template ? config_for_chat_template(options.tokenizer_source) : std::nullopt;
+  if (!adapted) return copy_atomic(source, target);
+  write_file_atomic(target, write_json(*adapted));
 }
 
 void write_tokenizer_files(const fs::path& directory, const ModelConfig& config,
@@ -99,12 +116,12 @@ void write_tokenizer_files(const fs::path& directory, const ModelConfig& config,
   bool any = false;
   for (const std::string_view name : kTokenizerFiles) {
     const fs::path source = options.tokenizer_source / name;
-    if (!fs::exists(source)) continue;
+    if (!file_exists(source)) continue;
     copy_atomic(source, directory / name);
     any = true;
   }
   if (any) write_tokenizer_config(directory, config, options);
-  if (!options.chat_template && fs::exists(options.tokenizer_source / kChatTemplate)) {
+  if (!options.chat_template && file_exists(options.tokenizer_source / kChatTemplate)) {
     copy_atomic(options.tokenizer_source / kChatTemplate, directory / kChatTemplate);
   }
 }
@@ -117,6 +134,7 @@ void write_export_files(const fs::path& directory, const ModelConfig& config, co
                     write_json(generation_config_json(config, options)));
   write_tokenizer_files(directory, config, options);
   if (options.chat_template) write_file_atomic(directory / kChatTemplate, *options.chat_template);
+  if (options.template_file) write_file_atomic(directory / kTemplateFile, *options.template_file);
   if (config.sharing.empty()) return;
   for (const EmbeddedFile& file : export_python_files()) write_file_atomic(directory / file.name, file.text);
 }

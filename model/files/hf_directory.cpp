@@ -135,13 +135,15 @@ fs::path resolve_model_directory(const std::string& name_or_path) {
 ModelConfig read_model_config(const fs::path& directory) {
   const fs::path path = directory / "config.json";
   ModelConfig config = parse_model_config(read_json_file(path), path.string());
-  const fs::path generation = directory / "generation_config.json";
-  std::error_code ignored;
-  if (config.eos_token_ids.empty() && fs::is_regular_file(generation, ignored)) {
-    const Json json = read_json_file(generation);
-    config.eos_token_ids = JsonFields(json, generation.string()).token_ids("eos_token_id");
-  }
+  if (config.eos_token_ids.empty()) config.eos_token_ids = generation_config_eos(directory);
   return config;
+}
+
+std::vector<int64_t> generation_config_eos(const fs::path& directory) {
+  const fs::path path = directory / "generation_config.json";
+  if (!file_exists(path)) return {};
+  const Json json = read_json_file(path);
+  return JsonFields(json, path.string()).token_ids("eos_token_id");
 }
 
 std::vector<std::string> check_checkpoint(const Checkpoint& checkpoint, const TensorTable& table,

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,7 +23,7 @@ namespace satune {
 class FakeTokenizer final : public Tokenizer {
  public:
   struct Options {
-    bool bos = true, eos = true;
+    std::optional<int32_t> bos = 1, eos = 2;
     std::vector<std::string> specials = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"};
     std::vector<std::string> merges = {"#\n", "\nY", "\nYes", "es", "the "};
     std::string version = "1";
@@ -55,8 +56,8 @@ class FakeTokenizer final : public Tokenizer {
     return text;
   }
   int32_t vocab_size() const override { return 400 + static_cast<int32_t>(options_.merges.size()); }
-  std::optional<int32_t> bos_id() const override { return options_.bos ? std::optional(1) : std::nullopt; }
-  std::optional<int32_t> eos_id() const override { return options_.eos ? std::optional(2) : std::nullopt; }
+  std::optional<int32_t> bos_id() const override { return options_.bos; }
+  std::optional<int32_t> eos_id() const override { return options_.eos; }
   std::optional<int32_t> special_id(std::string_view text) const override {
     if (text == "<s>") return bos_id();
     if (text == "</s>") return eos_id();

@@ -180,7 +180,39 @@ TEST(RecordSplit, MistakesNameValSize) {
   for (const double wrong : {-0.1, 1.5, 10.0, 11.0, 1e18, std::nan(""), HUGE_VAL}) {
     EXPECT_THAT(message_of<BadInput>([&] { split_records(10, wrong, 1); }), HasSubstr("val_size")) << wrong;
   }
-  EXPECT_THAT(message_of<BadInput>([&] { split_records(1, 0.01, 1); }), HasSubstr("eval_file"));
+  EXPECT_THAT(message_of<BadInput>([&] { split_records(1, 1.0, 1); }), HasSubstr("eval_file"));
+}
+
+TEST(RecordSplit, AShareAlwaysLeavesARecordToTrainOn) {
+  EXPECT_EQ(split_records(1, 0.01, 1).train.size(), 1u);
+  EXPECT_EQ(split_records(2, 0.9, 1).train.size(), 1u);
+  EXPECT_EQ(split_records(2, 0.9, 1).eval.size(), 1u);
+}
+
+TEST_F(DatasetTest, ATextFileTrainsWithTheDefaultValSize) {
+  DataOptions options;
+  options.train_file = write("book.txt", "once upon a time");
+  options.val_size = 0.01;
+  const TrainingData data = load_training_data(options, tokenizer_, bare_template());
+  EXPECT_EQ(data.train.size(), 1);
+  EXPECT_FALSE(data.eval);
+}
+
+TEST_F(DatasetTest, ASplitWithoutASampleIsCalledByItsName) {
+  std::string lines;
+  for (int i = 0; i < 10; ++i) lines += line(20, 4);
+  DataOptions options;
+  options.train_file = write("train.jsonl", lines + line(1, 1));
+  options.val_size = 0.1;
+  options.policy = policy(10);
+  std::set<std::string> parts;
+  for (options.seed = 0; options.seed < 40 && parts.size() < 2; ++options.seed) {
+    const std::string message =
+        message_of<BadInput>([&] { load_training_data(options, tokenizer_, bare_template()); });
+    for (const char* part : {"in the training split", "in the eval split (val_size)"})
+      if (message.find(part) != std::string::npos) parts.insert(part);
+  }
+  EXPECT_EQ(parts.size(), 2u);
 }
 
 TEST_F(DatasetTest, TrainingDataSplitsOrReadsAFile) {

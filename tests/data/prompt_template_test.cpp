@@ -7,6 +7,7 @@
 #include "data/batches.h"
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "data/template_file.h"
 #include "tests/data/data_fixtures.h"
 #include "tests/realdata.h"
 
@@ -91,7 +92,7 @@ TEST(PromptTemplate, TheEndTokenIsTrainedByItsId) {  // pain: EOS never learned
 }
 
 TEST(PromptTemplate, ExactlyOneBos) {  // pain: double BOS
-  const FakeTokenizer with, without(FakeTokenizer::Options{.bos = false});
+  const FakeTokenizer with, without(FakeTokenizer::Options{.bos = std::nullopt});
   TemplateStrings spelled = PromptTemplate::load("alpaca").strings();
   spelled.prompt_with_input = "<s>" + spelled.prompt_with_input;
   spelled.prompt_without_input = "<s>" + spelled.prompt_without_input;
@@ -156,7 +157,7 @@ TEST(PromptTemplate, TextOfRecordsIsNeverSpecial) {  // and never a placeholder
 
 TEST(PromptTemplate, AMissingSpecialTokenIsNamed) {
   const FakeTokenizer plain(FakeTokenizer::Options{.specials = {"<|eot_id|>"}});
-  const FakeTokenizer endless(FakeTokenizer::Options{.eos = false});
+  const FakeTokenizer endless(FakeTokenizer::Options{.eos = std::nullopt});
   EXPECT_THAT(message_of<BadInput>([&] { PromptTemplate::load("llama3").check(plain); }),
               AllOf(HasSubstr("llama3"), HasSubstr("<|start_header_id|>")));
   EXPECT_THAT(message_of<BadInput>([&] { PromptTemplate::load("alpaca").check(endless); }), HasSubstr("EOS"));
@@ -218,6 +219,34 @@ TEST_F(TemplateFileTest, MistakesAreNamed) {
   EXPECT_THAT(error(R"({"trim":"yes"})"), HasSubstr("trim"));
 }
 
+TEST(PromptTemplate, JsonCarriesEveryString) {
+  const PromptTemplate mine("my/template.json", {.prompt_with_input = "I: {instruction}\n{input}\n",
+                                                 .prompt_without_input = "I: {instruction}\n",
+                                                 .response_header = "R:",
+                                                 .response_suffix = "\n",
+                                                 .end_token = "<|eot_id|>",
+                                                 .special_tokens = {"<|eot_id|>"},
+                                                 .trim = true});
+  for (const PromptTemplate& original :
+       {mine, PromptTemplate::load("alpaca"), PromptTemplate::load("alpaca_stanford"),
+        PromptTemplate::load("llama3")}) {
+    const PromptTemplate again = parse_template(template_json(original), "somewhere");
+    EXPECT_EQ(again.strings(), original.strings());
+    EXPECT_EQ(again.name(), original.name());
+  }
+  const Json json = template_json(mine);
+  EXPECT_EQ(parse_template_strings(json, "somewhere"), mine.strings());  // it is a template file
+  Json unnamed = json, wrong = json, surplus = json;
+  unnamed.erase("name");
+  EXPECT_EQ(parse_template(unnamed, "somewhere").name(), "somewhere");
+  wrong["name"] = 3;
+  EXPECT_THAT(message_of<BadInput>([&] { parse_template(wrong, "state.json: template"); }),
+              HasSubstr("state.json: template: name: found"));
+  surplus["trims"] = true;
+  EXPECT_THAT(message_of<BadInput>([&] { parse_template(surplus, "state.json: template"); }),
+              AllOf(HasSubstr("state.json: template"), HasSubstr("\"trim\"")));
+}
+
 TEST(PromptTemplate, FingerprintFollowsEveryString) {
   const TemplateStrings base = PromptTemplate::load("llama3").strings();
   std::vector<TemplateStrings> others(7, base);
@@ -245,7 +274,7 @@ TEST(PromptTemplate, ChatTemplate) {
   const std::string llama3 = PromptTemplate::load("llama3").chat_template(tokenizer);
   EXPECT_THAT(llama3, HasSubstr("| trim"));
   EXPECT_THAT(llama3, HasSubstr("~ '<|eot_id|>' -}}"));
-  const FakeTokenizer without_bos(FakeTokenizer::Options{.bos = false});
+  const FakeTokenizer without_bos(FakeTokenizer::Options{.bos = std::nullopt});
   EXPECT_EQ(PromptTemplate::load("alpaca").chat_template(without_bos).find("bos_token"), std::string::npos);
 }
 
@@ -256,7 +285,7 @@ TEST(PromptTemplate, DocumentsAreWhollyTargets) {
   Batch batch;
   append_document(batch, document.tokens, document.prompt_length);
   EXPECT_EQ(batch.targets, (Ids{197, 198, 2, kIgnoreTarget}));
-  const FakeTokenizer bare(FakeTokenizer::Options{.bos = false, .eos = false});
+  const FakeTokenizer bare(FakeTokenizer::Options{.bos = std::nullopt, .eos = std::nullopt});
   EXPECT_EQ(encode_document("ab", bare).tokens, (Ids{197, 198}));
 }
 

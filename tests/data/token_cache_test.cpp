@@ -96,6 +96,10 @@ TEST_F(TokenCacheTest, IsBuiltAgainWhenAnythingChanged) {
   EXPECT_TRUE(open()->reused());
   tokenizer_ = std::make_unique<FakeTokenizer>(FakeTokenizer::Options{.version = "2"});
   expect_rebuilt("tokenizer");
+  tokenizer_ = std::make_unique<FakeTokenizer>(FakeTokenizer::Options{.bos = std::nullopt});
+  expect_rebuilt("no BOS");
+  tokenizer_ = std::make_unique<FakeTokenizer>(FakeTokenizer::Options{.eos = 5});
+  expect_rebuilt("another EOS");
   tokenizer_ = std::make_unique<FakeTokenizer>();
   *template_ = PromptTemplate::load("alpaca_stanford");
   expect_rebuilt("template");
@@ -104,6 +108,24 @@ TEST_F(TokenCacheTest, IsBuiltAgainWhenAnythingChanged) {
   expect_rebuilt("columns");
   options_.columns = {};
   EXPECT_TRUE(open()->reused());
+}
+
+// pain: EOS never learned. The setting is in a file beside the tokenizer, and the old EOS would still be
+// trained while everything else stops at the new one.
+TEST_F(TokenCacheTest, AnEosOfTokenizerConfigReachesCachedTokens) {
+  const auto directory = folder_ / "tokenizer";
+  std::filesystem::create_directories(directory);
+  train_sentencepiece({"a b c d e f ", "fff d c b a"}, {.vocab_size = 270}, directory);
+  const auto last_token = [&](const std::string& eos) {
+    std::ofstream(directory / "tokenizer_config.json") << R"({"eos_token":")" + eos + R"("})";
+    const auto tokenizer = load_tokenizer(directory);
+    const auto cache = TokenCache::open_or_build(data_, *tokenizer, *template_, options_);
+    EXPECT_EQ(cache->tokens(0).back(), tokenizer->eos_id());
+    return cache->tokens(0).back();
+  };
+  EXPECT_EQ(last_token("</s>"), 2);
+  EXPECT_EQ(last_token("<unk>"), 0);
+  EXPECT_EQ(last_token("</s>"), 2);
 }
 
 TEST_F(TokenCacheTest, DamagedFilesAreRebuiltNotTrusted) {

@@ -63,7 +63,7 @@ TEST_F(Tasks, ResponseLossIsTheMeanOverTargetTokens) {
     loss += reference_loss(model, sample);
     tokens += static_cast<int64_t>(sample.tokens.size()) - sample.prompt_length;
   }
-  const auto task = make_task("response_loss", records_, {}, tokenizer_, template_);
+  const auto task = make_task("response_loss", records_, {}, tokenizer_, &template_);
   const Json metrics = task->metrics(run(*task, model));
   EXPECT_NEAR(metrics["loss"].get<double>(), loss / static_cast<double>(tokens), 1e-5);
   EXPECT_EQ(metrics["tokens"].get<int64_t>(), tokens);
@@ -73,13 +73,14 @@ TEST_F(Tasks, ResponseLossIsTheMeanOverTargetTokens) {
 
 TEST_F(Tasks, ResponseLossDoesNotDependOnBatchesOrShares) {
   Llama model = byte_model("2-3");
-  const auto one = make_task("response_loss", records_, {.batch_size = 1}, tokenizer_, template_);
+  const auto one = make_task("response_loss", records_, {.batch_size = 1}, tokenizer_, &template_);
   const double loss = run(*one, model).result.ratio();
   for (const int64_t batch_size : {2, 5}) {
-    const auto task = make_task("response_loss", records_, {.batch_size = batch_size}, tokenizer_, template_);
+    const auto task =
+        make_task("response_loss", records_, {.batch_size = batch_size}, tokenizer_, &template_);
     EXPECT_NEAR(run(*task, model).result.ratio(), loss, 1e-5);
   }
-  const auto automatic = make_task("response_loss", records_, {}, tokenizer_, template_);
+  const auto automatic = make_task("response_loss", records_, {}, tokenizer_, &template_);
   for (const int64_t shares : {2, 3, 8}) {
     TaskSums sums;
     for (int64_t share = 0; share < shares; ++share) sums += automatic->run(model, share, shares);
@@ -91,11 +92,11 @@ TEST_F(Tasks, ResponseLossDoesNotDependOnBatchesOrShares) {
 TEST_F(Tasks, RecordsAreCountedAfterTheLengthFilter) {
   Llama model = byte_model();
   const auto task =
-      make_task("response_loss", records_, {.max_length = 60, .max_records = 4}, tokenizer_, template_);
+      make_task("response_loss", records_, {.max_length = 60, .max_records = 4}, tokenizer_, &template_);
   const Json metrics = task->metrics(run(*task, model));
   EXPECT_EQ(metrics["n"].get<int64_t>(), 4);
   EXPECT_EQ(metrics["over_length"].get<int64_t>(), 1);
-  EXPECT_THROW(make_task("response_loss", records_, {.max_length = 5}, tokenizer_, template_), BadInput);
+  EXPECT_THROW(make_task("response_loss", records_, {.max_length = 5}, tokenizer_, &template_), BadInput);
 }
 
 TEST_F(Tasks, PerplexityCountsEveryTokenOnce) {
@@ -106,7 +107,7 @@ TEST_F(Tasks, PerplexityCountsEveryTokenOnce) {
   EncodedSample whole;
   whole.tokens = encode_raw_prompt(text, tokenizer_);
   const double loss = reference_loss(model, whole) / static_cast<double>(text.size());
-  const auto at_once = make_task("perplexity", path, {.max_length = 200}, tokenizer_, template_);
+  const auto at_once = make_task("perplexity", path, {.max_length = 200}, tokenizer_, &template_);
   const Json metrics = at_once->metrics(run(*at_once, model));
   EXPECT_NEAR(metrics["loss"].get<double>(), loss, 1e-5);
   EXPECT_NEAR(metrics["perplexity"].get<double>(), std::exp(loss), 1e-3);
@@ -131,11 +132,11 @@ TEST_F(Tasks, PerplexityWindowsFollowTheirDefinition) {
     window.prompt_length = static_cast<int32_t>(counted - begin + 1);
     loss += reference_loss(model, window);
   }
-  const auto task = make_task("perplexity", path, {.max_length = 16, .stride = 8}, tokenizer_, template_);
+  const auto task = make_task("perplexity", path, {.max_length = 16, .stride = 8}, tokenizer_, &template_);
   const Json metrics = task->metrics(run(*task, model));
   EXPECT_NEAR(metrics["loss"].get<double>(), loss / static_cast<double>(text.size()), 1e-5);
   EXPECT_EQ(metrics["tokens"].get<int64_t>(), static_cast<int64_t>(text.size()));
-  EXPECT_THROW(make_task("perplexity", path, {.max_length = 16, .stride = 17}, tokenizer_, template_),
+  EXPECT_THROW(make_task("perplexity", path, {.max_length = 16, .stride = 17}, tokenizer_, &template_),
                BadInput);
 }
 
@@ -157,7 +158,7 @@ TEST_F(Tasks, ExactMatchComparesTrimmedText) {
   }
   const auto path = directory_.write("match.json", records.dump());
   const auto task =
-      make_task("exact_match", path, {.max_new_tokens = 8, .stop_ids = {2}}, tokenizer_, template_);
+      make_task("exact_match", path, {.max_new_tokens = 8, .stop_ids = {2}}, tokenizer_, &template_);
   const TaskSums sums = run(*task, model);
   const Json metrics = task->metrics(sums);
   EXPECT_DOUBLE_EQ(metrics["exact_match"].get<double>(), 0.5);
@@ -171,7 +172,7 @@ TEST_F(Tasks, ExactMatchComparesTrimmedText) {
 TEST_F(Tasks, AnAnswerThatOutgrewItsTargetIsNotFinished) {
   Llama model = byte_model();
   const auto path = directory_.write("short.json", R"([{"instruction": "abc", "output": "x"}])");
-  const auto task = make_task("exact_match", path, {.max_new_tokens = 200}, tokenizer_, template_);
+  const auto task = make_task("exact_match", path, {.max_new_tokens = 200}, tokenizer_, &template_);
   const TaskSums sums = run(*task, model);
   EXPECT_EQ(sums.result.ratio(), 0);
   EXPECT_LT(sums.processed_tokens, 60);
@@ -179,7 +180,7 @@ TEST_F(Tasks, AnAnswerThatOutgrewItsTargetIsNotFinished) {
 
 TEST_F(Tasks, UnknownNamesAreAnsweredWithTheNearest) {
   try {
-    make_task("response_los", records_, {}, tokenizer_, template_);
+    make_task("response_los", records_, {}, tokenizer_, &template_);
     FAIL();
   } catch (const BadInput& error) {
     EXPECT_NE(std::string(error.what()).find("did you mean response_loss?"), std::string::npos)

@@ -6,16 +6,17 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def run_stages(tmp_path, pytest_output="3 passed in 1.0s", pytest_code=0, ctest_code=0, format_code=0):
+def run_stages(tmp_path, pytest_output="3 passed in 1.0s", pytest_code=0, ctest_code=0, format_code=0, format_version="14.0.6"):
     """The script in a folder where cmake, ctest, clang-format and pytest are stand-ins."""
     programs = tmp_path / "programs"
     programs.mkdir()
     stand_ins = {
         "cmake": "exit 0",
         "ctest": f"echo '100% tests passed, 0 tests failed out of 5'; exit {ctest_code}",
-        "clang-format": f"exit {format_code}",
+        "clang-format": f'[ "$1" = --version ] && echo "clang-format version {format_version}" && exit 0; exit {format_code}',
         "git": "echo a.cpp",
     }
+    stand_ins["clang-format-14"] = stand_ins["clang-format"]
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name, body in stand_ins.items():
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -57,6 +58,13 @@ def test_failing_ctest_fails(tmp_path):
 
 def test_unformatted_source_fails(tmp_path):
     assert run_stages(tmp_path, format_code=1).returncode == 1
+
+
+def test_a_missing_or_another_clang_format_fails(tmp_path):
+    """A stage that skips itself on every fresh machine checks nothing."""
+    run = run_stages(tmp_path, format_version="18.1.3")
+    assert run.returncode == 1
+    assert "FAILED: format;" in run.stdout and "found no clang-format 14" in run.stdout
 
 
 def test_skipping_for_a_program_that_is_not_built_fails(tmp_path):

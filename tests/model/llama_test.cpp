@@ -66,6 +66,7 @@ TEST_P(AgainstEager, LossAndEveryGradientInDouble) {
   }
 }
 
+// pain: packing contamination. rival: documents concatenated under one causal mask.
 TEST_P(AgainstEager, LogitsOfPackedDocumentsEqualThoseOfEachAlone) {
   const ModelConfig& config = GetParam().config;
   Llama model = make_model(config, at::kDouble);

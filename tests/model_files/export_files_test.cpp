@@ -145,5 +145,33 @@ TEST_F(ExportFiles, NoTokenizerIsNoError) {
   EXPECT_FALSE(fs::exists(out() / "tokenizer_config.json"));
 }
 
+TEST_F(ExportFiles, TheTemplateIsAFileBesideTheConfig) {
+  ExportOptions with = options();
+  with.template_file = "{\"name\": \"mine\"}\n";
+  write_export_files(out(), config(""), with);
+  EXPECT_EQ(read_text_file(out() / kTemplateFile), *with.template_file);
+  fs::remove(out() / kTemplateFile);
+  write_export_files(out(), config(""), options());
+  EXPECT_FALSE(fs::exists(out() / kTemplateFile));
+}
+
+// Without "legacy" transformers drops SentencePiece's dummy prefix after "<s>": see
+// tests/parity/test_chat_template.py.
+TEST_F(ExportFiles, AChatTemplateSetsLegacy) {
+  put("tokenizer.model", "\n\x0e\n\x05<unk>");
+  put("tokenizer_config.json", R"({"bos_token":"<s>","legacy":false,"chat_template":"old"})");
+  ExportOptions with = options();
+  with.chat_template = "new";
+  write_export_files(out(), config(""), with);
+  const Json written = read_json_file(out() / "tokenizer_config.json");
+  EXPECT_EQ(written, Json::parse(R"({"bos_token":"<s>","legacy":true})"));
+  // Untrained, or without SentencePiece: nobody's to change.
+  write_export_files(out(), config(""), options());
+  EXPECT_EQ(read_json_file(out() / "tokenizer_config.json").at("legacy"), false);
+  put("tokenizer.model", "IQ== 0\n");
+  write_export_files(out(), config(""), with);
+  EXPECT_EQ(read_json_file(out() / "tokenizer_config.json").at("legacy"), false);
+}
+
 }  // namespace
 }  // namespace satune

@@ -197,6 +197,7 @@ TEST(CheckCheckpoint, AllFloatingTypesAreAccepted) {
                                     ": found dtype I64, expected F64, F32, F16 or BF16")));
 }
 
+// rival: tensors missing from a checkpoint left uninitialised.
 TEST(CheckCheckpoint, MissingMisshapenAndUnknownTensorsAreNamed) {
   const TensorTable table(small_config());
   const std::vector<TensorSpec> good = specs_of(table, DType::kF32);

@@ -72,6 +72,7 @@ TEST(ModelConfig, DefaultsAreTransformers) {
   EXPECT_EQ(config.sharing.num_layers(), 4);
 }
 
+// rival: list-valued eos_token_id refused.
 TEST(ModelConfig, EosMayBeOneIdOrAList) {
   EXPECT_THAT(parse_with("eos_token_id", 2).eos_token_ids, ElementsAre(2));
   EXPECT_THAT(parse_with("eos_token_id", {5, 9}).eos_token_ids, ElementsAre(5, 9));
@@ -91,6 +92,7 @@ TEST(ModelConfig, HeadDimMayBeExplicit) {
               HasSubstr("expected a multiple of num_attention_heads 7"));
 }
 
+// rival: rope_scaling ignored.
 TEST(ModelConfig, RopeOfBothGenerations) {
   EXPECT_EQ(parse_with("rope_theta", 500000).rope_theta, 500000.0);
   EXPECT_EQ(parse_with("rope_parameters", {{"rope_theta", 100000}, {"rope_type", "default"}}).rope_theta,

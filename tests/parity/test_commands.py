@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -282,6 +283,142 @@ def test_export_writes_what_the_run_exported(satune, stories, tmp_path, records)
     assert not (tmp_path / "none").exists()
 
 
+def test_a_template_file_is_carried_along(satune, stories, tmp_path, records):
+    """pain: another prompt when served than when trained. The file may be gone or changed afterwards."""
+    template = tmp_path / "mine.json"
+    strings = {"prompt_with_input": "Q: {instruction} ({input})\n", "prompt_without_input": "Q: {instruction}\n",
+               "response_header": "A:"}
+    template.write_text(json.dumps(strings))
+    settings = {"model_name_or_path": stories, "output_dir": tmp_path / "run", "train_file": records, "val_size": 0,
+                "max_length": 256, "max_steps": 2, "warmup_steps": 0, "sharing.layers": "3-4", "precision": "fp32",
+                "token_cache_dir": "", "template": "mine.json"}
+    (tmp_path / "config.json").write_text("{}")
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    done = subprocess.run([satune, "train", "config.json", *overrides], cwd=tmp_path, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    export, elsewhere = tmp_path / "run" / "export", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def prompt(model):
+        done = subprocess.run([satune, "generate", model, "--instruction", "Hi", "--input", "you", "--max-new-tokens",
+                               "2", "--json"], cwd=elsewhere, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["prompt"]
+
+    def measured(model):
+        done = subprocess.run([satune, "eval", model, "--task", f"response_loss={records}", "--json"], cwd=elsewhere,
+                              capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["tasks"]
+
+    loss = measured(export)
+    for change in ("gone", "another"):
+        template.unlink(missing_ok=True)
+        if change == "another":
+            template.write_text(json.dumps(strings | {"response_header": "B:"}))
+        assert prompt(export) == "Q: Hi (you)\nA:"
+        assert measured(export) == loss
+        call(satune, "share", export, elsewhere / f"copy-{change}")
+        assert prompt(elsewhere / f"copy-{change}") == "Q: Hi (you)\nA:"
+        # From the snapshot, too: state.json holds the strings.
+        call(satune, "export", tmp_path / "run", elsewhere / f"again-{change}")
+        for name in ("satune_template.json", "chat_template.jinja", "generation_config.json"):
+            assert (elsewhere / f"again-{change}" / name).read_bytes() == (export / name).read_bytes()
+
+    # An export of an older build names the file only: the error says where that stands.
+    (export / "satune_template.json").unlink()
+    config = json.loads((export / "generation_config.json").read_text()) | {"satune_template": "old/mine.json"}
+    (export / "generation_config.json").write_text(json.dumps(config))
+    line = refused(satune, "generate", export, "--instruction", "Hi")
+    assert "generation_config.json: satune_template" in line and "old/mine.json" in line and "--template" in line
+
+
+def test_the_format_of_the_data_is_remembered(satune, stories, tmp_path):
+    """A run on plain text exports without a chat template, although its data have moved."""
+    book = tmp_path / "book.txt"
+    book.write_text("Once upon a time there was a dog. " * 20)
+    (tmp_path / "config.json").write_text("{}")
+    settings = {"model_name_or_path": stories, "output_dir": tmp_path / "run", "train_file": book, "max_length": 128,
+                "max_steps": 2, "warmup_steps": 0, "sharing.layers": "3-4", "precision": "fp32", "token_cache_dir": ""}
+    done = call(satune, "train", tmp_path / "config.json", *(f"{key}={value}" for key, value in settings.items()))
+    assert b"holds out nothing" in done.stderr  # the default val_size of a single document
+    book.rename(tmp_path / "moved.txt")
+    call(satune, "export", tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+    assert not (tmp_path / "out" / "satune_template.json").exists()
+
+
+def test_perplexity_needs_no_end_token(satune, stories, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.model", "model.safetensors"):
+        (model / name).write_bytes((stories / name).read_bytes())
+    (model / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": None}))
+    (tmp_path / "text.txt").write_text(STORY)
+    text = ["--task", f"perplexity={tmp_path / 'text.txt'}"]
+    expected = json.loads(call(satune, "eval", stories, *text, "--json").stdout)["tasks"]
+    assert json.loads(call(satune, "eval", model, *text, "--json").stdout)["tasks"] == expected
+
+
+def test_columns_of_evaluated_records(satune, stories, tmp_path, records):
+    renamed = [{"question": row["instruction"], "context": row["input"], "answer": row["output"]}
+               for row in json.loads(records.read_text())]
+    path = tmp_path / "renamed.json"
+    path.write_text(json.dumps(renamed))
+    columns = ["--column", "instruction=question", "--column", "input=context", "--column", "output=answer"]
+
+    def measured(data, *more):
+        report = call(satune, "eval", stories, "--task", f"response_loss={data}", "--json", *more).stdout
+        return json.loads(report)["tasks"]
+
+    assert measured(path, *columns) == measured(records)
+    assert "prompt" in refused(satune, "eval", stories, "--task", f"response_loss={path}", "--column", "prompt=question")
+
+
+def test_positions_beyond_the_model_are_refused(satune, stories, tmp_path, records):
+    positions = json.loads((stories / "config.json").read_text())["max_position_embeddings"]
+    task = f"response_loss={records}"
+    line = refused(satune, "eval", stories, "--task", task, "--max-length", positions + 1)
+    assert "--max-length" in line and f"at most {positions}" in line
+    line = refused(satune, "generate", stories, "--prompt", "Once", "--max-new-tokens", positions)
+    assert "--max-new-tokens" in line and str(positions) in line
+    assert "max_position_embeddings" in refused(satune, "generate", stories, "--prompt", "word " * positions)
+    # The default takes what is left, and exact_match's answers end where the positions do.
+    long_prompt = "word " * (positions // 4)
+    answer = json.loads(call(satune, "generate", stories, "--prompt", long_prompt, "--json").stdout)
+    assert 1 <= len(answer["tokens"]) < positions
+    call(satune, "eval", stories, "--task", f"exact_match={records}", "--max-new-tokens", 5 * positions,
+         "--max-records", 1)
+
+
+def test_output_that_does_not_arrive_is_an_error(satune, stories, records):
+    for arguments in (["eval", stories, "--task", f"response_loss={records}", "--json"],
+                      ["generate", stories, "--prompt", "Once", "--max-new-tokens", "3"],
+                      ["train", "--print-config"], ["--version"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([satune, *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, timeout=300)
+        assert done.returncode == 3, arguments
+        assert b"No space left on device" in done.stderr or b"standard output: cannot be written" in done.stderr
+
+
+def test_what_the_machine_lacks_is_exit_3(satune, stories, tmp_path, records):
+    arch = write_architecture(tmp_path)
+    command = [satune, "init", arch, tmp_path / "out", "--train-tokenizer", records, "--vocab-size", "300"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, timeout=300,
+                          env={"TMPDIR": "/nowhere", "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 3 and b"TMPDIR: found /nowhere" in done.stderr, done.stderr
+    call(satune, "init", arch, tmp_path / "base", "--tokenizer", stories)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
+
+    big = write_architecture(tmp_path, hidden_size=4096, intermediate_size=16384, vocab_size=32000)
+    done = subprocess.run([satune, "init", str(big), str(tmp_path / "big"), "--tokenizer", str(stories)],
+                          capture_output=True, timeout=300, preexec_fn=limit)
+    assert done.returncode == 3 and b"memory" in done.stderr, (done.returncode, done.stderr)
+    assert not (tmp_path / "big").exists()
+
+
 # init
 
 
@@ -374,13 +511,18 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
     task = f"response_loss={records}"
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
+    book = tmp_path / "book.txt"
+    book.write_text(STORY)
     call(satune, "share", stories, tmp_path / "shared", "--sharing", "3-4")
     cases = [
         (["generate", stories], ["--prompt", "--instruction"]),
         (["generate", stories, "--prompt", "a", "--instruction", "b"], ["--prompt", "--instruction"]),
         (["generate", stories, "--prompt", "a", "--input", "b"], ["--input"]),
         (["generate", stories, "--prompt", "a", "--temperature", "-1"], ["--temperature", "-1"]),
-        (["generate", stories, "--prompt", "a", "--top-p", "0"], ["--top-p", "0"]),
+        (["generate", stories, "--prompt", "a", "--temperature", "1", "--top-p", "0"], ["--top-p", "0"]),
+        (["generate", stories, "--prompt", "a", "--top-p", "0.9"], ["--top-p", "--temperature"]),
+        (["generate", stories, "--prompt", "a", "--top-k", "3"], ["--top-k", "--temperature"]),
+        (["generate", stories, "--prompt", "a", "--seed", "3"], ["--seed", "--temperature"]),
         (["generate", stories, "--prompt", "a", "--max-new-tokens", "0"], ["--max-new-tokens"]),
         (["generate", stories, "--prompt", "a", "--precision", "fp8"], ["--precision", "fp8"]),
         (["generate", stories, "--prompt", "a", "--device", "tpu"], ["--device", "tpu"]),
@@ -412,6 +554,9 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
         (["init", arch, tmp_path / "out"], ["vocab_size"]),
         (["init", arch, tmp_path / "out", "--tokenizer", full], ["full"]),
         (["init", arch, tmp_path / "out", "--tokenizer", stories, "--train-tokenizer", records], ["--train-tokenizer"]),
+        (["init", arch, tmp_path / "out", "--tokenizer", stories, "--template", "alpaca"], ["--template", "--train-tokenizer"]),
+        (["init", arch, tmp_path / "out", "--train-tokenizer", book, "--template", "alpaca"], ["--template", "plain text"]),
+        (["eval", stories, "--task", f"perplexity={book}", "--template", "alpaca"], ["--template", "perplexity"]),
         (["diff", stories, "--reference", tmp_path / "none.safetensors"], ["none.safetensors"]),
         (["diff", stories, "--reference", records], ["records.json"]),
     ]

@@ -173,6 +173,15 @@ def test_print_config_is_a_config(satune, tiny, tmp_path):
     assert "// peak of the schedule" in call(satune, "train", "--print-config").stdout
 
 
+def test_print_config_takes_overrides_without_a_file(satune):
+    printed = call(satune, "train", "--print-config").stdout
+    for override in ("learning_rate=0.5", "--learning_rate=0.5"):
+        assert '"learning_rate": 0.5' in call(satune, "train", "--print-config", override).stdout
+        assert '"learning_rate": 0.5' in call(satune, "train", override, "max_steps=3", "--print-config").stdout
+    assert '"learning_rate": 0.5' not in printed
+    assert "found no CONFIG" in refused(satune, "train", "learning_rate=0.5")
+
+
 def test_errors_name_what_was_found_and_expected(satune, tiny, tmp_path):
     config = tiny / "config.json"
     assert "found no command" in refused(satune)

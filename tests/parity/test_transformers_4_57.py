@@ -29,7 +29,7 @@ def test_the_folder_holds_4_57():
     assert done.stdout.startswith("4.57."), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", ["test_oracle.py", "test_export.py"])
+@pytest.mark.parametrize("file", ["test_oracle.py", "test_export.py", "test_chat_template.py"])
 def test_under_4_57(file):
     done = run_457("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", HERE / file)
     print(done.stdout)

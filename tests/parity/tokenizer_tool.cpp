@@ -1,18 +1,23 @@
 // What the parity tests ask of tokenizers, over standard input and output. Texts go in and out with their
 // number of bytes and a newline before them; ids and lengths stand in one line for each text.
-//   tokenizer_tool encode DIR             texts in, ids out
-//   tokenizer_tool decode|decode-skip DIR ids in, texts out, with or without special tokens
-//   tokenizer_tool info DIR [TOKEN...]    kind, size, bos, eos, CPU seconds of loading, special_id of each
-//   token tokenizer_tool bench DIR              texts in; CPU seconds of the fastest of 5 rounds and the
-//   number of tokens tokenizer_tool split JSON             texts in; the bytes of each word that this
-//   pre_tokenizer makes tokenizer_tool classes                one digit for each code point: other 0, letter
-//   1, number 2, space 3 tokenizer_tool train DIR VOCAB_SIZE   texts in; trains a SentencePiece tokenizer
+//
+//   tokenizer_tool encode DIR                 texts in, ids out
+//   tokenizer_tool decode|decode-skip DIR     ids in, texts out, with or without special tokens
+//   tokenizer_tool info DIR [TOKEN...]        kind, size, bos, eos, seconds of loading, id of each TOKEN
+//   tokenizer_tool bench DIR                  texts in; CPU seconds of the fastest of 5 rounds, tokens
+//   tokenizer_tool records DIR TEMPLATE FILE  for each record the prompt's length and the ids trained
+//   tokenizer_tool chat-template DIR TEMPLATE chat_template.jinja of an export
+//   tokenizer_tool split JSON                 texts in; bytes of each word that this pre_tokenizer makes
+//   tokenizer_tool classes                    a digit for each code point: 1 letter, 2 number, 3 space, 0
+//   tokenizer_tool train DIR VOCAB_SIZE       texts in; trains a SentencePiece tokenizer
 #include <ctime>
 #include <iostream>
 #include <iterator>
 #include <sstream>
 
 #include "data/files/error.h"
+#include "data/prompt_template.h"
+#include "data/records.h"
 #include "data/tokenizer.h"
 #include "data/tokenizers/pre_tokenizer.h"
 #include "data/tokenizers/unicode_classes.h"
@@ -88,6 +93,15 @@ void classes() {
   std::cout << digits;
 }
 
+void records(const Tokenizer& tokenizer, const PromptTemplate& prompt_template, const std::string& file) {
+  for (const Record& record : read_alpaca(file)) {
+    const EncodedSample sample = prompt_template.encode(record, tokenizer);
+    std::cout << sample.prompt_length;
+    for (const int32_t id : sample.tokens) std::cout << ' ' << id;
+    std::cout << '\n';
+  }
+}
+
 void run(std::span<const std::string> arguments) {
   const std::string& what = arguments[0];
   if (what == "classes") return classes();
@@ -101,6 +115,8 @@ void run(std::span<const std::string> arguments) {
   if (what == "encode") encode(*tokenizer);
   if (what == "decode" || what == "decode-skip") decode(*tokenizer, what == "decode-skip");
   if (what == "bench") bench(*tokenizer);
+  if (what == "records") records(*tokenizer, PromptTemplate::load(arguments[2]), arguments[3]);
+  if (what == "chat-template") std::cout << PromptTemplate::load(arguments[2]).chat_template(*tokenizer);
   if (what == "info") info(*tokenizer, load_seconds, arguments.subspan(2));
 }
 

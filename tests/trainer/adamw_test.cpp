@@ -158,6 +158,7 @@ TEST(GradientNorm, IsTheNormInDoublePrecision) {
   }
 }
 
+// rival: a clip that divides by the norm twice.
 TEST(GradientNorm, ClipsAsTorchDoes) {
   EXPECT_DOUBLE_EQ(clip_factor(4.0, 1.0), 1.0 / (4.0 + 1e-6));
   EXPECT_DOUBLE_EQ(clip_factor(0.5, 1.0), 1.0);

@@ -4,12 +4,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cerrno>
 #include <cmath>
 #include <limits>
+#include <set>
+#include <tuple>
 
 #include "data/files/error.h"
 #include "model/files/safetensors.h"
 #include "tests/trainer/tiny_run.h"
+#include "trainer/snapshot.h"
 #include "trainer/snapshot_reader.h"
 
 namespace satune::trainer_test {
@@ -30,6 +34,7 @@ TEST(FineTune, LearnsAndLogsEveryStepOnce) {
   EXPECT_EQ(read_json_file(tiny.output("run") / "config.json").at("learning_rate"), 0.01);
 }
 
+// pain: gradient-accumulation normalisation.
 TEST(FineTune, GradientAccumulationEqualsOneLargeBatch) {
   const TinyRun tiny;
   tiny.train("large", {"per_device_train_batch_size=4", "gradient_accumulation_steps=1"});
@@ -43,6 +48,24 @@ TEST(FineTune, GradientAccumulationEqualsOneLargeBatch) {
     }
     EXPECT_EQ(small[i].at("num_tokens"), large[i].at("num_tokens"));
   }
+}
+
+// rival: bf16 gradient accumulation over many micro-steps without compensation. Of one record a thousand
+// times the mean gradient is that of the record; a bf16 sum would stand still after 256 of them.
+TEST(FineTune, AThousandMicroBatchesAddUpInHalfPrecision) {
+  const TinyRun tiny;
+  Json records = Json::array();
+  for (int i = 0; i < 1024; ++i)
+    records.push_back({{"instruction", "river stone"}, {"output", "seven cloud green"}});
+  const auto data = tiny.directory().write("same.json", records.dump());
+  const auto grad_norm = [&](const std::string& name, const std::string& accumulation) {
+    tiny.train(
+        name, {"precision=bf16", "max_steps=1", "warmup_steps=0", "val_size=0", "train_file=" + data.string(),
+               "per_device_train_batch_size=1", "gradient_accumulation_steps=" + accumulation});
+    return metric_rows(tiny.output(name)).at(0).at("grad_norm").get<double>();
+  };
+  const double one = grad_norm("one", "1");
+  EXPECT_NEAR(grad_norm("thousand", "1024"), one, 0.01 * one);
 }
 
 TEST(FineTune, TwoRunsAreBitwiseTheSame) {
@@ -62,22 +85,81 @@ TEST(FineTune, RecordingPoliciesAreBitwiseTheSame) {
   }
 }
 
+// pain: bf16 weights that stop moving at small lr. Nineteen updates of about 1e-5 add up in the master,
+// although one of them is below the resolution of bf16 at 0.05 (2e-4). Masters are compared with masters: the
+// rounding of the loaded weights is no movement.
 TEST(FineTune, HalfPrecisionWeightsMoveAtSmallLearningRates) {
   const TinyRun tiny;
   tiny.train("run", {"precision=bf16", "learning_rate=1e-5", "lr_scheduler_type=constant", "warmup_steps=0",
-                     "max_steps=20"});
-  const SnapshotReader snapshot(tiny.output("run") / "snapshots/step-00000020");
-  const Checkpoint base(tiny.model());
-  const std::string name = "model.layers.0.mlp.up_proj.weight";
-  const auto index = static_cast<size_t>(snapshot.table().find(name) - snapshot.table().tensors().data());
-  const at::Tensor master = snapshot.tensor(index);
-  const auto* before = reinterpret_cast<const float*>(base.find(name)->bytes.data());
+                     "weight_decay=0", "max_steps=20", "save_steps=1", "save_total_limit=20"});
+  const auto master_after = [&](int64_t step) {
+    const SnapshotReader snapshot(tiny.output("run") / "snapshots" / snapshot_name(step));
+    const TensorInfo* info = snapshot.table().find("model.layers.0.mlp.up_proj.weight");
+    return snapshot.tensor(static_cast<size_t>(info - snapshot.table().tensors().data()));
+  };
+  const at::Tensor first = master_after(1), last = master_after(20);
   double moved = 0;
-  for (int64_t i = 0; i < master.numel(); ++i) {
-    moved += std::abs(master.const_data_ptr<float>()[i] - before[i]) / static_cast<double>(master.numel());
+  for (int64_t i = 0; i < first.numel(); ++i) {
+    moved += std::abs(last.const_data_ptr<float>()[i] - first.const_data_ptr<float>()[i]) /
+             static_cast<double>(first.numel());
   }
-  // Twenty steps of about 1e-5 add up in the master, although one is below the resolution of bf16 at 0.05.
   EXPECT_GT(moved, 5e-5);
+  EXPECT_LT(moved, 19 * 1.05e-5);
+}
+
+// pain: wrong dtype in the exported config.
+TEST(FineTune, AnExportSaysTheDtypeThatItHas) {
+  const TinyRun tiny;
+  for (const auto& [setting, name, stored] :
+       {std::tuple("auto", "float32", "F32"), std::tuple("bfloat16", "bfloat16", "BF16"),
+        std::tuple("float16", "float16", "F16")}) {
+    ASSERT_EQ(tiny.train(setting, {"precision=bf16", "max_steps=3", "export_at_end=true",
+                                   std::string("export_dtype=") + setting}),
+              kExitOk);
+    const auto folder = tiny.output(setting) / "export";
+    const Json config = read_json_file(folder / "config.json");
+    EXPECT_EQ(config.at("dtype"), name);
+    EXPECT_EQ(config.at("torch_dtype"), name);
+    const SafetensorsFile file(folder / "model.safetensors");
+    for (const auto& [tensor, entry] : file.tensors()) EXPECT_EQ(entry.dtype, stored) << tensor;
+  }
+}
+
+/// A disk that takes everything but the metrics.
+class BrokenSinks : public FileOps {
+ public:
+  int open(const char* path, int flags, unsigned mode) override {
+    const int fd = FileOps::open(path, flags, mode);
+    const std::string name = std::filesystem::path(path).filename();
+    const bool sink =
+        name.find("metrics.jsonl") != std::string::npos || name.find("tfevents") != std::string::npos;
+    if (sink) {
+      sinks_.insert(fd);
+    } else {
+      sinks_.erase(fd);
+    }
+    return fd;
+  }
+  ssize_t write(int fd, const void* data, size_t size) override {
+    if (!sinks_.contains(fd)) return FileOps::write(fd, data, size);
+    ++failures;
+    return errno = ENOSPC, -1;
+  }
+  int failures = 0;
+
+ private:
+  std::set<int> sinks_;
+};
+
+// pain: a metrics sink that fails kills the run.
+TEST(FineTune, ARunEndsWellWithoutItsSinks) {
+  const TinyRun tiny;
+  BrokenSinks broken;
+  ASSERT_EQ(tiny.train("run", {"export_at_end=true"}, broken), kExitOk);
+  EXPECT_GT(broken.failures, 0);
+  ASSERT_EQ(tiny.train("whole", {"export_at_end=true"}), kExitOk);
+  EXPECT_EQ(snapshot_tensors(tiny.output("run"), 10), snapshot_tensors(tiny.output("whole"), 10));
+  EXPECT_TRUE(std::filesystem::exists(tiny.output("run") / "export/model.safetensors"));
 }
 
 TEST(FineTune, FrozenTensorsHaveNoState) {

@@ -104,6 +104,7 @@ TEST(Metrics, RowHasTheKeysOfTheContractAndExactNumbers) {
   EXPECT_EQ(parse_json(metrics_row(m), "row")["mfu"], 0.4);
 }
 
+// rival: invalid JSON in the log when a loss is NaN.
 TEST(Metrics, RowIsValidJsonWhenNumbersAreNotFinite) {
   StepMetrics m = metrics_of(1);
   m.loss = std::numeric_limits<double>::quiet_NaN();

@@ -1,5 +1,6 @@
 #include "trainer/run_plan.h"
 
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,13 +9,16 @@
 #include "data/files/error.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/dry_run.h"
+#include "trainer/snapshot.h"
 
 namespace satune::run_plan_test {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using ::testing::StartsWith;
 using trainer_test::TinyRun;
 
 template <class Function>
@@ -140,6 +144,38 @@ TEST_F(RunPlanTest, WhatCannotBeTrainedIsRefused) {
               HasSubstr("max_position_embeddings"));
 }
 
+TEST_F(RunPlanTest, ErrorsNameTheConfigThatSaidIt) {
+  const Json base = settings_json(settings({}));
+  const auto error = [&](const Json& change, const std::vector<std::string>& overrides = {}) {
+    Json config = base;
+    config.update(change);
+    return error_of([&] { RunPlan(parse_settings(config.dump(), "run.json", overrides)); });
+  };
+  EXPECT_THAT(error({{"warmup_steps", 99999}, {"warmup_ratio", nullptr}}),
+              StartsWith("run.json: warmup_steps: "));
+  EXPECT_THAT(error({{"template", "vicuna"}}), StartsWith("run.json: template: "));
+  EXPECT_THAT(error({{"sharing", {{"layers", "2-9"}, {"anchor", "before"}}}}),
+              StartsWith("run.json: sharing layers \"2-9\": "));
+  EXPECT_THAT(error({{"unfrozen_parameters", {"model.layer.1"}}}),
+              StartsWith("run.json: unfrozen_parameters: "));
+  EXPECT_THAT(error({{"val_size", 40}}), StartsWith("run.json: val_size: "));
+  EXPECT_THAT(error({}, {"template=vicuna"}), StartsWith("command line: template: "));
+  EXPECT_THAT(error({{"train_file", "missing.json"}}), StartsWith("missing.json: "));
+}
+
+TEST_F(RunPlanTest, ATextFileTrainsWithTheDefaultValSize) {
+  const std::filesystem::path book = run_->output("book.txt");
+  std::ofstream(book) << "river stone seven cloud green";
+  const std::vector<std::string> more = {"train_file=" + book.string(), "val_size=0.01", "max_steps=2"};
+  RunPlan p = plan(more);
+  EXPECT_EQ(p.eval(), nullptr);
+  EXPECT_EQ(p.train().rows(0), 1);
+  std::vector<std::string> patient = more;
+  patient.push_back("patience=2");
+  EXPECT_THAT(error_of([&] { plan(patient); }),
+              AllOf(HasSubstr("patience"), HasSubstr("book.txt holds one")));
+}
+
 TEST_F(RunPlanTest, DryRunTellsThePlanAndWritesNothing) {
   RunPlan p = plan({"num_train_epochs=2", "output_dir=" + run_->output("never-made").string()});
   const std::string report = dry_run_report(p);
@@ -165,8 +201,35 @@ TEST_F(RunPlanTest, DryRunSeesWhatARunWouldRefuse) {
   EXPECT_THAT(error_of([&] { report({"learning_rate=0.5"}); }), HasSubstr("learning_rate: 0.01 -> 0.5"));
   EXPECT_THAT(error_of([&] { report({"resume=never"}); }), HasSubstr("not empty"));
   std::ofstream(run_->output("a-file")) << "x";
+  at::set_num_threads(1);
+  report({"num_threads=2"});
+  EXPECT_EQ(at::get_num_threads(), 2) << "the machine is compared as the run would set it up";
+  at::set_num_threads(1);
   EXPECT_THAT(error_of([&] { report({"output_dir=" + run_->output("a-file/run").string()}); }),
               HasSubstr("a file at"));
+}
+
+TEST_F(RunPlanTest, DryRunRefusesAndSkipsTheSnapshotsThatARunWould) {
+  const std::vector<std::string> steps = {"max_steps=6", "save_steps=2", "save_total_limit=5"};
+  ASSERT_EQ(run_->train("looked-at", steps), kExitOk);
+  const std::filesystem::path snapshots = run_->output("looked-at") / kSnapshotFolder;
+  const auto report = [&](const std::string& more) {
+    std::vector<std::string> overrides = steps;
+    overrides.push_back(more);
+    RunPlan p(run_->settings("looked-at", overrides));
+    return dry_run_report(p);
+  };
+  const std::string older = "resume=" + (snapshots / snapshot_name(2)).string();
+  EXPECT_THAT(error_of([&] { report(older); }), HasSubstr("the newer snapshot"));
+  // A byte that changed without a change of size: the checksum tells, and nothing is set aside.
+  std::fstream file(snapshots / snapshot_name(6) / rank_file_name(0),
+                    std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(-8, std::ios::end);
+  file.write("tampered", 8);
+  file.close();
+  EXPECT_THAT(report("resume=auto"), HasSubstr("takes up " + (snapshots / snapshot_name(4)).string()));
+  EXPECT_THAT(trainer_test::snapshots_of(run_->output("looked-at")),
+              ElementsAre("step-00000002", "step-00000004", "step-00000006"));
 }
 
 }  // namespace

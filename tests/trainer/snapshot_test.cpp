@@ -5,6 +5,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <functional>
+
 #include "data/files/error.h"
 #include "tests/files/faulty_file_ops.h"
 #include "tests/trainer/rank_threads.h"
@@ -110,10 +113,9 @@ TEST(Snapshot, ManifestNoticesEveryDamage) {
 
 /// What a resume needs of state.json.
 Json small_state() {
-  return {{"progress", {{"step", 1}}},
-          {"base_model", "nowhere"},
-          {"frozen", Json::object()},
-          {"model", model_config_json(small_config())},
+  return {{"progress", {{"step", 1}}}, {"base_model", "nowhere"},
+          {"frozen", Json::object()},  {"machine", Json::object()},
+          {"data_fingerprint", ""},    {"model", model_config_json(small_config())},
           {"settings", Json::object()}};
 }
 
@@ -147,6 +149,7 @@ void expect_written_by_index(const fs::path& whole) {
   EXPECT_THROW(SnapshotReader{whole}, BadInput);
 }
 
+// pain: world-size change refused.
 TEST(Snapshot, WrittenByThreeRanksIsReadByOne) {
   const TemporaryDirectory directory;
   const fs::path whole = directory / snapshot_name(1);
@@ -163,6 +166,44 @@ TEST(Snapshot, WrittenByThreeRanksIsReadByOne) {
     });
     expect_written_by_index(whole);
   }
+}
+
+TEST(Snapshot, AStateOfAnotherShapeNamesTheKey) {
+  const SmallOptimizer small;
+  const auto error = [&](const std::function<void(Json&)>& change) -> std::string {
+    const TemporaryDirectory directory;
+    const fs::path folder = directory / snapshot_name(1);
+    write_snapshot(folder, source_of(small.optimizer), {}, alone(), small_state(), 1, false,
+                   posix_file_ops());
+    Json state = read_json_file(folder / kStateFile);
+    change(state);
+    std::ofstream(folder / kStateFile) << write_json(state);
+    std::vector<ManifestEntry> files;
+    for (const std::string& name : {rank_file_name(0), std::string(kStateFile)})
+      files.push_back({name, fs::file_size(folder / name), 0});
+    std::ofstream(folder / kManifestFile) << write_json(manifest_json(1, files));
+    try {
+      const SnapshotReader reader(folder);
+    } catch (const BadInput& bad) {
+      return bad.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(error([](Json&) {}), "no error");
+  for (const char* key : {"progress", "has_optimizer_state", "model", "settings", "frozen", "machine",
+                          "data_fingerprint", "base_model", "shards"}) {
+    EXPECT_THAT(
+        error([&](Json& state) { state.erase(key); }),
+        AllOf(HasSubstr(std::string("state.json: key ") + key + ": found nothing"), HasSubstr("expected")));
+  }
+  EXPECT_THAT(error([](Json& state) { state["progress"]["step"] = "one"; }),
+              HasSubstr("state.json: progress: key step: found the string"));
+  const auto first_range = [](Json& state) -> Json& { return state["shards"][0]["ranges"].front(); };
+  EXPECT_THAT(error([&](Json& state) { first_range(state) = Json::array({0}); }), HasSubstr("[begin, end)"));
+  EXPECT_THAT(error([&](Json& state) {
+                first_range(state) = Json::array({0, 1 << 30});
+              }),
+              HasSubstr("within its"));
 }
 
 TEST(SnapshotStore, CountsCompleteOnesOnly) {
@@ -202,9 +243,23 @@ TEST(Snapshot, StateSurvivesTheJson) {
   EXPECT_EQ(*read.best_eval_loss, *state.best_eval_loss);
   EXPECT_EQ(read.unlogged->loss, state.unlogged->loss);
   EXPECT_TRUE(std::isnan(read.unlogged->grad_norm));
-  EXPECT_THROW(parse_run_state(Json::object(), "state.json"), BadInput);
+  const auto error = [&](const char* key, const Json& value) -> std::string {
+    Json json = run_state_json(state);
+    json[key] = value;
+    try {
+      parse_run_state(json, "state.json");
+    } catch (const BadInput& bad) {
+      return bad.what();
+    }
+    return "no error";
+  };
+  EXPECT_THAT(error("updates", nullptr),
+              AllOf(HasSubstr("state.json: key updates: found"), HasSubstr("expected")));
+  EXPECT_THAT(error("loss_scale", "big"), HasSubstr("state.json: key loss_scale: found the string"));
+  EXPECT_THAT(error("unlogged", Json::object()), HasSubstr("state.json: unlogged: key step"));
 }
 
+// pain: disk full on the last checkpoint.
 TEST(RunFolder, DiskThatCannotHoldTheSnapshotsIsAnError) {
   const TemporaryDirectory directory;
   const DiskNeed need{1000, 3, 500};

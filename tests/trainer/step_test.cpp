@@ -72,6 +72,7 @@ struct Steps {
   std::optional<TrainingStep> step;
 };
 
+// pain: all-masked sample (here a whole step of them).
 TEST(TrainingStep, WithoutTargetsUpdatesNothing) {
   const TinyRun tiny;
   Steps steps(tiny);
@@ -84,6 +85,7 @@ TEST(TrainingStep, WithoutTargetsUpdatesNothing) {
   EXPECT_TRUE(at::equal(before, steps.model.weights().trained.flat(1)));
 }
 
+// rival: masked loss divided by all tokens instead of the valid ones.
 TEST(TrainingStep, IsNormalisedByTheTargetsOfTheWholeStep) {
   const TinyRun tiny;
   Steps steps(tiny);
@@ -169,6 +171,7 @@ void poison_record(const TinyRun& tiny, size_t record) {
   std::ofstream(tiny.data()) << records.dump();
 }
 
+// pain: optimizer stepping on NaN. rival: NaN gradients zeroed silently.
 TEST(NonFinite, StopsAtTheStateBeforeAndNamesTheRecord) {
   const TinyRun tiny;
   poison_record(tiny, 17);

@@ -114,7 +114,7 @@ class Comparison {
 
 int run_diff(const DiffOptions& options) {
   const SafetensorsFile dump(options.reference);
-  const ModelSource source = find_model(options.model);
+  const ModelSource source = find_model_for(options.model);
   const DeviceBatch batch = batch_of(dump, source);
   Llama model = load_model(source);
   Comparison comparison(dump, options.tolerance);

@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
-#include <cstdio>
+#include <optional>
+#include <utility>
 
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
@@ -13,6 +14,7 @@
 #include "evaluation/task.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
+#include "trainer/commands/standard_output.h"
 #include "trainer/device.h"
 
 namespace satune {
@@ -20,7 +22,8 @@ namespace {
 
 struct EvalOptions {
   ModelOptions model;
-  std::vector<std::string> tasks;  ///< NAME=PATH
+  std::vector<std::string> tasks;    ///< NAME=PATH
+  std::vector<std::string> columns;  ///< PART=KEY
   std::optional<std::string> template_name, output;
   std::optional<int64_t> max_length;
   std::string batch_size = "auto";
@@ -60,14 +63,61 @@ std::string task_key(const std::string& name, const std::filesystem::path& data,
   return longer;
 }
 
+/// "NAME=VALUE" in two. `example` ends the error.
+std::pair<std::string, std::string> split_pair(std::string_view option, const std::string& text,
+                                               std::string_view example) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || equals + 1 == text.size())
+    throw bad_input(option, fmt::format("\"{}\"", text), example);
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+std::pair<std::string, std::string> split_task(const std::string& text) {
+  return split_pair("--task", text, "NAME=PATH, as in response_loss=eval.json");
+}
+
+ColumnNames parse_columns(const std::vector<std::string>& pairs) {
+  ColumnNames columns;
+  for (const std::string& text : pairs) {
+    const auto [part, key] = split_pair("--column", text, "PART=KEY, as in instruction=question");
+    std::string* name = part == "instruction" ? &columns.instruction
+                        : part == "input"     ? &columns.input
+                        : part == "output"    ? &columns.output
+                        : part == "text"      ? &columns.text
+                                              : nullptr;
+    if (name == nullptr)
+      throw bad_input("--column", fmt::format("\"{}\"", part), "instruction, input, output or text");
+    *name = key;
+  }
+  return columns;
+}
+
+/// None where no task asks for one: perplexity wants neither a template nor an EOS.
+std::optional<PromptTemplate> load_template(const EvalOptions& options, const ModelSource& source,
+                                            const Tokenizer& tokenizer) {
+  const bool used = std::any_of(options.tasks.begin(), options.tasks.end(), [](const std::string& task) {
+    return task_uses_template(split_task(task).first);
+  });
+  if (used) return load_model_template(source, options.template_name, tokenizer);
+  if (options.template_name)
+    throw bad_input("--template " + *options.template_name, "only perplexity, which has no template",
+                    "response_loss or exact_match beside it");
+  return std::nullopt;
+}
+
+int64_t bounded_length(const EvalOptions& options, const ModelSource& source) {
+  const int64_t positions = source.config.max_position_embeddings;
+  if (options.max_length && *options.max_length > positions)
+    throw bad_input("--max-length", fmt::format("{} tokens", *options.max_length),
+                    fmt::format("at most {}, the model's max_position_embeddings", positions));
+  return options.max_length.value_or(std::min(options.task.max_length, positions));
+}
+
 std::vector<NamedTask> make_tasks(const EvalOptions& options, const Tokenizer& tokenizer,
-                                  const PromptTemplate& prompt_template) {
+                                  const PromptTemplate* prompt_template) {
   std::vector<NamedTask> tasks;
   for (const std::string& text : options.tasks) {
-    const size_t equals = text.find('=');
-    if (equals == std::string::npos || equals + 1 == text.size())
-      throw bad_input("--task", fmt::format("\"{}\"", text), "NAME=PATH, as in response_loss=eval.json");
-    const std::string name = text.substr(0, equals), path = text.substr(equals + 1);
+    const auto [name, path] = split_task(text);
     std::string key = task_key(name, path, tasks);
     tasks.push_back({std::move(key), text, make_task(name, path, options.task, tokenizer, prompt_template)});
   }
@@ -120,14 +170,18 @@ Json run_tasks(const ModelSource& source, const std::vector<NamedTask>& tasks) {
 int run_eval(EvalOptions options) {
   if (options.output) require_new_file(*options.output, "--output");
   options.task.batch_size = parse_batch_size(options.batch_size);
-  const ModelSource source = find_model(options.model);
+  const ModelSource source = find_model_for(options.model);
   const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source);
-  const PromptTemplate prompt_template = load_model_template(source, options.template_name, *tokenizer);
-  options.task.max_length = options.max_length.value_or(
-      std::min<int64_t>(options.task.max_length, source.config.max_position_embeddings));
-  options.task.stop_ids =
-      stop_token_ids(source.directory, source.config, *tokenizer, prompt_template.end_id(*tokenizer));
-  const std::vector<NamedTask> tasks = make_tasks(options, *tokenizer, prompt_template);
+  const std::optional<PromptTemplate> prompt_template = load_template(options, source, *tokenizer);
+  options.task.columns = parse_columns(options.columns);
+  options.task.max_length = bounded_length(options, source);
+  options.task.max_positions = source.config.max_position_embeddings;
+  if (prompt_template) {
+    options.task.stop_ids =
+        stop_token_ids(source.directory, source.config, *tokenizer, prompt_template->end_id(*tokenizer));
+  }
+  const std::vector<NamedTask> tasks =
+      make_tasks(options, *tokenizer, prompt_template ? &*prompt_template : nullptr);
 
   Json report;
   report["model"] = options.model.request.name_or_path;
@@ -138,7 +192,7 @@ int run_eval(EvalOptions options) {
     print_table(report);
   }
   // Last, so that a disk that is full does not take the results with it.
-  std::fflush(stdout);
+  finish_standard_output();
   if (options.output) write_file_atomic(*options.output, write_json(report));
   return kExitOk;
 }
@@ -156,6 +210,11 @@ void add_eval_command(CLI::App& app, int& exit_code) {
           "NAME=PATH, several times. response_loss, exact_match: Alpaca JSON or JSONL; perplexity: .txt, "
           "or JSONL with `text`. A second file under one name is reported as NAME:FILENAME")
       ->required()
+      ->allow_extra_args(false);
+  command
+      ->add_option("--column", options->columns,
+                   "PART=KEY, several times: the key that holds instruction, input, output or text where it "
+                   "is called otherwise, as `columns` of a training config")
       ->allow_extra_args(false);
   command->add_option(
       "--template", options->template_name,

@@ -5,12 +5,12 @@
 #include <algorithm>
 
 #include "data/files/error.h"
-#include "data/records.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
 #include "trainer/final_export.h"
 #include "trainer/snapshot_reader.h"
 #include "trainer/snapshot_store.h"
+#include "trainer/trained_text.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -22,7 +22,7 @@ struct CommandOptions {
 };
 
 /// The snapshot itself, or the newest complete one of a run folder or its snapshots/ folder.
-fs::path find_snapshot(const fs::path& given) {
+fs::path snapshot_to_export(const fs::path& given) {
   std::error_code error;
   if (!fs::is_directory(given, error))
     throw bad_input(given.string(), "no such folder", "a snapshot or a run folder");
@@ -39,24 +39,17 @@ fs::path find_snapshot(const fs::path& given) {
                   "a snapshot (step-00001234) or a run folder with one");
 }
 
-/// Whether the run trained on plain text, which has no template. Asked of the data while it is there.
-bool trained_on_plain_text(const Settings& settings) {
-  std::error_code error;
-  if (!fs::exists(settings.train_file, error)) return false;
-  return detect_data_format(settings.train_file, settings.columns) == DataFormat::kText;
-}
-
 int run_export(const CommandOptions& options) {
   require_new_directory(options.out);
-  const SnapshotReader snapshot(find_snapshot(options.snapshot));
+  const SnapshotReader snapshot(snapshot_to_export(options.snapshot));
   const Settings settings =
       parse_settings(snapshot.settings().dump(), (snapshot.folder() / kStateFile).string() + ": settings");
   const DType dtype =
       options.dtype ? parse_export_dtype(*options.dtype) : export_dtype(settings, snapshot.config());
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(snapshot.base_model());
-  const PromptTemplate prompt_template = PromptTemplate::load(settings.prompt_template);
-  const ExportOptions files =
-      export_options(snapshot.base_model(), prompt_template, *tokenizer, trained_on_plain_text(settings));
+  const TrainedText text = read_trained_text(snapshot);
+  const ExportOptions files = export_options(snapshot.base_model(), text.prompt_template, *tokenizer,
+                                             text.format == DataFormat::kText);
   snapshot.verify();
   export_model(
       options.out, snapshot.config(), snapshot.table(), [&](size_t i) { return snapshot.tensor(i); }, dtype,

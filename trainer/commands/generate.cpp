@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
@@ -16,8 +17,11 @@
 namespace satune {
 namespace {
 
+constexpr int64_t kLongestAnswer = 256;
+
 struct GenerateOptions {
   ModelOptions model;
+  std::optional<int64_t> max_new_tokens;
   std::optional<std::string> prompt, instruction, template_name;
   std::string input;
   GenerationOptions generation;
@@ -31,6 +35,16 @@ struct Prompt {
   std::vector<int32_t> text_context;  ///< a plain prompt is continued; a response stands by itself
   std::optional<int32_t> template_end;
 };
+
+/// Options of the draws, which greedy decoding does not make.
+void check_draws(const CLI::App& command, const GenerateOptions& options) {
+  if (options.generation.sampling.temperature != 0) return;
+  for (const char* name : {"--top-k", "--top-p", "--seed"}) {
+    if (command.count(name) == 0) continue;
+    throw bad_input(name, "greedy decoding (temperature 0), which draws nothing",
+                    "--temperature above 0 beside it");
+  }
+}
 
 void check(const GenerateOptions& options) {
   if (options.prompt.has_value() == options.instruction.has_value())
@@ -65,15 +79,31 @@ Prompt make_prompt(const GenerateOptions& options, const ModelSource& source, co
   return prompt;
 }
 
+/// Tokens of the answer: what was asked for, which must fit in the model's positions, or what is left of
+/// them.
+int64_t bounded_answer(const GenerateOptions& options, const Prompt& prompt, const ModelSource& source) {
+  const int64_t positions = source.config.max_position_embeddings;
+  const auto length = static_cast<int64_t>(prompt.tokens.size());
+  if (length >= positions)
+    throw bad_input("the prompt", fmt::format("{} tokens", length),
+                    fmt::format("fewer than {}, the model's max_position_embeddings", positions));
+  if (options.max_new_tokens && length + *options.max_new_tokens > positions)
+    throw bad_input("--max-new-tokens",
+                    fmt::format("{} after a prompt of {} tokens", *options.max_new_tokens, length),
+                    fmt::format("at most {} (max_position_embeddings is {})", positions - length, positions));
+  return options.max_new_tokens.value_or(std::min(kLongestAnswer, positions - length));
+}
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 int run_generate(GenerateOptions options) {
   check(options);
-  const ModelSource source = find_model(options.model);
+  const ModelSource source = find_model_for(options.model);
   const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source);
   const Prompt prompt = make_prompt(options, source, *tokenizer);
+  options.generation.max_new_tokens = bounded_answer(options, prompt, source);
   options.generation.stop_ids =
       stop_token_ids(source.directory, source.config, *tokenizer, prompt.template_end);
   const Llama model = load_model(source);
@@ -120,8 +150,8 @@ void add_generate_command(CLI::App& app, int& exit_code) {
       "alpaca, alpaca_stanford, llama3 or a template file (default: what the model was trained "
       "with, else alpaca)");
   command
-      ->add_option("--max-new-tokens", options->generation.max_new_tokens,
-                   "Longest answer, in tokens (default 256)")
+      ->add_option("--max-new-tokens", options->max_new_tokens,
+                   "Longest answer, in tokens (default 256, or what the model's positions leave)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   SamplingOptions& sampling = options->generation.sampling;
   command->add_option("--temperature", sampling.temperature, "0 = greedy (default); above, tokens are drawn");
@@ -138,7 +168,10 @@ void add_generate_command(CLI::App& app, int& exit_code) {
       "  satune generate MODEL --prompt \"Once upon a time\" --max-new-tokens 64\n"
       "  satune generate MODEL --prompt \"\" --temperature 0.8 --top-p 0.9 --seed 7\n"
       "  satune generate meta-llama/Meta-Llama-3-8B --sharing 23-26 --prompt \"The capital of France is\"");
-  command->callback([options, &exit_code] { exit_code = run_generate(*options); });
+  command->callback([options, command, &exit_code] {
+    check_draws(*command, *options);
+    exit_code = run_generate(*options);
+  });
 }
 
 }  // namespace satune

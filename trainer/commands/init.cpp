@@ -4,7 +4,9 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 
 #include "data/files/error.h"
 #include "data/prompt_template.h"
@@ -21,8 +23,8 @@ namespace {
 constexpr int64_t kDefaultTrainedVocabulary = 512;
 
 struct InitOptions {
-  std::string architecture, out, sharing, template_name = "alpaca";
-  std::optional<std::string> anchor, dtype, tokenizer, train_tokenizer;
+  std::string architecture, out, sharing;
+  std::optional<std::string> anchor, dtype, tokenizer, train_tokenizer, template_name;
   std::optional<int64_t> vocab_size;
   uint64_t seed = 42;
 };
@@ -31,8 +33,17 @@ struct InitOptions {
 class ScratchFolder {
  public:
   ScratchFolder() {
-    std::string pattern = (fs::temp_directory_path() / "satune-tokenizer-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) throw EnvironmentError(pattern + ": the folder cannot be made");
+    std::error_code error;
+    const fs::path parent = fs::temp_directory_path(error);
+    if (error) {
+      const char* variable = std::getenv("TMPDIR");
+      throw EnvironmentError(fmt::format("TMPDIR: found {} ({}), expected a folder for temporary files",
+                                         variable ? variable : "none", error.message()));
+    }
+    std::string pattern = (parent / "satune-tokenizer-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) == nullptr) {
+      throw EnvironmentError(fmt::format("{}: the folder cannot be made: {}", pattern, std::strerror(errno)));
+    }
     path_ = pattern;
   }
   ~ScratchFolder() {
@@ -48,12 +59,17 @@ class ScratchFolder {
 };
 
 /// What the tokenizer will have to encode: prompts as the template writes them, and responses.
-std::vector<std::string> training_texts(const fs::path& data, const PromptTemplate& prompt_template) {
+std::vector<std::string> training_texts(const fs::path& data,
+                                        const std::optional<std::string>& template_name) {
   std::vector<std::string> texts;
   if (detect_data_format(data) == DataFormat::kText) {
+    if (template_name)
+      throw bad_input("--template " + *template_name, "plain text in " + data.string(),
+                      "no --template: it is for records with instruction and output");
     for (TextDocument& document : read_plain_text(data)) texts.push_back(std::move(document.text));
     return texts;
   }
+  const PromptTemplate prompt_template = PromptTemplate::load(template_name.value_or("alpaca"));
   for (const Record& record : read_alpaca(data)) {
     texts.push_back(prompt_template.prompt_text(record));
     texts.push_back(prompt_template.response_text(record));
@@ -74,8 +90,7 @@ fs::path provide_tokenizer(const InitOptions& options, const Json& architecture,
   }
   if (size < 1 || size > INT32_MAX) throw bad_input("vocab_size", fmt::format("{}", size), "1 to 2147483647");
   training.vocab_size = static_cast<int32_t>(size);
-  train_sentencepiece(training_texts(*options.train_tokenizer, PromptTemplate::load(options.template_name)),
-                      training, scratch);
+  train_sentencepiece(training_texts(*options.train_tokenizer, options.template_name), training, scratch);
   return scratch;
 }
 
@@ -108,6 +123,9 @@ void settle_special_ids(ModelConfig& config, const std::string& source, const To
 int run_init(const InitOptions& options) {
   if (options.tokenizer && options.train_tokenizer)
     throw bad_input("init", "--tokenizer and --train-tokenizer", "one of the two");
+  if (options.template_name && !options.train_tokenizer)
+    throw bad_input("--template " + *options.template_name, "no --train-tokenizer",
+                    "--train-tokenizer DATA beside it");
   require_new_directory(options.out);
   Json architecture = read_json_file(options.architecture, {.allow_comments = true});
   if (!architecture.is_object())

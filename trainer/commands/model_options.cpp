@@ -30,7 +30,7 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
                      "auto | cpu | cuda (default auto: a card where there is one)");
 }
 
-ModelSource find_model(ModelOptions options) {
+ModelSource find_model_for(ModelOptions options) {
   if (options.device == "auto") {
     options.request.device = choose_device(DeviceChoice::kAuto);
   } else if (options.device == "cpu" || options.device == "cuda") {

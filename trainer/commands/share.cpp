@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include "data/files/error.h"
+#include "data/template_file.h"
 #include "evaluation/generation.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
@@ -60,7 +61,10 @@ int run_share(const ShareOptions& options) {
   };
   ExportOptions export_options;
   export_options.tokenizer_source = directory;
-  export_options.template_name = recorded_template(directory);
+  if (const auto trained_with = recorded_template(directory)) {
+    export_options.template_name = trained_with->name();
+    export_options.template_file = write_json(template_json(*trained_with));
+  }
   export_options.eos_token_ids = eos_token_ids(directory, config);
   export_model(options.out, config, table, read, dtype, export_options);
   spdlog::info("{}: {} parameters in {}, {} of {} layers share attention, {} tensors left out", options.out,

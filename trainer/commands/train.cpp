@@ -74,11 +74,20 @@ void check_extras(const CLI::App& command) {
   }
 }
 
+// The first word is the config, unless it is a setting and no file.
+bool is_setting(const std::string& word) {
+  std::error_code error;
+  return word.find('=') != std::string::npos && !std::filesystem::exists(word, error);
+}
+
 Settings settings_of(const TrainCommand& command, std::vector<std::string> overrides) {
   overrides.insert(overrides.begin(), command.overrides.begin(), command.overrides.end());
   if (!command.resume.empty()) overrides.push_back("resume=" + command.resume);
   if (command.allow_changes) overrides.push_back("allow_changes=true");
-  return read_settings(command.config, overrides);
+  if (!command.config.empty() && !is_setting(command.config)) return read_settings(command.config, overrides);
+  if (!command.print_config) throw bad_input("satune train", "no CONFIG", "the path of a JSON config");
+  if (!command.config.empty()) overrides.insert(overrides.begin(), command.config);
+  return default_settings(overrides);
 }
 
 // Of all ranks that a launcher may have started, one prints.
@@ -114,11 +123,6 @@ int run_or_start_ranks(const TrainCommand& command, const Settings& settings, co
 }
 
 int run_train(const TrainCommand& command, const std::vector<std::string>& overrides) {
-  if (command.config.empty()) {
-    if (!command.print_config) throw bad_input("satune train", "no CONFIG", "the path of a JSON config");
-    fmt::print("{}", print_config(Settings{}));
-    return kExitOk;
-  }
   const Settings settings = settings_of(command, overrides);
   if (command.print_config) {
     fmt::print("{}", print_config(settings));
