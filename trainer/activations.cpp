@@ -1,6 +1,7 @@
 #include "trainer/activations.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace satune {
 namespace {
@@ -9,104 +10,147 @@ constexpr int64_t kFloatBytes = 4;
 constexpr int64_t kTileTokens = 1024, kTileElements = int64_t{1} << 21;  // of linear_fp32.cpp
 constexpr int64_t kLogitsElements = int64_t{1} << 26;  // of a chunk of the loss (linear_cross_entropy.cpp)
 
-/// Elements per token that a policy keeps, beside the fp32 scalars.
-int64_t kept_elements(const ModelConfig& config, int layer, Recording recording) {
-  const int64_t hidden = config.hidden_size, ffn = config.intermediate_size;
-  const bool shared = config.sharing.is_shared(layer), anchor = config.sharing.is_anchor(layer);
-  const int64_t query_key = shared ? 0 : config.query_size() + config.key_value_size();
-  if (recording == Recording::kRecompute) return hidden + (anchor ? query_key : 0);
-  // Input, q and k, v, attention's output, the stream between attention and MLP, gate and up.
-  int64_t elements = hidden + query_key + config.key_value_size() + config.query_size() + hidden + 2 * ffn;
-  if (recording == Recording::kKeep) elements += 2 * hidden + ffn;  // both norms, SwiGLU
-  return elements;
-}
+constexpr int64_t kHeapLimit = int64_t{32} << 20;  // bytes: M_MMAP_THRESHOLD of main.cpp
 
-int64_t kept_of_layer(const PassShape& shape, int layer, Recording recording) {
-  const ModelConfig& config = shape.config;
-  if (layer + 1 < shape.lowest_trained) {
-    const int64_t query_key = config.query_size() + config.key_value_size();
-    return config.sharing.is_anchor(layer) ? shape.tokens * query_key * shape.element : 0;
+using Buffers = std::vector<int64_t>;
+
+/// Bytes of buffers that are alive together: of the heap, which keeps what it once had, and of maps of their
+/// own. A card's count as the latter.
+class Live {
+ public:
+  explicit Live(bool on_card) : on_card_(on_card) {}
+
+  void add(int64_t bytes) {
+    if (on_card_ || bytes >= kHeapLimit) {
+      mapped_ += bytes;
+    } else {
+      heap_ += bytes;
+      largest_ = std::max(largest_, bytes);
+    }
   }
-  return layer_activation_bytes(config, layer, recording, shape.tokens, shape.element);
+  void add(const Buffers& buffers) {
+    for (const int64_t bytes : buffers) add(bytes);
+  }
+  void raise_to(const Live& other) {
+    heap_ = std::max(heap_, other.heap_);
+    mapped_ = std::max(mapped_, other.mapped_);
+    largest_ = std::max(largest_, other.largest_);
+  }
+  int64_t total() const { return heap_ + mapped_; }
+  int64_t holes() const { return 2 * largest_; }
+
+ private:
+  bool on_card_;
+  int64_t heap_ = 0, mapped_ = 0, largest_ = 0;
+};
+
+/// LayerRecord, buffer by buffer.
+Buffers record_of(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
+                  int64_t element) {
+  const int64_t stream = tokens * config.hidden_size * element;
+  const int64_t mlp = tokens * config.intermediate_size * element;
+  const int64_t query = tokens * config.query_size() * element;
+  const int64_t key = tokens * config.key_value_size() * element;
+  const int64_t scalar = tokens * kFloatBytes;
+  Buffers buffers = {stream};
+  if (config.sharing.is_anchor(layer)) buffers.insert(buffers.end(), {query, key});  // copies for its span
+  if (recording == Recording::kRecompute) return buffers;
+  buffers.push_back(config.sharing.is_shared(layer) ? key : query + 2 * key);
+  // Attention's output, the stream between attention and MLP, gate and up; 1 / rms of both norms and the
+  // attention's log-sum-exp per head.
+  buffers.insert(buffers.end(),
+                 {query, stream, 2 * mlp, scalar, scalar, scalar * config.num_attention_heads});
+  if (recording == Recording::kKeep) buffers.insert(buffers.end(), {stream, stream, mlp});  // norms, SwiGLU
+  return buffers;
 }
 
-/// A weight gradient of `numel` elements while its product is made, where the gradient is wider than the
-/// operands: rounded to their type, then added. A product through fp32 needs its tiles of both operands and
-/// of the sum.
-int64_t weight_gradient_bytes(const PassShape& shape, int64_t numel, int64_t gradient_element) {
-  if (!shape.widened) return gradient_element == shape.element ? 0 : numel * shape.element;
-  const int64_t hidden = shape.config.hidden_size, outputs = kTileElements / std::min(hidden, kTileElements);
+Buffers kept_of(const PassShape& shape, int layer, Recording recording) {
+  const ModelConfig& config = shape.config;
+  if (layer + 1 >= shape.lowest_trained)
+    return record_of(config, layer, recording, shape.tokens, shape.element);
+  if (!config.sharing.is_anchor(layer)) return {};
+  return {shape.tokens * config.query_size() * shape.element,
+          shape.tokens * config.key_value_size() * shape.element};
+}
+
+/// A weight's gradient of `numel` elements while its product is made: where the gradient is wider than the
+/// operands, rounded to their type, then added; through fp32, tiles of the sum and of both operands.
+Buffers weight_gradient(const PassShape& shape, int64_t numel, int64_t gradient_element) {
+  if (!shape.widened) {
+    if (gradient_element == shape.element) return {};
+    return {numel * shape.element};
+  }
   const int64_t tokens = std::min(shape.tokens, kTileTokens);
-  return (std::min(numel, 2 * kTileElements) + tokens * (hidden + outputs)) * kFloatBytes;
+  const int64_t tile = std::min(numel, kTileElements);
+  const int64_t widest = std::max(shape.config.hidden_size, shape.config.intermediate_size);
+  const int64_t outputs = std::max<int64_t>(1, kTileElements / shape.config.hidden_size);
+  return {tile * kFloatBytes, tile * kFloatBytes, tokens * widest * kFloatBytes,
+          tokens * outputs * kFloatBytes};
 }
 
-/// Of a layer's backward, beside what its forward recorded: the gradients of its output and, by turns, of
-/// SwiGLU's two sides, of the largest fused weight, of the norm (in fp32 steps on a card).
-int64_t layer_backward_bytes(const PassShape& shape, int layer) {
+/// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the largest fused
+/// weight, and the norm (in fp32 steps on a card).
+void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live) {
   const ModelConfig& config = shape.config;
   const int64_t stream = shape.tokens * config.hidden_size;
-  const int64_t swiglu = 2 * shape.tokens * config.intermediate_size * shape.element;
-  const int64_t weight =
-      weight_gradient_bytes(shape, 2 * config.intermediate_size * config.hidden_size, shape.gradient_element);
-  const int64_t norm = shape.on_card ? 6 * stream * kFloatBytes : 0;
-  int64_t bytes = stream * shape.element + std::max(swiglu, stream * shape.element + std::max(weight, norm));
-  if (config.sharing.is_shared(layer) || config.sharing.is_anchor(layer)) {
-    bytes += shape.tokens * (config.query_size() + config.key_value_size()) * kFloatBytes;  // SpanGradient
+  live.add(stream * shape.element);  // the gradient of the layer's output
+  if (config.sharing.is_shared(layer) || config.sharing.is_anchor(layer)) {  // SpanGradient
+    live.add({shape.tokens * config.query_size() * kFloatBytes,
+              shape.tokens * config.key_value_size() * kFloatBytes});
   }
-  return bytes;
+  Live weights = live;
+  live.add(2 * shape.tokens * config.intermediate_size * shape.element);
+  most.raise_to(live);
+  weights.add(stream * shape.element);
+  weights.add(
+      weight_gradient(shape, 2 * config.intermediate_size * config.hidden_size, shape.gradient_element));
+  if (shape.on_card) weights.add(6 * stream * kFloatBytes);
+  most.raise_to(weights);
 }
 
-/// The head: input, norm and gradient of the stream, one chunk of logits, the gradient of the matrix.
-int64_t head_bytes(const PassShape& shape) {
+/// The head: input, norm and gradient of the stream, one chunk of logits, the gradient of the matrix. Every
+/// token may be a target.
+void raise_to_head(Live& most, const PassShape& shape, Live live) {
   const int64_t vocabulary = shape.config.vocab_size, hidden = shape.config.hidden_size;
+  const int64_t stream = shape.tokens * hidden * shape.element;
   const int64_t rows = std::min(shape.tokens, std::max<int64_t>(1, kLogitsElements / vocabulary));
-  int64_t logits = shape.element;
-  // On a card: the logits in fp32, their log-softmax, its exponential.
-  if (shape.on_card) logits = 3 * kFloatBytes + (shape.element < kFloatBytes ? shape.element : 0);
-  int64_t bytes = 3 * shape.tokens * hidden * shape.element + rows * vocabulary * logits;
-  bytes += 2 * rows * hidden * shape.element;  // the chunk's rows and their gradient
-  const bool several_chunks = rows < shape.tokens;
-  const bool summed_wide = several_chunks && shape.gradient_element < kFloatBytes;
-  if (summed_wide) bytes += vocabulary * hidden * kFloatBytes;
-  return bytes + weight_gradient_bytes(shape, vocabulary * hidden,
-                                       summed_wide ? kFloatBytes : shape.gradient_element);
-}
-
-/// The embedding's gradient is summed dense in fp32 on a card, in place on the CPU.
-int64_t embedding_bytes(const PassShape& shape) {
-  if (!shape.on_card || shape.lowest_trained > 0) return 0;
-  return (shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes;
+  const int64_t chunk = rows * hidden * shape.element;
+  live.add({stream, stream, stream, chunk, chunk, rows * vocabulary * shape.element});
+  if (shape.on_card) {  // log-softmax and its exponential in fp32, and 16-bit logits widened
+    live.add((shape.element < kFloatBytes ? 3 : 2) * rows * vocabulary * kFloatBytes);
+  }
+  const bool summed_wide = rows < shape.tokens && shape.gradient_element < kFloatBytes;
+  if (summed_wide) live.add(vocabulary * hidden * kFloatBytes);
+  live.add(weight_gradient(shape, vocabulary * hidden, summed_wide ? kFloatBytes : shape.gradient_element));
+  most.raise_to(live);
 }
 
 }  // namespace
 
 int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
                                int64_t element) {
-  // Per token in fp32: 1 / rms of both norms and the attention's log-sum-exp per head.
-  const int64_t scalars = recording == Recording::kRecompute ? 0 : 2 + config.num_attention_heads;
-  return tokens * (kept_elements(config, layer, recording) * element + scalars * kFloatBytes);
+  const Buffers buffers = record_of(config, layer, recording, tokens, element);
+  return std::accumulate(buffers.begin(), buffers.end(), int64_t{0});
 }
 
-int64_t kept_bytes(const PassShape& shape, const std::vector<Recording>& recording) {
-  int64_t total = 0;
-  for (size_t i = 0; i < recording.size(); ++i)
-    total += kept_of_layer(shape, static_cast<int>(i), recording[i]);
-  return total;
-}
-
-int64_t peak_bytes(const PassShape& shape, const std::vector<Recording>& recording) {
-  int64_t peak = embedding_bytes(shape), kept = 0;
+PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording) {
+  Live kept(shape.on_card), most(shape.on_card);
   for (size_t i = 0; i < recording.size(); ++i) {
     const auto layer = static_cast<int>(i);
-    // Under every policy the layer in progress has its whole record, in the forward and again in the
-    // backward.
-    const int64_t whole =
-        layer_activation_bytes(shape.config, layer, Recording::kKeep, shape.tokens, shape.element);
-    const bool has_backward = layer + 1 >= shape.lowest_trained;
-    peak = std::max(peak, kept + whole + (has_backward ? layer_backward_bytes(shape, layer) : 0));
-    kept += kept_of_layer(shape, layer, recording[i]);
+    // Under every policy the layer in progress has its whole record, in the forward and in the backward.
+    Live live = kept;
+    live.add(record_of(shape.config, layer, Recording::kKeep, shape.tokens, shape.element));
+    most.raise_to(live);
+    if (layer + 1 >= shape.lowest_trained) raise_to_backward(most, shape, layer, live);
+    kept.add(kept_of(shape, layer, recording[i]));
   }
-  return std::max(peak, kept + head_bytes(shape));
+  raise_to_head(most, shape, kept);
+  if (shape.on_card && shape.lowest_trained == 0) {  // a card sums the embedding's gradient dense in fp32
+    Live embedding(true);
+    embedding.add((shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes);
+    most.raise_to(embedding);
+  }
+  return {kept.total(), most.total() - kept.total(), most.holes()};
 }
 
 std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available) {
@@ -124,7 +168,7 @@ std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& s
   std::vector<Recording> recording(layers, Recording::kKeep);
   for (const Recording thinner : {Recording::kSelective, Recording::kRecompute}) {
     for (size_t i = 0; i < layers; ++i) {
-      if (peak_bytes(shape, recording) <= available) return recording;
+      if (pass_bytes(shape, recording).total() <= available) return recording;
       recording[i] = thinner;
     }
   }

@@ -27,11 +27,18 @@ struct PassShape {
 int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
                                int64_t element);
 
-/// What all layers keep. Those that no backward reaches keep what their span still reads.
-int64_t kept_bytes(const PassShape& shape, const std::vector<Recording>& recording);
+struct PassBytes {
+  int64_t kept = 0;     ///< by all layers; by those that no backward reaches what their span still reads
+  int64_t working = 0;  ///< beside that: the layer, or the chunk of the loss, in progress
+  /// On the CPU: holes in the heap that no buffer fits into. Twice the largest buffer of the heap: runs of
+  /// 350 to 2,040 tokens left 1.1 to 3.6 times that.
+  int64_t holes = 0;
+  int64_t total() const { return kept + working + holes; }
+};
 
-/// The most that is alive at once: what is kept and the layer, or the chunk of the loss, in progress.
-int64_t peak_bytes(const PassShape& shape, const std::vector<Recording>& recording);
+/// Bytes of a pass over all layers. On the CPU freed buffers below glibc's threshold for maps (main.cpp) stay
+/// with the process: what they need at their worst is there for good, beside the large ones of the moment.
+PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording);
 
 /// `choice` for every layer. "auto": as many layers as fit into `available` bytes keep everything, the first
 /// ones selective where that is enough, else recomputed; all recomputed where nothing fits.

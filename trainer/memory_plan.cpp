@@ -73,7 +73,6 @@ std::vector<std::pair<std::string, int64_t>> MemoryPlan::items() const {
   return {{"weights", weights},
           {"gathered weights", gathered},
           {"gradients", gradients},
-          {"received gradients", received},
           {"summed gradients", sums},
           {"gathered sums", gathered_sums},
           {"master", master},
@@ -81,6 +80,7 @@ std::vector<std::pair<std::string, int64_t>> MemoryPlan::items() const {
           {"snapshot copy", snapshot_copy},
           {"activations", activations},
           {"working", working},
+          {"holes", holes},
           {"libraries", libraries}};
 }
 
@@ -103,8 +103,10 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
                         !run.on_card && products_are_widened(run.settings.precision),
                         sizes.lowest_trained()};
   plan.recording = choose_recording(run.settings.gradient_checkpointing, shape, available - plan.total());
-  plan.activations = kept_bytes(shape, plan.recording);
-  plan.working = peak_bytes(shape, plan.recording) - plan.activations;
+  const PassBytes pass = pass_bytes(shape, plan.recording);
+  plan.activations = pass.kept;
+  plan.working = pass.working;
+  plan.holes = pass.holes;
   return plan;
 }
 
