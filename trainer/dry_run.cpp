@@ -171,8 +171,14 @@ std::string memory_lines(RunPlan& plan, const at::Device& device) {
   std::string text;
   const int64_t row = settings.packing ? settings.max_length : plan.train_summary().longest;
   const int64_t available = available_memory(device);
-  const MemoryPlan memory = plan_memory(settings, plan.config(), plan.table(), plan.trained_mask(),
-                                        settings.per_device_train_batch_size * row, available);
+  const PlannedRun run{settings,
+                       plan.config(),
+                       plan.table(),
+                       plan.trained_mask(),
+                       settings.per_device_train_batch_size * row,
+                       !device.is_cpu(),
+                       operator_threads(settings, 1)};
+  const MemoryPlan memory = plan_memory(run, {}, available);
   std::string parts;
   for (const auto& [name, bytes] : memory.items()) {
     if (bytes > 0) {

@@ -36,17 +36,9 @@ std::unique_ptr<RunPlan> plan_run(const Settings& settings, Ranks& ranks, const 
   return plan;
 }
 
-void check_shard_groups(const Settings& settings, int64_t world_size) {
-  const int64_t size = settings.shard_group_size.value_or(world_size);
-  if (size > world_size || world_size % size != 0) {
-    throw bad_input("shard_group_size", std::to_string(size),
-                    fmt::format("a divisor of the number of processes, {}", world_size));
-  }
-}
-
 /// What a rank does, from the first look at the machine to the export.
 int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch& signals, Ranks& ranks) {
-  check_shard_groups(settings, ranks.world().size);
+  const int64_t shard_group = shard_group_size(settings, ranks.world().size);
   use_threads(settings, options.ranks.local_world_size);
   const at::Device device = choose_device(settings.device, options.ranks.local_rank);
   if (ranks.is_leader()) refuse_used_folder(settings);
@@ -63,7 +55,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   }
   ranks.coordinator().barrier("planned");
 
-  ranks.connect_groups(device, settings.shard_group_size.value_or(ranks.world().size));
+  ranks.connect_groups(device, shard_group);
   TrainingRun run(*plan, folder, store, snapshot.get(), device, signals, ranks, options);
   const ExitCode code = run.train();
   if (code == kExitOk) run.finish();

@@ -1,76 +1,61 @@
 #include "trainer/memory_plan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <numeric>
+
+#include "model/ops/product_type.h"
+#include "trainer/progress.h"
 
 namespace satune {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
-constexpr int64_t kLogitsElements = int64_t{1} << 26;  // of a chunk of the loss (linear_cross_entropy.cpp)
+constexpr int64_t kHighestStage = 3;
+constexpr int64_t kStateParts = 3;  // master and two moments
+// MKL keeps buffers of packed operands: 5.0 MiB with one thread, 10.0 with two (sgemm of LibTorch 2.11.0,
+// first call; no more for later or larger ones).
+constexpr int64_t kMklBytesPerThread = int64_t{5} << 20;
 
-/// Elements per token that a policy keeps, beside the fp32 scalars.
-int64_t kept_elements(const ModelConfig& config, int layer, Recording recording) {
-  const int64_t hidden = config.hidden_size, ffn = config.intermediate_size;
-  const bool shared = config.sharing.is_shared(layer), anchor = config.sharing.is_anchor(layer);
-  const int64_t query_key = shared ? 0 : config.query_size() + config.key_value_size();
-  if (recording == Recording::kRecompute) return hidden + (anchor ? query_key : 0);
-  // Input, q and k, v, attention's output, the stream between attention and MLP, gate and up.
-  int64_t elements = hidden + query_key + config.key_value_size() + config.query_size() + hidden + 2 * ffn;
-  if (recording == Recording::kKeep) elements += 2 * hidden + ffn;  // both norms, SwiGLU
-  return elements;
+int64_t sum_of(const std::vector<int64_t>& sizes) {
+  return std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
 }
 
-struct ParameterCounts {
-  int64_t all = 0, trained = 0;
-};
-
-ParameterCounts count_parameters(const TensorTable& table, const std::vector<bool>& trained) {
-  ParameterCounts counts;
-  const auto tensors = table.tensors();
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    counts.all += tensors[i].numel();
-    if (trained.empty() || trained[i]) counts.trained += tensors[i].numel();
-  }
-  return counts;
+bool products_are_widened(Precision precision) {
+  if (precision == Precision::kFp32) return false;
+  return cpu_product_type(precision == Precision::kFp16 ? at::kHalf : at::kBFloat16) == at::kFloat;
 }
 
-int64_t sum_activations(const ModelConfig& config, const std::vector<Recording>& recording, int64_t tokens,
-                        int64_t element) {
-  int64_t total = 0;
-  for (size_t i = 0; i < recording.size(); ++i) {
-    total += layer_activation_bytes(config, static_cast<int>(i), recording[i], tokens, element);
-  }
-  return total;
-}
+/// Weights, gradients and optimizer state: what a stage cuts.
+void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded, const SegmentSizes& sizes) {
+  const Settings& settings = run.settings;
+  const int64_t shares = sharded.shares(), stage = sharded.stage;
+  const bool alone = sharded.world_size == 1;
+  const int64_t element = compute_element_bytes(settings.precision);
+  const int64_t gradient_element = gradient_element_bytes(settings, {0, sharded.world_size});
+  const int64_t trained = sum_of(sizes.trained), all = trained + sum_of(sizes.frozen);
+  const ShardSchedule schedule = shard_schedule(sizes, sharded);
 
-/// The layer in progress (its record and as much again for gradients) or a chunk of logits and its gradient.
-int64_t working_bytes(const ModelConfig& config, int64_t tokens, int64_t element) {
-  const int64_t layer = 2 * layer_activation_bytes(config, 0, Recording::kKeep, tokens, element);
-  const int64_t logits = std::min(tokens * config.vocab_size, kLogitsElements) * (kFloatBytes + element);
-  return std::max(layer, logits) + 2 * tokens * config.hidden_size * element;
-}
+  plan.weights = (stage < 3 ? all : all / shares) * element;
+  plan.gathered = schedule.parameter_pool * element;
+  const int64_t whole = alone || stage < 2 ? trained : 0;
+  plan.gradients = (whole + schedule.gradient_pool) * gradient_element;
+  if (!alone) plan.sums = trained / shares * kFloatBytes;
+  plan.gathered_sums = schedule.replica_pool * kFloatBytes;
+  if (!alone && stage == 0) plan.gathered_sums += trained * kFloatBytes;
 
-std::vector<Recording> choose_recording(Checkpointing choice, const ModelConfig& config, int64_t tokens,
-                                        int64_t element, int64_t available) {
-  const auto layers = static_cast<size_t>(config.num_hidden_layers);
-  switch (choice) {
-    case Checkpointing::kOff:
-      return std::vector<Recording>(layers, Recording::kKeep);
-    case Checkpointing::kSelective:
-      return std::vector<Recording>(layers, Recording::kSelective);
-    case Checkpointing::kOn:
-      return std::vector<Recording>(layers, Recording::kRecompute);
-    case Checkpointing::kAuto:
-      break;
+  const int64_t owned = stage == 0 ? trained : trained / shares;
+  const bool has_master = settings.precision != Precision::kFp32;
+  if (run.on_card && settings.optimizer_offload == OptimizerOffload::kCpu) {
+    plan.host += owned * kStateParts * kFloatBytes;
+  } else {
+    plan.master = has_master ? owned * kFloatBytes : 0;
+    plan.moments = owned * 2 * kFloatBytes;
   }
-  std::vector<Recording> recording(layers, Recording::kKeep);
-  for (const Recording thinner : {Recording::kSelective, Recording::kRecompute}) {
-    for (size_t i = 0; i < layers; ++i) {
-      if (sum_activations(config, recording, tokens, element) <= available) return recording;
-      recording[i] = thinner;
-    }
+  if (settings.async_save) {
+    (run.on_card ? plan.host : plan.snapshot_copy) += trained / shares * kStateParts * kFloatBytes;
   }
-  return recording;
 }
 
 }  // namespace
@@ -84,32 +69,68 @@ int64_t gradient_element_bytes(const Settings& settings, const World& world) {
   return settings.precision == Precision::kBf16 && !summed_in_place ? 2 : kFloatBytes;
 }
 
-int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
-                               int64_t element) {
-  // Per token in fp32: 1 / rms of both norms and the attention's log-sum-exp per head.
-  const int64_t scalars = recording == Recording::kRecompute ? 0 : 2 + config.num_attention_heads;
-  return tokens * (kept_elements(config, layer, recording) * element + scalars * kFloatBytes);
-}
-
 std::vector<std::pair<std::string, int64_t>> MemoryPlan::items() const {
-  return {{"weights", weights}, {"gradients", gradients},     {"master", master},
-          {"moments", moments}, {"activations", activations}, {"working", working}};
+  return {{"weights", weights},
+          {"gathered weights", gathered},
+          {"gradients", gradients},
+          {"summed gradients", sums},
+          {"gathered sums", gathered_sums},
+          {"master", master},
+          {"moments", moments},
+          {"snapshot copy", snapshot_copy},
+          {"activations", activations},
+          {"working", working},
+          {"holes", holes},
+          {"libraries", libraries}};
 }
 
-MemoryPlan plan_memory(const Settings& settings, const ModelConfig& config, const TensorTable& table,
-                       const std::vector<bool>& trained, int64_t tokens, int64_t available) {
-  const int64_t element = compute_element_bytes(settings.precision);
-  const ParameterCounts counts = count_parameters(table, trained);
+int64_t MemoryPlan::total() const {
+  int64_t bytes = 0;
+  for (const auto& [name, item] : items()) bytes += item;
+  return bytes;
+}
+
+MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t available) {
+  const SegmentSizes sizes(run.table, run.trained_mask, sharded.world_size);
   MemoryPlan plan;
-  plan.weights = counts.all * element;
-  plan.gradients = counts.trained * gradient_element_bytes(settings);
-  plan.master = settings.precision == Precision::kFp32 ? 0 : counts.trained * kFloatBytes;
-  plan.moments = counts.trained * 2 * kFloatBytes;
-  plan.working = working_bytes(config, tokens, element);
-  plan.recording =
-      choose_recording(settings.gradient_checkpointing, config, tokens, element, available - plan.total());
-  plan.activations = sum_activations(config, plan.recording, tokens, element);
+  plan_state(plan, run, sharded, sizes);
+  if (!run.on_card) plan.libraries = run.threads * kMklBytesPerThread;
+  const PassShape shape{run.config,
+                        run.tokens,
+                        compute_element_bytes(run.settings.precision),
+                        gradient_element_bytes(run.settings, {0, sharded.world_size}),
+                        run.on_card,
+                        !run.on_card && products_are_widened(run.settings.precision),
+                        sizes.lowest_trained()};
+  plan.recording = choose_recording(run.settings.gradient_checkpointing, shape, available - plan.total());
+  const PassBytes pass = pass_bytes(shape, plan.recording);
+  plan.activations = pass.kept;
+  plan.working = pass.working;
+  plan.holes = pass.holes;
   return plan;
+}
+
+StageChoice choose_zero_stage(const PlannedRun& run, int64_t world_size, int64_t available) {
+  const int64_t shard_group = shard_group_size(run.settings, world_size);
+  if (world_size == 1) return {0, "zero_stage: 0, one process holds everything"};
+  if (run.settings.zero_stage) {
+    return {*run.settings.zero_stage, fmt::format("zero_stage: {}, as configured", *run.settings.zero_stage)};
+  }
+  const auto bytes = [](int64_t value) { return format_bytes(static_cast<double>(value)); };
+  std::string too_large;
+  for (int64_t stage = 0; stage <= kHighestStage; ++stage) {
+    const int64_t need = plan_memory(run, {world_size, stage, shard_group}, available).total();
+    if (need <= available) {
+      const std::string why =
+          stage == 0 ? fmt::format("it needs {} a rank, {} available", bytes(need), bytes(available))
+                     : too_large;
+      return {stage, fmt::format("zero_stage auto: {} ({})", stage, why)};
+    }
+    too_large =
+        fmt::format("stage {} would need {} a rank, {} available", stage, bytes(need), bytes(available));
+  }
+  return {kHighestStage, fmt::format("zero_stage auto: {} ({}: this will not fit)", kHighestStage,
+                                     fmt::format("even {}", too_large))};
 }
 
 }  // namespace satune

@@ -1,5 +1,5 @@
-// Bytes a run needs on one device, before anything is allocated. Drives gradient_checkpointing "auto" and
-// what --dry-run prints.
+// Bytes that one rank of a run needs, by component, before anything is allocated. Drives zero_stage "auto"
+// and gradient_checkpointing "auto", --dry-run's memory line and `satune plan`.
 #pragma once
 
 #include <cstdint>
@@ -9,36 +9,62 @@
 
 #include "model/files/model_config.h"
 #include "model/files/tensor_table.h"
-#include "model/llama.h"
+#include "trainer/activations.h"
 #include "trainer/settings.h"
 #include "trainer/shard.h"
+#include "trainer/shard_schedule.h"
 
 namespace satune {
 
-/// Bytes of what one layer's forward keeps until its backward, for `tokens` tokens (see LayerRecord).
-/// `element` = bytes of an activation. An anchor keeps its Q and K under every policy.
-int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
-                               int64_t element);
+/// What is planned. The references must outlive it.
+struct PlannedRun {
+  const Settings& settings;
+  const ModelConfig& config;
+  const TensorTable& table;
+  const std::vector<bool>& trained_mask;  ///< per table tensor; empty = all trained
+  int64_t tokens = 0;  ///< of the largest micro-batch: per_device_train_batch_size * max_length at most
+  bool on_card = false;
+  int64_t threads = 1;  ///< of this rank, on the CPU
+};
 
+/// Of one rank. On the CPU the device is the machine's memory, which its ranks share.
 struct MemoryPlan {
-  int64_t weights = 0;  ///< trained and frozen, in the compute dtype
-  int64_t gradients = 0;
-  int64_t master = 0;  ///< fp32 copies; 0 in fp32 runs, where the weights are the master
+  int64_t weights = 0;    ///< trained and frozen, in the compute dtype; stage 3: this rank's share
+  int64_t gathered = 0;   ///< stage 3: buffers for whole segments
+  int64_t gradients = 0;  ///< as the backward writes them: whole, or a few segments (stages 2, 3); and what
+                          ///< other ranks' parts of a segment arrive in
+  int64_t sums = 0;       ///< fp32 gradients summed over ranks and micro-batches: this rank's share
+  int64_t gathered_sums = 0;  ///< stage 0: those of all ranks; with replicas, what they exchange
+  int64_t master = 0;         ///< fp32 copies; 0 in fp32 runs, where the weights are the master
   int64_t moments = 0;
-  int64_t activations = 0;           ///< kept between forward and backward, all layers
-  int64_t working = 0;               ///< the layer in progress, the loss's chunk of logits
+  int64_t snapshot_copy = 0;  ///< async_save on the CPU
+  int64_t activations = 0;    ///< kept between forward and backward, all layers
+  int64_t working = 0;        ///< the layer in progress, or the loss's chunk of logits
+  int64_t holes = 0;          ///< of the CPU's heap
+  int64_t libraries = 0;      ///< what the CPU's matrix library keeps for its threads
+
+  int64_t host = 0;  ///< beside a card: optimizer_offload "cpu", the copy of async_save
+
   std::vector<Recording> recording;  ///< per layer
 
-  int64_t total() const { return weights + gradients + master + moments + activations + working; }
-  /// ("weights", bytes) ... in the order above, for printing.
+  /// Of the device.
+  int64_t total() const;
+  /// ("weights", bytes) ... in the order above, for printing; without host.
   std::vector<std::pair<std::string, int64_t>> items() const;
 };
 
-/// `tokens` = tokens of the largest micro-batch (per_device_train_batch_size * max_length at most).
-/// gradient_checkpointing "auto": as many layers as fit into `available` bytes keep everything, the first
-/// ones selective where that is enough, else recomputed; all recomputed where nothing fits.
-MemoryPlan plan_memory(const Settings& settings, const ModelConfig& config, const TensorTable& table,
-                       const std::vector<bool>& trained, int64_t tokens, int64_t available);
+/// gradient_checkpointing "auto" is settled by `available`, the bytes of the device.
+MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t available);
+
+/// A stage and why.
+struct StageChoice {
+  int64_t stage = 0;
+  std::string reason;  ///< "zero_stage auto: 2 (stage 1 would need 31.2 GiB a rank, 24.0 GiB available)"
+};
+
+/// The stage of the settings, or for "auto" the lowest whose plan fits `available` bytes a rank, the highest
+/// where none fits. A group of one has nothing to cut: 0.
+StageChoice choose_zero_stage(const PlannedRun& run, int64_t world_size, int64_t available);
 
 /// Element size of weights and activations: 4 for fp32, 2 otherwise.
 int64_t compute_element_bytes(Precision precision);

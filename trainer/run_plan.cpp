@@ -7,26 +7,10 @@
 #include <cmath>
 
 #include "data/files/error.h"
-#include "model/files/hf_directory.h"
-#include "model/parameters.h"
 #include "trainer/device.h"
 
 namespace satune {
 namespace {
-
-// The run's plan: the settings', which must not contradict one that the checkpoint was exported with.
-SharingPlan sharing_of(const Settings& settings, const ModelConfig& config,
-                       const std::filesystem::path& directory) {
-  if (settings.sharing_layers.empty()) return config.sharing;
-  const auto layers = static_cast<int>(config.num_hidden_layers);
-  SharingPlan plan = SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers);
-  if (!config.sharing.empty() && !(plan == config.sharing)) {
-    throw bad_input("sharing.layers", describe_sharing(plan),
-                    fmt::format("{}, the plan of {} (or no sharing.layers)", describe_sharing(config.sharing),
-                                (directory / "config.json").string()));
-  }
-  return plan;
-}
 
 DataOptions data_options(const Settings& settings) {
   DataOptions options;
@@ -71,29 +55,18 @@ void log_notes(const Dataset& data) {
 RunPlan::RunPlan(Settings settings, int64_t world_size, std::optional<int64_t> rows_per_step)
     : settings_(std::move(settings)), world_size_(world_size) {
   naming_source(settings_, [&] {
-    plan_model();
+    model_ = plan_model(settings_);
     plan_tokenizer();
     plan_data();
     plan_steps(rows_per_step);
   });
 }
 
-void RunPlan::plan_model() {
-  model_directory_ = resolve_model_directory(settings_.model_name_or_path);
-  config_ = read_model_config(model_directory_);
-  const SharingPlan sharing = sharing_of(settings_, config_, model_directory_);
-  dense_source_ = config_.sharing.empty() && !sharing.empty();
-  config_.sharing = sharing;
-  table_ = TensorTable(config_);
-  check_checkpoint(Checkpoint(model_directory_), table_, dense_source_);  // loading tells what it skips
-  trained_mask_ = match_unfrozen(table_, settings_.unfrozen_parameters);
-}
-
 void RunPlan::plan_tokenizer() {
-  tokenizer_ = load_tokenizer(model_directory_);
-  if (tokenizer_->vocab_size() > config_.vocab_size) {
-    throw bad_input(model_directory_.string(), fmt::format("a tokenizer of {} ids", tokenizer_->vocab_size()),
-                    fmt::format("at most {}, the vocab_size of its config.json", config_.vocab_size));
+  tokenizer_ = load_tokenizer(model_.directory);
+  if (tokenizer_->vocab_size() > model_.config.vocab_size) {
+    throw bad_input(model_.directory.string(), fmt::format("a tokenizer of {} ids", tokenizer_->vocab_size()),
+                    fmt::format("at most {}, the vocab_size of its config.json", model_.config.vocab_size));
   }
   prompt_template_ = std::make_unique<PromptTemplate>(PromptTemplate::load(settings_.prompt_template));
   prompt_template_->check(*tokenizer_);
@@ -102,12 +75,12 @@ void RunPlan::plan_tokenizer() {
 void RunPlan::plan_data() {
   TrainingData data = load_training_data(data_options(settings_), *tokenizer_, *prompt_template_);
   log_notes(data.train);
-  check_positions(data.train, config_);
+  check_positions(data.train, model_.config);
   const PlanOptions options{settings_.max_length, settings_.packing, settings_.shuffle, settings_.seed};
   train_ = std::make_unique<BatchSource>(std::move(data.train), options);
   if (!data.eval) return check_evaluation_is_not_asked_for(settings_);
   log_notes(*data.eval);
-  check_positions(*data.eval, config_);
+  check_positions(*data.eval, model_.config);
   PlanOptions in_order = options;
   in_order.shuffle = false;
   eval_ = std::make_unique<BatchSource>(std::move(*data.eval), in_order);
@@ -129,14 +102,6 @@ void RunPlan::plan_steps(std::optional<int64_t> rows_per_step) {
     }
   }
   warmup_steps_ = warmup_step_count(settings_, total_steps_);
-}
-
-int64_t RunPlan::trained_parameters() const {
-  int64_t count = 0;
-  for (size_t i = 0; i < trained_mask_.size(); ++i) {
-    if (trained_mask_[i]) count += table_.tensors()[i].numel();
-  }
-  return count;
 }
 
 int64_t RunPlan::steps_of_epoch(int64_t epoch) {

@@ -12,8 +12,7 @@
 #include "data/batches.h"
 #include "data/prompt_template.h"
 #include "data/tokenizer.h"
-#include "model/files/model_config.h"
-#include "model/files/tensor_table.h"
+#include "trainer/model_plan.h"
 #include "trainer/settings.h"
 
 namespace satune {
@@ -36,15 +35,15 @@ class RunPlan {
                    std::optional<int64_t> rows_per_step = std::nullopt);
 
   const Settings& settings() const { return settings_; }
-  const std::filesystem::path& model_directory() const { return model_directory_; }
+  const std::filesystem::path& model_directory() const { return model_.directory; }
   /// With the run's sharing plan.
-  const ModelConfig& config() const { return config_; }
-  const TensorTable& table() const { return table_; }
+  const ModelConfig& config() const { return model_.config; }
+  const TensorTable& table() const { return model_.table; }
   /// The checkpoint has q_proj and k_proj of layers that this run shares: load_weights() leaves them out.
-  bool dense_source() const { return dense_source_; }
+  bool dense_source() const { return model_.dense_source; }
   /// Per tensor of the table: trained?
-  const std::vector<bool>& trained_mask() const { return trained_mask_; }
-  int64_t trained_parameters() const;
+  const std::vector<bool>& trained_mask() const { return model_.trained_mask; }
+  int64_t trained_parameters() const { return model_.trained_parameters(); }
 
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const PromptTemplate& prompt_template() const { return *prompt_template_; }
@@ -67,7 +66,6 @@ class RunPlan {
   double epochs_after(int64_t steps);
 
  private:
-  void plan_model();
   void plan_tokenizer();
   void plan_data();
   void plan_steps(std::optional<int64_t> rows_per_step);
@@ -75,11 +73,7 @@ class RunPlan {
 
   Settings settings_;
   int64_t world_size_;
-  std::filesystem::path model_directory_;
-  ModelConfig config_;
-  TensorTable table_;
-  bool dense_source_ = false;
-  std::vector<bool> trained_mask_;
+  ModelPlan model_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<PromptTemplate> prompt_template_;
   std::unique_ptr<BatchSource> train_, eval_;

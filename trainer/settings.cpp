@@ -236,4 +236,11 @@ int64_t warmup_step_count(const Settings& settings, int64_t total_steps) {
   return steps;
 }
 
+int64_t shard_group_size(const Settings& settings, int64_t world_size) {
+  const int64_t size = settings.shard_group_size.value_or(world_size);
+  if (size <= world_size && world_size % size == 0) return size;
+  throw bad_input("shard_group_size", std::to_string(size),
+                  fmt::format("a divisor of the number of processes, {}", world_size));
+}
+
 }  // namespace satune

@@ -153,4 +153,7 @@ std::vector<std::string> trajectory_changes(const Json& old, const Settings& now
 /// warmup_steps. Throws BadInput when warmup_steps is not shorter than the run.
 int64_t warmup_step_count(const Settings& settings, int64_t total_steps);
 
+/// Ranks of `world_size` that hold one model together. Throws BadInput when the setting does not divide them.
+int64_t shard_group_size(const Settings& settings, int64_t world_size);
+
 }  // namespace satune

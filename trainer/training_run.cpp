@@ -38,20 +38,27 @@ at::ScalarType gradient_type(const Settings& settings, at::ScalarType weights, c
 }
 
 /// Rank 0 decides the stage for all; what each records is its own affair.
-MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordinator& coordinator) {
+MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordinator& coordinator,
+                           int64_t local_ranks) {
   const Settings& settings = plan.settings();
-  MemoryChoice choice;
+  const PlannedRun run{settings,
+                       plan.config(),
+                       plan.table(),
+                       plan.trained_mask(),
+                       settings.per_device_train_batch_size * settings.max_length,
+                       !device.is_cpu(),
+                       operator_threads(settings, local_ranks)};
+  // The ranks of a machine share its memory, and none has taken any yet.
+  const int64_t available = available_memory(device) / (device.is_cpu() ? local_ranks : 1);
+  const int64_t world_size = coordinator.world().size;
   if (coordinator.world().rank == 0) {
-    coordinator.publish("zero stage", std::to_string(settings.zero_stage.value_or(0)));
+    const StageChoice choice = choose_zero_stage(run, world_size, available);
+    if (world_size > 1) spdlog::info("{}", choice.reason);
+    coordinator.publish("zero stage", std::to_string(choice.stage));
   }
   const int64_t stage = std::stoll(coordinator.wait_for("zero stage"));
-  // A process alone holds everything in every stage.
-  choice.zero_stage = coordinator.world().size == 1 ? 0 : static_cast<int>(stage);
-  choice.recording =
-      plan_memory(settings, plan.config(), plan.table(), plan.trained_mask(),
-                  settings.per_device_train_batch_size * settings.max_length, available_memory(device))
-          .recording;
-  return choice;
+  const Sharded sharded{world_size, stage, shard_group_size(settings, world_size)};
+  return {static_cast<int>(stage), plan_memory(run, sharded, available).recording};
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -73,7 +80,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       ops_(*options.file_ops),
       device_(device),
       machine_(run_machine_json(device, ranks.world())),
-      memory_(choose_memory(plan, device, ranks.coordinator())),
+      memory_(choose_memory(plan, device, ranks.coordinator(), options.ranks.local_world_size)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {

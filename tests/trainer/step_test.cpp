@@ -225,7 +225,7 @@ TEST(MemoryPlan, CountsWhatFactsMeasured) {
   Settings settings;
   settings.gradient_accumulation_steps = 1;
   const TensorTable table(config);
-  const MemoryPlan plan = plan_memory(settings, config, table, {}, 4096, int64_t{1} << 50);
+  const MemoryPlan plan = plan_memory({settings, config, table, {}, 4096}, {}, int64_t{1} << 50);
   const double gib = 1 << 30;
   EXPECT_NEAR((plan.weights + plan.gradients + plan.master + plan.moments) / gib, 119.7, 0.1);
 }
@@ -236,7 +236,7 @@ TEST(MemoryPlan, AutoRecomputesNoMoreThanItMust) {
   const ModelConfig config = parse_model_config(read_json_file(tiny.model() / "config.json"), "config.json");
   const TensorTable table(config);
   const auto plan_for = [&](int64_t available) {
-    return plan_memory(settings, config, table, {}, 64, available);
+    return plan_memory({settings, config, table, {}, 64}, {}, available);
   };
   const MemoryPlan roomy = plan_for(int64_t{1} << 40);
   EXPECT_EQ(roomy.recording, std::vector<Recording>(4, Recording::kKeep));

@@ -1,0 +1,160 @@
+"""`satune plan`: its memory against what real runs take, and the command as a user meets it.
+
+The measure is anonymous memory (RssAnon of /proc, sampled every few milliseconds) above its value just before
+the weights are loaded, on runs of two steps that hold more than 1 GiB of state and save at the end.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TOLERANCE = 0.05
+THREADS = 2
+# 68M parameters, nearly half of them an embedding, which costs memory and no time.
+ARCHITECTURE = {
+    "model_type": "llama", "vocab_size": 40960, "hidden_size": 640, "intermediate_size": 1792,
+    "num_hidden_layers": 4, "num_attention_heads": 10, "num_key_value_heads": 5, "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "dtype": "float32",
+}
+
+
+def call(program, *arguments, code=0):
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(program, *arguments, code=2):
+    lines = [line for line in call(program, *arguments, code=code).stderr.splitlines()
+             if line.startswith("satune: error: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def plan(program, *arguments):
+    return json.loads(call(program, "plan", *arguments, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def model(satune, tmp_path_factory):
+    """A folder with records, a model of ARCHITECTURE and a config that trains it for two steps."""
+    directory = tmp_path_factory.mktemp("plan")
+    # Plain text: every token is a target, as the plan has to assume; short documents fill their rows.
+    with open(directory / "train.jsonl", "w") as file:
+        for n in range(600):
+            file.write(json.dumps({"text": " ".join(f"{(7 * n + i) % 50} sheep" for i in range(8 + n % 5))}) + "\n")
+    (directory / "tokenizer.json").write_text(json.dumps({**ARCHITECTURE, "hidden_size": 20, "num_hidden_layers": 1}))
+    call(satune, "init", directory / "tokenizer.json", directory / "tokenizer", "--train-tokenizer",
+         directory / "train.jsonl", "--vocab-size", 320)
+    (directory / "arch.json").write_text(json.dumps(ARCHITECTURE))
+    call(satune, "init", directory / "arch.json", directory / "model", "--tokenizer", directory / "tokenizer")
+    (directory / "config.json").write_text(json.dumps({
+        "model_name_or_path": str(directory / "model"), "output_dir": str(directory / "unused"),
+        "train_file": str(directory / "train.jsonl"), "token_cache_dir": "", "val_size": 0, "max_steps": 2,
+        "warmup_steps": 0, "gradient_accumulation_steps": 1, "device": "cpu", "num_threads": THREADS,
+        "export_at_end": False,
+    }))
+    return directory
+
+
+def anonymous_bytes(pid):
+    """None while the process is being made or taken down."""
+    try:
+        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def measured_peak(program, config, output, overrides):
+    """Highest RssAnon of a run above its value when the run folder's config.json appears: the next thing that a
+    run does is to load its weights."""
+    environment = dict(os.environ, GOMP_SPINCOUNT="0")
+    command = [program, "train", str(config), f"output_dir={output}", *overrides]
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    before, peak = None, 0
+    while run.poll() is None:
+        if (now := anonymous_bytes(run.pid)) is not None:
+            if before is None and (output / "config.json").exists():
+                before = now
+            peak = max(peak, now)
+        time.sleep(0.003)
+    assert run.returncode == 0, run.stderr.read()
+    assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
+    return peak - before
+
+
+# bf16 has few tokens: without AVX-512 a CPU takes 20 times longer for it than for fp32.
+RUNS = {
+    "fp32 keep": ("precision=fp32", "gradient_checkpointing=false", "max_length=512",
+                  "per_device_train_batch_size=2"),
+    "fp32 recompute": ("precision=fp32", "gradient_checkpointing=true", "max_length=512"),
+    "bf16 keep": ("precision=bf16", "gradient_checkpointing=false", "max_length=80"),
+    "bf16 recompute, fp32 gradients": ("precision=bf16", "gradient_checkpointing=true", "max_length=80",
+                                       "gradient_accumulation_steps=2"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_memory_within_five_percent(satune, model, tmp_path, name):
+    config, overrides = model / "config.json", RUNS[name]
+    planned = plan(satune, config, *overrides, "--device", "cpu")["stages"][0]
+    state = sum(planned["memory_bytes"][part] for part in ("weights", "gradients", "master", "moments"))
+    assert state > 1 << 30
+    measured = measured_peak(satune, config, tmp_path / "run", overrides)
+    error = planned["total_bytes"] / measured - 1
+    print(f"{name}: planned {planned['total_bytes'] / 2**20:.1f} MiB, measured {measured / 2**20:.1f}, {error:+.1%}")
+    assert abs(error) < TOLERANCE, planned["memory_bytes"]
+
+
+SHAPES = (ROOT / "configs" / "llama3-8b-sa.json", f"model_name_or_path={ROOT / 'configs' / 'arch-llama3-8b.json'}",
+          "sharing.layers=")
+
+
+def test_architecture_file_is_enough(satune):
+    """The 16 bytes a parameter of bf16 training (119.7 GiB) and their cuts."""
+    one = plan(satune, *SHAPES, "--device", "h200", "gradient_accumulation_steps=1")
+    assert one["parameters"] == 8030261248
+    state = sum(one["stages"][0]["memory_bytes"][part] for part in ("weights", "gradients", "master", "moments"))
+    assert state / 2**30 == pytest.approx(119.7, abs=0.1)
+    eight = plan(satune, *SHAPES, "--device", "h100", "--world-size", 8)
+    assert eight["zero_stage"] == 1 and "stage 0 would need" in eight["reason"]
+    totals = [stage["total_bytes"] for stage in eight["stages"]]
+    assert totals == sorted(totals, reverse=True)
+    assert [stage["fits"] for stage in eight["stages"]] == [False, True, True, True]
+    assert eight["prediction"]["hidden_fraction"] > 0
+
+
+def test_table_marks_the_stage_and_says_prediction(satune):
+    text = call(satune, "plan", *SHAPES, "--device", "h100", "--world-size", 8, "--stage", 3).stdout
+    assert "* stage 3" in text and "zero_stage: 3, as configured" in text
+    assert "prediction" in text and "hidden" in text and "too large" in text
+    unknown = call(satune, "plan", *SHAPES, "--device", "24GiB").stdout
+    assert "of 24.0 GiB" in unknown and "no prediction" in unknown
+    assert "tokens/s" in call(satune, "plan", *SHAPES, "--device", "24GiB", "--flops", "1e14").stdout
+
+
+def test_offloaded_optimizer_is_in_host_memory(satune):
+    here = plan(satune, *SHAPES, "--device", "h100", "--world-size", 2)["stages"][3]
+    there = plan(satune, *SHAPES, "--device", "h100", "--world-size", 2, "optimizer_offload=cpu")["stages"][3]
+    optimizer = here["memory_bytes"]["master"] + here["memory_bytes"]["moments"]
+    assert there["host_bytes"] == optimizer and here["total_bytes"] - there["total_bytes"] == optimizer
+
+
+def test_errors_are_one_line(satune, tmp_path):
+    assert "--device" in refused(satune, "plan", *SHAPES, "--device", "h300")
+    assert "--device" in refused(satune, "plan", *SHAPES, "--device", "80TB")
+    refused(satune, "plan", *SHAPES, "--world-size", 0)
+    refused(satune, "plan", *SHAPES, "--world-size", 16385)
+    refused(satune, "plan", *SHAPES, "--stage", 4)
+    assert "no_such_key" in refused(satune, "plan", *SHAPES, "no_such_key=1")
+    (tmp_path / "arch.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    line = refused(satune, "plan", *SHAPES[:1], f"model_name_or_path={tmp_path / 'arch.json'}")
+    assert str(tmp_path / "arch.json") in line

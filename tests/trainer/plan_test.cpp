@@ -1,0 +1,277 @@
+// Memory and traffic plans at shapes and world sizes that no machine here has.
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "model/flops.h"
+#include "trainer/memory_plan.h"
+#include "trainer/shard.h"
+#include "trainer/traffic_plan.h"
+
+namespace satune::trainer_test {
+namespace {
+
+ModelConfig shape(const std::string& name) {
+  const std::string file = std::string(SATUNE_SOURCE_DIR) + "/configs/arch-llama3-" + name + ".json";
+  return parse_model_config(read_json_file(file, {.allow_comments = true}), file);
+}
+
+/// A run over a shape, all tensors trained unless `mask` says otherwise.
+struct ShapeRun {
+  Settings settings;
+  ModelConfig config;
+  TensorTable table;
+  std::vector<bool> mask;
+
+  explicit ShapeRun(const std::string& name) : config(shape(name)), table(config) {
+    settings.gradient_accumulation_steps = 2;
+  }
+  PlannedRun run() const { return {settings, config, table, mask, settings.max_length, true}; }
+};
+
+std::vector<int> gathered(const std::vector<ScheduledPass>& passes) {
+  std::vector<int> segments;
+  for (const ScheduledPass& pass : passes) {
+    segments.insert(segments.end(), pass.gather_now.begin(), pass.gather_now.end());
+    segments.insert(segments.end(), pass.gather_ahead.begin(), pass.gather_ahead.end());
+  }
+  return segments;
+}
+
+ModelConfig small_config(int layers, bool tied) {
+  ModelConfig config;
+  config.vocab_size = 100000;
+  config.hidden_size = 64;
+  config.intermediate_size = 128;
+  config.num_hidden_layers = layers;
+  config.num_attention_heads = config.num_key_value_heads = 2;
+  config.head_dim = 32;
+  config.tie_word_embeddings = tied;
+  config.sharing = SharingPlan(layers);
+  return config;
+}
+
+TEST(ShardSchedule, GathersEachSegmentForwardAndAllButTheLastTwoBackward) {
+  const TensorTable table(small_config(4, false));
+  const SegmentSizes sizes(table, {}, 2);
+  const ShardSchedule schedule = shard_schedule(sizes, {2, 3});
+  // Layers 4 and the head are still there when their backward begins, and the embedding's reads no weights.
+  EXPECT_EQ(gathered(schedule.first), (std::vector<int>{0, 1, 2, 3, 4, 5, 3, 2, 1}));
+  // Layer 1, whose backward was the last to read any, waits for the next forward.
+  EXPECT_EQ(gathered(schedule.later), (std::vector<int>{0, 2, 3, 4, 5, 3, 2, 1}));
+  for (const int64_t stage : {0, 1, 2})
+    EXPECT_TRUE(gathered(shard_schedule(sizes, {2, stage}).first).empty());
+}
+
+TEST(ShardSchedule, TiedEmbeddingIsGatheredForBothUses) {
+  const TensorTable table(small_config(4, true));
+  const ShardSchedule schedule = shard_schedule(SegmentSizes(table, {}, 2), {2, 3});
+  EXPECT_EQ(gathered(schedule.first), (std::vector<int>{0, 1, 2, 3, 4, 5, 0, 3, 2, 1}));
+  // Three buffers in use at most: the embedding's and two layers'.
+  EXPECT_GE(schedule.parameter_pool, SegmentSizes(table, {}, 2).all(0));
+}
+
+TEST(ShardSchedule, ReducesTrainedSegmentsOnce) {
+  const TensorTable table(small_config(4, false));
+  std::vector<bool> mask(table.tensors().size(), true);
+  for (size_t i = 0; i < mask.size(); ++i) mask[i] = table.tensors()[i].segment >= 3;
+  const SegmentSizes sizes(table, mask, 4);
+  EXPECT_EQ(sizes.lowest_trained(), 3);
+  std::vector<int> reduced;
+  for (const ScheduledPass& pass : shard_schedule(sizes, {4, 2}).first) {
+    if (pass.reduces) reduced.push_back(pass.segment);
+  }
+  EXPECT_EQ(reduced, (std::vector<int>{5, 4, 3}));
+}
+
+TEST(ShardSchedule, PoolsHoldAFewSegments) {
+  const TensorTable table(small_config(12, false));
+  const SegmentSizes sizes(table, {}, 2);
+  const int64_t largest = sizes.trained[0], layer = sizes.trained[1];
+  ASSERT_GT(largest, layer);
+  const ShardSchedule schedule = shard_schedule(sizes, {2, 2});
+  EXPECT_GE(schedule.gradient_pool, 2 * largest + layer);
+  EXPECT_LE(schedule.gradient_pool, 3 * largest + layer);
+  EXPECT_EQ(schedule.parameter_pool, 0);
+  const ShardSchedule third = shard_schedule(sizes, {2, 3});
+  EXPECT_GE(third.parameter_pool, largest + layer);
+  EXPECT_LE(third.parameter_pool, 2 * largest + 2 * layer);
+  // Received gradients only: one buffer, as large as the head.
+  EXPECT_EQ(shard_schedule(sizes, {2, 1}).gradient_pool,
+            *std::max_element(sizes.trained.begin(), sizes.trained.end()));
+  EXPECT_EQ(shard_schedule(sizes, {1, 0}).gradient_pool, 0);
+}
+
+TEST(SegmentSizes, SharesAreEqualAndEndOnBorders) {
+  for (const std::string name : {"8b", "70b"}) {
+    const ShapeRun run(name);
+    for (const int64_t world : {1, 2, 3, 8, 1000, 16384}) {
+      const SegmentSizes sizes(run.table, {}, world);
+      int64_t all = 0;
+      for (const int64_t size : sizes.trained) {
+        ASSERT_EQ(size % world, 0);
+        if (world > 1) {
+          ASSERT_EQ(size / world % kShardBlock, 0);
+          ASSERT_EQ(shard_range(size, {world - 1, world}).size(), size / world);
+        }
+        all += size;
+      }
+      EXPECT_GE(all, run.table.parameter_count());
+      const int64_t border = world > 1 ? world * kShardBlock : 64;
+      EXPECT_LT(all, run.table.parameter_count() + static_cast<int64_t>(sizes.trained.size()) * border);
+    }
+  }
+}
+
+TEST(TrafficPlan, NearTheMinimumWhereSegmentsAreLarge) {
+  const ShapeRun shape("8b");
+  const PlannedRun run = shape.run();
+  const auto parameters = static_cast<double>(shape.table.parameter_count());
+  for (const int64_t world : {2, 4, 8, 64}) {
+    const double part = static_cast<double>(world - 1) / static_cast<double>(world);
+    const TrafficPlan stage1 = plan_traffic(run, {world, 1});
+    EXPECT_NEAR(stage1.reduced / (part * 2 * parameters), 1, 0.03);  // bf16 gradients
+    EXPECT_NEAR(stage1.gathered_at_update / (part * 2 * parameters), 1, 0.03);
+    EXPECT_EQ(plan_traffic(run, {world, 0}).gathered_at_update, 2 * stage1.gathered_at_update);  // fp32 sums
+    const TrafficPlan stage2 = plan_traffic(run, {world, 2});
+    EXPECT_EQ(stage2.per_step(), stage1.per_step());
+    EXPECT_NEAR(static_cast<double>(stage1.per_step()) / least_bytes_per_step(run, {world, 1}), 1, 0.03);
+    // Stage 3 gathers embedding, head and two layers once a micro-step, not twice.
+    const TrafficPlan stage3 = plan_traffic(run, {world, 3});
+    EXPECT_EQ(stage3.gathered_at_update, 0);
+    EXPECT_GT(stage3.gathered_first, stage3.gathered_later);
+    EXPECT_LT(stage3.gathered_first, part * 4 * parameters);
+    EXPECT_GT(stage3.gathered_first, part * 3.5 * parameters);
+  }
+}
+
+TEST(TrafficPlan, OneRankSendsNothing) {
+  const ShapeRun shape("8b");
+  for (const int64_t stage : {0, 1, 2, 3}) {
+    EXPECT_EQ(plan_traffic(shape.run(), {1, stage}).per_step(), 0);
+    EXPECT_EQ(least_bytes_per_step(shape.run(), {1, stage}), 0);
+  }
+}
+
+TEST(TrafficPlan, SixteenThousandRanks) {
+  for (const std::string name : {"8b", "70b"}) {
+    ShapeRun shape(name);
+    shape.settings.gradient_accumulation_steps = 512;
+    const PlannedRun run = shape.run();
+    for (const int64_t stage : {0, 1, 2, 3}) {
+      const Sharded sharded{16384, stage};
+      const int64_t sent = plan_traffic(run, sharded).per_step(), least = least_bytes_per_step(run, sharded);
+      // In exact arithmetic: nothing wraps, and padding costs less than 2^26 elements a segment.
+      const double gathers = stage == 3 ? 2.0 * 512 : 1;
+      const double most = static_cast<double>(shape.table.num_segments()) * 0x1p26;
+      const double whole = static_cast<double>(shape.table.parameter_count()) + most;
+      EXPECT_GT(sent, stage == 3 ? least * 0.75 : least);
+      EXPECT_LT(static_cast<double>(sent), whole * (2 * 512 + 4 * gathers) + 1e9);
+    }
+    const MemoryPlan memory = plan_memory(run, {16384, 3}, int64_t{1} << 40);
+    EXPECT_GT(memory.moments, 0);
+    EXPECT_LT(memory.weights, int64_t{1} << 30);
+  }
+}
+
+TEST(TrafficPlan, FrozenTensorsAreGatheredButNotReduced) {
+  ShapeRun shape("8b");
+  shape.mask.assign(shape.table.tensors().size(), false);
+  for (size_t i = 0; i < shape.mask.size(); ++i) shape.mask[i] = shape.table.tensors()[i].segment > 30;
+  const SegmentSizes sizes(shape.table, shape.mask, 4);
+  const int64_t trained = std::accumulate(sizes.trained.begin(), sizes.trained.end(), int64_t{0});
+  EXPECT_EQ(plan_traffic(shape.run(), {4, 1}).reduced, trained / 4 * 3 * 2);
+  EXPECT_EQ(plan_traffic(shape.run(), {4, 1}).gathered_at_update, trained / 4 * 3 * 2);
+  const double all = static_cast<double>(shape.table.parameter_count());
+  EXPECT_NEAR(plan_traffic(shape.run(), {4, 3}).gathered_first / (all / 4 * 3 * 2), 1, 0.05);
+}
+
+TEST(StepEstimate, HidesWhatComputationCovers) {
+  const ShapeRun shape("8b");
+  const std::vector<Recording> keep(32, Recording::kKeep), again(32, Recording::kRecompute);
+  const PlannedRun run = shape.run();
+  const double flops = 4e14, wide = 1e15;
+  const StepEstimate alone = estimate_step(run, {1, 0}, keep, {flops, wide});
+  const double tokens = 2.0 * 4096;
+  EXPECT_NEAR(alone.step / (tokens * training_flops_per_token(shape.config, shape.table, {}, 4096) / flops),
+              1, 1e-9);
+  EXPECT_EQ(alone.sending, 0);
+  EXPECT_EQ(alone.hidden_fraction(), 1);
+  EXPECT_NEAR(estimate_step(run, {1, 0}, again, {flops, wide}).backward / alone.backward, 1.5, 0.05);
+
+  for (const int64_t stage : {0, 1, 2, 3}) {
+    // A fast link costs next to nothing, a slow one everything.
+    EXPECT_NEAR(estimate_step(run, {8, stage}, keep, {flops, wide}).step / alone.step, 1, 0.001);
+    const StepEstimate slow = estimate_step(run, {8, stage}, keep, {flops, 1e8});
+    EXPECT_NEAR(slow.step, slow.sending + alone.step, alone.step);
+    EXPECT_LT(slow.hidden_fraction(), 0.02);
+    EXPECT_NEAR(slow.sending,
+                (plan_traffic(run, {8, stage}).per_step() - plan_traffic(run, {8, stage}).exchanged) / 1e8,
+                1e-6 * slow.sending);
+  }
+  // At NVLink's speed what is left to see is the last reduction and the gathering after the update.
+  const StepEstimate near = estimate_step(run, {8, 1}, keep, {flops, 4.5e11});
+  EXPECT_GT(near.hidden_fraction(), 0.4);
+  EXPECT_LT(near.hidden_fraction(), 0.9);
+  EXPECT_GT(estimate_step(run, {8, 3}, keep, {flops, 4.5e11}).hidden_fraction(), 0.8);
+}
+
+TEST(ZeroStage, AutoTakesTheLowestThatFits) {
+  const ShapeRun shape("8b");
+  const PlannedRun run = shape.run();
+  std::vector<int64_t> needs;
+  for (int64_t stage = 0; stage <= 3; ++stage) needs.push_back(plan_memory(run, {8, stage}, 0).total());
+  EXPECT_TRUE(std::is_sorted(needs.rbegin(), needs.rend()));
+  for (int64_t stage = 0; stage <= 3; ++stage) {
+    const StageChoice choice = choose_zero_stage(run, 8, needs[stage]);
+    EXPECT_EQ(choice.stage, stage);
+    EXPECT_NE(choice.reason.find("zero_stage auto: " + std::to_string(stage)), std::string::npos)
+        << choice.reason;
+    if (stage > 0) {
+      EXPECT_NE(choice.reason.find("stage " + std::to_string(stage - 1) + " would need"), std::string::npos);
+    }
+  }
+  EXPECT_NE(choose_zero_stage(run, 8, needs[3] - 1).reason.find("will not fit"), std::string::npos);
+  EXPECT_EQ(choose_zero_stage(run, 1, 0).stage, 0);
+  ShapeRun fixed("8b");
+  fixed.settings.zero_stage = 2;
+  EXPECT_EQ(choose_zero_stage(fixed.run(), 8, int64_t{1} << 50).stage, 2);
+}
+
+TEST(MemoryPlan, StatesOfAShareAreCut) {
+  ShapeRun shape("8b");
+  const PlannedRun run = shape.run();
+  const int64_t parameters = shape.table.parameter_count();
+  const auto near = [&](int64_t bytes, double expected) {
+    EXPECT_NEAR(bytes / (expected * parameters), 1, 0.02);
+  };
+  const MemoryPlan whole = plan_memory(run, {4, 0}, 0), cut = plan_memory(run, {4, 1}, 0);
+  const MemoryPlan third = plan_memory(run, {4, 3}, 0);
+  near(whole.master, 4);
+  near(whole.moments, 8);
+  near(whole.sums, 1);
+  near(whole.gathered_sums, 4);
+  near(cut.master, 1);
+  near(cut.moments, 2);
+  near(cut.weights, 2);
+  near(third.weights, 0.5);
+  EXPECT_EQ(cut.gathered_sums, 0);
+  EXPECT_GT(third.gathered, 0);
+  shape.settings.optimizer_offload = OptimizerOffload::kCpu;
+  const MemoryPlan offloaded = plan_memory(shape.run(), {4, 3}, 0);
+  EXPECT_EQ(offloaded.host, third.master + third.moments);
+  EXPECT_EQ(offloaded.master + offloaded.moments, 0);
+  shape.settings.precision = Precision::kFp32;
+  shape.settings.optimizer_offload = OptimizerOffload::kNone;
+  EXPECT_EQ(plan_memory(shape.run(), {4, 3}, 0).master, 0);
+}
+
+TEST(MemoryPlan, OneProcessHasNoCommunicationBuffers) {
+  const ShapeRun shape("8b");
+  const MemoryPlan plan = plan_memory(shape.run(), {}, 0);
+  EXPECT_EQ(plan.gathered + plan.received + plan.sums + plan.gathered_sums, 0);
+  EXPECT_GE(plan.gradients, 4 * shape.table.parameter_count());  // fp32: two micro-batches are added up
+}
+
+}  // namespace
+}  // namespace satune::trainer_test

@@ -1,0 +1,178 @@
+#include "trainer/activations.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace satune {
+namespace {
+
+constexpr int64_t kFloatBytes = 4;
+constexpr int64_t kTileTokens = 1024, kTileElements = int64_t{1} << 21;  // of linear_fp32.cpp
+constexpr int64_t kLogitsElements = int64_t{1} << 26;  // of a chunk of the loss (linear_cross_entropy.cpp)
+
+constexpr int64_t kHeapLimit = int64_t{32} << 20;  // bytes: M_MMAP_THRESHOLD of main.cpp
+
+using Buffers = std::vector<int64_t>;
+
+/// Bytes of buffers that are alive together: of the heap, which keeps what it once had, and of maps of their
+/// own. A card's count as the latter.
+class Live {
+ public:
+  explicit Live(bool on_card) : on_card_(on_card) {}
+
+  void add(int64_t bytes) {
+    if (on_card_ || bytes >= kHeapLimit) {
+      mapped_ += bytes;
+    } else {
+      heap_ += bytes;
+      largest_ = std::max(largest_, bytes);
+    }
+  }
+  void add(const Buffers& buffers) {
+    for (const int64_t bytes : buffers) add(bytes);
+  }
+  void raise_to(const Live& other) {
+    heap_ = std::max(heap_, other.heap_);
+    mapped_ = std::max(mapped_, other.mapped_);
+    largest_ = std::max(largest_, other.largest_);
+  }
+  int64_t total() const { return heap_ + mapped_; }
+  int64_t holes() const { return 2 * largest_; }
+
+ private:
+  bool on_card_;
+  int64_t heap_ = 0, mapped_ = 0, largest_ = 0;
+};
+
+/// LayerRecord, buffer by buffer.
+Buffers record_of(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
+                  int64_t element) {
+  const int64_t stream = tokens * config.hidden_size * element;
+  const int64_t mlp = tokens * config.intermediate_size * element;
+  const int64_t query = tokens * config.query_size() * element;
+  const int64_t key = tokens * config.key_value_size() * element;
+  const int64_t scalar = tokens * kFloatBytes;
+  Buffers buffers = {stream};
+  if (config.sharing.is_anchor(layer)) buffers.insert(buffers.end(), {query, key});  // copies for its span
+  if (recording == Recording::kRecompute) return buffers;
+  buffers.push_back(config.sharing.is_shared(layer) ? key : query + 2 * key);
+  // Attention's output, the stream between attention and MLP, gate and up; 1 / rms of both norms and the
+  // attention's log-sum-exp per head.
+  buffers.insert(buffers.end(),
+                 {query, stream, 2 * mlp, scalar, scalar, scalar * config.num_attention_heads});
+  if (recording == Recording::kKeep) buffers.insert(buffers.end(), {stream, stream, mlp});  // norms, SwiGLU
+  return buffers;
+}
+
+Buffers kept_of(const PassShape& shape, int layer, Recording recording) {
+  const ModelConfig& config = shape.config;
+  if (layer + 1 >= shape.lowest_trained)
+    return record_of(config, layer, recording, shape.tokens, shape.element);
+  if (!config.sharing.is_anchor(layer)) return {};
+  return {shape.tokens * config.query_size() * shape.element,
+          shape.tokens * config.key_value_size() * shape.element};
+}
+
+/// A weight's gradient of `numel` elements while its product is made: where the gradient is wider than the
+/// operands, rounded to their type, then added; through fp32, tiles of the sum and of both operands.
+Buffers weight_gradient(const PassShape& shape, int64_t numel, int64_t gradient_element) {
+  if (!shape.widened) {
+    if (gradient_element == shape.element) return {};
+    return {numel * shape.element};
+  }
+  const int64_t tokens = std::min(shape.tokens, kTileTokens);
+  const int64_t tile = std::min(numel, kTileElements);
+  const int64_t widest = std::max(shape.config.hidden_size, shape.config.intermediate_size);
+  const int64_t outputs = std::max<int64_t>(1, kTileElements / shape.config.hidden_size);
+  return {tile * kFloatBytes, tile * kFloatBytes, tokens * widest * kFloatBytes,
+          tokens * outputs * kFloatBytes};
+}
+
+/// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the largest fused
+/// weight, and the norm (in fp32 steps on a card).
+void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live) {
+  const ModelConfig& config = shape.config;
+  const int64_t stream = shape.tokens * config.hidden_size;
+  live.add(stream * shape.element);  // the gradient of the layer's output
+  if (config.sharing.is_shared(layer) || config.sharing.is_anchor(layer)) {  // SpanGradient
+    live.add({shape.tokens * config.query_size() * kFloatBytes,
+              shape.tokens * config.key_value_size() * kFloatBytes});
+  }
+  Live weights = live;
+  live.add(2 * shape.tokens * config.intermediate_size * shape.element);
+  most.raise_to(live);
+  weights.add(stream * shape.element);
+  weights.add(
+      weight_gradient(shape, 2 * config.intermediate_size * config.hidden_size, shape.gradient_element));
+  if (shape.on_card) weights.add(6 * stream * kFloatBytes);
+  most.raise_to(weights);
+}
+
+/// The head: input, norm and gradient of the stream, one chunk of logits, the gradient of the matrix. Every
+/// token may be a target.
+void raise_to_head(Live& most, const PassShape& shape, Live live) {
+  const int64_t vocabulary = shape.config.vocab_size, hidden = shape.config.hidden_size;
+  const int64_t stream = shape.tokens * hidden * shape.element;
+  const int64_t rows = std::min(shape.tokens, std::max<int64_t>(1, kLogitsElements / vocabulary));
+  const int64_t chunk = rows * hidden * shape.element;
+  live.add({stream, stream, stream, chunk, chunk, rows * vocabulary * shape.element});
+  if (shape.on_card) {  // log-softmax and its exponential in fp32, and 16-bit logits widened
+    live.add((shape.element < kFloatBytes ? 3 : 2) * rows * vocabulary * kFloatBytes);
+  }
+  const bool summed_wide = rows < shape.tokens && shape.gradient_element < kFloatBytes;
+  if (summed_wide) live.add(vocabulary * hidden * kFloatBytes);
+  live.add(weight_gradient(shape, vocabulary * hidden, summed_wide ? kFloatBytes : shape.gradient_element));
+  most.raise_to(live);
+}
+
+}  // namespace
+
+int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
+                               int64_t element) {
+  const Buffers buffers = record_of(config, layer, recording, tokens, element);
+  return std::accumulate(buffers.begin(), buffers.end(), int64_t{0});
+}
+
+PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording) {
+  Live kept(shape.on_card), most(shape.on_card);
+  for (size_t i = 0; i < recording.size(); ++i) {
+    const auto layer = static_cast<int>(i);
+    // Under every policy the layer in progress has its whole record, in the forward and in the backward.
+    Live live = kept;
+    live.add(record_of(shape.config, layer, Recording::kKeep, shape.tokens, shape.element));
+    most.raise_to(live);
+    if (layer + 1 >= shape.lowest_trained) raise_to_backward(most, shape, layer, live);
+    kept.add(kept_of(shape, layer, recording[i]));
+  }
+  raise_to_head(most, shape, kept);
+  if (shape.on_card && shape.lowest_trained == 0) {  // a card sums the embedding's gradient dense in fp32
+    Live embedding(true);
+    embedding.add((shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes);
+    most.raise_to(embedding);
+  }
+  return {kept.total(), most.total() - kept.total(), most.holes()};
+}
+
+std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available) {
+  const auto layers = static_cast<size_t>(shape.config.num_hidden_layers);
+  switch (choice) {
+    case Checkpointing::kOff:
+      return std::vector<Recording>(layers, Recording::kKeep);
+    case Checkpointing::kSelective:
+      return std::vector<Recording>(layers, Recording::kSelective);
+    case Checkpointing::kOn:
+      return std::vector<Recording>(layers, Recording::kRecompute);
+    case Checkpointing::kAuto:
+      break;
+  }
+  std::vector<Recording> recording(layers, Recording::kKeep);
+  for (const Recording thinner : {Recording::kSelective, Recording::kRecompute}) {
+    for (size_t i = 0; i < layers; ++i) {
+      if (pass_bytes(shape, recording).total() <= available) return recording;
+      recording[i] = thinner;
+    }
+  }
+  return recording;
+}
+
+}  // namespace satune

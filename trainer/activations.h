@@ -1,0 +1,47 @@
+// Bytes that one micro-batch's forward and backward need beside weights and gradients, and the choice of what
+// the forward keeps. Follows model/layer.cpp, model/llama.cpp and model/ops/ buffer by buffer.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/files/model_config.h"
+#include "model/llama.h"
+#include "trainer/settings.h"
+
+namespace satune {
+
+/// One micro-batch on one device.
+struct PassShape {
+  const ModelConfig& config;
+  int64_t tokens = 0;            ///< of the largest micro-batch
+  int64_t element = 0;           ///< bytes of an activation
+  int64_t gradient_element = 0;  ///< bytes of a weight's gradient as the backward writes it
+  bool on_card = false;
+  bool widened = false;    ///< 16-bit products go through fp32 tiles (linear_fp32.h)
+  int lowest_trained = 0;  ///< segment where the backward ends
+};
+
+/// What one layer's forward keeps until its backward, for `tokens` tokens (see LayerRecord). An anchor keeps
+/// its Q and K under every policy.
+int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
+                               int64_t element);
+
+struct PassBytes {
+  int64_t kept = 0;     ///< by all layers; by those that no backward reaches what their span still reads
+  int64_t working = 0;  ///< beside that: the layer, or the chunk of the loss, in progress
+  /// On the CPU: holes in the heap that no buffer fits into. Twice the largest buffer of the heap: runs of
+  /// 350 to 2,040 tokens left 1.1 to 3.6 times that.
+  int64_t holes = 0;
+  int64_t total() const { return kept + working + holes; }
+};
+
+/// Bytes of a pass over all layers. On the CPU freed buffers below glibc's threshold for maps (main.cpp) stay
+/// with the process: what they need at their worst is there for good, beside the large ones of the moment.
+PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording);
+
+/// `choice` for every layer. "auto": as many layers as fit into `available` bytes keep everything, the first
+/// ones selective where that is enough, else recomputed; all recomputed where nothing fits.
+std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available);
+
+}  // namespace satune

@@ -1,0 +1,61 @@
+#include "trainer/device_rates.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <charconv>
+#include <cmath>
+
+#include "data/files/error.h"
+
+namespace satune {
+namespace {
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+// Data sheets: dense peaks without tensor cores for fp32 (which LibTorch takes by default); NVLink one way;
+// one network port per card of 400 (H) and 200 (A) Gbit/s, as in DGX machines. Memory: the nominal size less
+// what driver and context hold.
+const std::array<DeviceRates, 5>& known_devices() {
+  static const std::array<DeviceRates, 5> devices = {{
+      {"h200", true, 139 * kGiB, 989.4e12, 66.9e12, 450e9, 50e9, 8},
+      {"h100", true, 78 * kGiB, 989.4e12, 66.9e12, 450e9, 50e9, 8},
+      {"a100-80", true, 78 * kGiB, 312e12, 19.5e12, 300e9, 25e9, 8},
+      {"a100-40", true, 39 * kGiB, 312e12, 19.5e12, 300e9, 25e9, 8},
+      {"cpu", false, 0, 0, 0, 0, 0, 1},
+  }};
+  return devices;
+}
+
+BadInput unknown_device(std::string_view text) {
+  return bad_input("--device", fmt::format("\"{}\"", text),
+                   "h200, h100, a100-80, a100-40, cpu, or bytes of memory such as 80GiB");
+}
+
+}  // namespace
+
+DeviceRates parse_device_rates(std::string_view text) {
+  for (const DeviceRates& device : known_devices()) {
+    if (text == device.name) return device;
+  }
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc()) throw unknown_device(text);
+  const std::string_view unit(end, text.data() + text.size());
+  double scale = 1;
+  if (unit == "GiB") {
+    scale = static_cast<double>(kGiB);
+  } else if (unit == "GB") {
+    scale = 1e9;
+  } else if (!unit.empty()) {
+    throw unknown_device(text);
+  }
+  const double bytes = value * scale;
+  if (!(bytes >= 1 && bytes < 0x1p62)) throw unknown_device(text);
+  DeviceRates device;
+  device.name = std::string(text);
+  device.memory_bytes = static_cast<int64_t>(bytes);
+  return device;
+}
+
+}  // namespace satune

@@ -1,0 +1,69 @@
+#include "trainer/model_plan.h"
+
+#include <fmt/format.h>
+
+#include "data/files/error.h"
+#include "data/files/json.h"
+#include "model/files/hf_directory.h"
+#include "model/parameters.h"
+
+namespace satune {
+namespace fs = std::filesystem;
+namespace {
+
+// The run's plan: the settings', which must not contradict one that the checkpoint was exported with.
+SharingPlan sharing_of(const Settings& settings, const ModelConfig& config, const fs::path& source) {
+  if (settings.sharing_layers.empty()) return config.sharing;
+  const auto layers = static_cast<int>(config.num_hidden_layers);
+  SharingPlan plan = SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers);
+  if (!config.sharing.empty() && !(plan == config.sharing)) {
+    throw bad_input("sharing.layers", describe_sharing(plan),
+                    fmt::format("{}, the plan of {} (or no sharing.layers)", describe_sharing(config.sharing),
+                                source.string()));
+  }
+  return plan;
+}
+
+void settle(ModelPlan& plan, const Settings& settings, const fs::path& config_file) {
+  const SharingPlan sharing = sharing_of(settings, plan.config, config_file);
+  plan.dense_source = plan.config.sharing.empty() && !sharing.empty();
+  plan.config.sharing = sharing;
+  plan.table = TensorTable(plan.config);
+  plan.trained_mask = match_unfrozen(plan.table, settings.unfrozen_parameters);
+}
+
+}  // namespace
+
+int64_t ModelPlan::trained_parameters() const {
+  int64_t count = 0;
+  for (size_t i = 0; i < trained_mask.size(); ++i) {
+    if (trained_mask[i]) count += table.tensors()[i].numel();
+  }
+  return count;
+}
+
+ModelPlan plan_model(const Settings& settings) {
+  ModelPlan plan;
+  plan.directory = resolve_model_directory(settings.model_name_or_path);
+  plan.config = read_model_config(plan.directory);
+  settle(plan, settings, plan.directory / "config.json");
+  check_checkpoint(Checkpoint(plan.directory), plan.table, plan.dense_source);  // loading tells what it skips
+  return plan;
+}
+
+ModelPlan plan_model_or_architecture(const Settings& settings) {
+  std::error_code error;
+  if (!fs::is_regular_file(settings.model_name_or_path, error)) return plan_model(settings);
+  ModelPlan plan;
+  plan.directory = settings.model_name_or_path;
+  Json architecture = read_json_file(plan.directory, {.allow_comments = true});
+  if (!architecture.is_object()) {
+    throw bad_input(plan.directory.string(), describe_json(&architecture), "an object, as a config.json");
+  }
+  if (!architecture.contains("model_type")) architecture["model_type"] = "llama";
+  plan.config = parse_model_config(architecture, plan.directory.string());
+  settle(plan, settings, plan.directory);
+  return plan;
+}
+
+}  // namespace satune

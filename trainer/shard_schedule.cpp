@@ -1,0 +1,199 @@
+#include "trainer/shard_schedule.h"
+
+#include <algorithm>
+#include <deque>
+#include <optional>
+
+#include "trainer/shard.h"
+
+namespace satune {
+namespace {
+
+constexpr int64_t kAlignment = 64;       // elements, of a group of one (BufferLayout)
+constexpr size_t kGatheredSegments = 2;  // as in sharding.cpp
+
+bool contains(const std::vector<int>& list, int value) {
+  return std::find(list.begin(), list.end(), value) != list.end();
+}
+
+/// BufferPool without buffers.
+class PoolSize {
+ public:
+  int64_t take(int64_t numel) {
+    const auto fits = std::lower_bound(free_.begin(), free_.end(), numel);
+    if (fits == free_.end()) {
+      total_ += numel;
+      return numel;
+    }
+    const int64_t size = *fits;
+    free_.erase(fits);
+    return size;
+  }
+  void give(int64_t size) { free_.insert(std::lower_bound(free_.begin(), free_.end(), size), size); }
+  int64_t total() const { return total_; }
+
+ private:
+  std::vector<int64_t> free_;  // ascending
+  int64_t total_ = 0;
+};
+
+class Replay {
+ public:
+  Replay(const SegmentSizes& sizes, const Sharded& sharded)
+      : sizes_(sizes), sharded_(sharded), open_(sizes.trained.size()) {}
+
+  std::vector<ScheduledPass> micro_step() {
+    std::vector<ScheduledPass> passes = forward();
+    const int head = sizes_.head(), lowest = sizes_.lowest_trained();
+    passes.push_back(backward(head));
+    for (int segment = head - 1; segment >= std::max(lowest, 1); --segment) {
+      passes.push_back(backward(segment));
+    }
+    if (lowest == 0) passes.push_back(backward(0));
+    return passes;
+  }
+  std::vector<ScheduledPass> forward() {
+    std::vector<ScheduledPass> passes;
+    for (int segment = 0; segment <= sizes_.head(); ++segment) {
+      ScheduledPass pass{segment, false, reads(segment, false), {}, {}, false};
+      gather(pass, segment == sizes_.head() ? std::vector<int>() : reads(segment + 1, false));
+      passes.push_back(std::move(pass));
+    }
+    return passes;
+  }
+  void end_step() {
+    finish_reduction();
+    while (!gathered_.empty()) drop(gathered_.begin());
+  }
+  int64_t parameter_pool() const { return parameters_.total(); }
+  int64_t gradient_pool() const { return gradients_.total(); }
+
+ private:
+  struct Gathered {
+    int segment;
+    std::vector<int64_t> buffers;
+  };
+
+  ScheduledPass backward(int segment) {
+    ScheduledPass pass{segment, true, reads(segment, true), {}, {}, false};
+    gather(pass, segment == 0 ? std::vector<int>() : reads(segment - 1, true));
+    open(segment);
+    if (segment == sizes_.head() && sizes_.tied) open(0);
+    if (sharded_.world_size > 1 && sizes_.trained[segment] > 0) {
+      pass.reduces = true;
+      finish_reduction();
+      reducing_ = segment;
+      scratch_ = gradients_.take(sizes_.trained[segment]);
+    }
+    return pass;
+  }
+
+  std::vector<int> reads(int segment, bool backward) const {
+    if (segment == sizes_.head() && sizes_.tied) return {segment, 0};
+    if (segment == 0 && backward) return {};
+    return {segment};
+  }
+
+  void gather(ScheduledPass& pass, const std::vector<int>& next) {
+    if (sharded_.stage < 3) return;
+    std::vector<int> needed = pass.reads;
+    for (const int segment : pass.reads) gather_one(segment, needed, pass.gather_now);
+    needed.insert(needed.end(), next.begin(), next.end());
+    for (const int segment : next) gather_one(segment, needed, pass.gather_ahead);
+  }
+
+  void gather_one(int segment, const std::vector<int>& needed, std::vector<int>& sent) {
+    const auto is_it = [&](const Gathered& gathered) { return gathered.segment == segment; };
+    if (std::any_of(gathered_.begin(), gathered_.end(), is_it)) return;
+    const size_t room = kGatheredSegments + (sizes_.tied ? 1 : 0);
+    for (auto old = gathered_.begin(); old != gathered_.end() && gathered_.size() >= room;) {
+      old = contains(needed, old->segment) ? old + 1 : drop(old);
+    }
+    Gathered gathered{segment, {}};
+    for (const int64_t numel : {sizes_.trained[segment], sizes_.frozen[segment]}) {
+      if (numel > 0) gathered.buffers.push_back(parameters_.take(numel));
+    }
+    gathered_.push_back(std::move(gathered));
+    sent.push_back(segment);
+  }
+
+  std::deque<Gathered>::iterator drop(std::deque<Gathered>::iterator old) {
+    for (const int64_t buffer : old->buffers) parameters_.give(buffer);
+    return gathered_.erase(old);
+  }
+
+  void open(int segment) {
+    if (sharded_.world_size == 1 || sizes_.trained[segment] == 0) return;
+    if (reducing_ == segment) finish_reduction();
+    if (sharded_.stage < 2 || open_[segment]) return;
+    open_[segment] = gradients_.take(sizes_.trained[segment]);
+  }
+
+  void finish_reduction() {
+    if (!reducing_) return;
+    gradients_.give(scratch_);
+    if (open_[*reducing_]) gradients_.give(*open_[*reducing_]);
+    open_[*reducing_].reset();
+    reducing_.reset();
+  }
+
+  const SegmentSizes& sizes_;
+  const Sharded& sharded_;
+  PoolSize parameters_, gradients_;
+  std::deque<Gathered> gathered_;
+  std::vector<std::optional<int64_t>> open_;  // local gradients that have a buffer, by segment
+  std::optional<int> reducing_;
+  int64_t scratch_ = 0;
+};
+
+int64_t replica_pool(const SegmentSizes& sizes, const Sharded& sharded) {
+  PoolSize pool;
+  for (const int64_t segment : sizes.trained) {
+    if (sharded.replicas() == 1 || segment == 0) continue;
+    const int64_t share = segment / sharded.shares();
+    const int64_t received = pool.take(share), part = pool.take(share / sharded.replicas());
+    pool.give(received);
+    pool.give(part);
+  }
+  return pool.total();
+}
+
+}  // namespace
+
+SegmentSizes::SegmentSizes(const TensorTable& table, const std::vector<bool>& trained_mask,
+                           int64_t world_size)
+    : trained(table.num_segments()),
+      frozen(table.num_segments()),
+      tied(table.find("lm_head.weight") == nullptr) {
+  const auto tensors = table.tensors();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    (trained_mask.empty() || trained_mask[i] ? trained : frozen)[tensors[i].segment] += tensors[i].numel();
+  }
+  const int64_t border = world_size > 1 ? world_size * kShardBlock : kAlignment;
+  for (std::vector<int64_t>* sizes : {&trained, &frozen}) {
+    for (int64_t& size : *sizes) size = (size + border - 1) / border * border;
+  }
+}
+
+int SegmentSizes::lowest_trained() const {
+  const auto found = std::find_if(trained.begin(), trained.end(), [](int64_t size) { return size > 0; });
+  return static_cast<int>(found - trained.begin());
+}
+
+ShardSchedule shard_schedule(const SegmentSizes& sizes, const Sharded& sharded) {
+  Replay replay(sizes, sharded);
+  ShardSchedule schedule;
+  schedule.first = replay.micro_step();
+  schedule.later = replay.micro_step();
+  // An evaluation and one more step: the pools are as large as they get.
+  replay.end_step();
+  replay.forward();
+  replay.forward();
+  replay.micro_step();
+  schedule.parameter_pool = replay.parameter_pool();
+  schedule.gradient_pool = replay.gradient_pool();
+  schedule.replica_pool = replica_pool(sizes, sharded);
+  return schedule;
+}
+
+}  // namespace satune
