@@ -8,13 +8,19 @@
 
 #include "model/ops/attention_devices.h"
 #include "model/ops/dispatch.h"
+#include "model/ops/product_type.h"
 
 namespace satune {
 namespace {
 
-/// Rows of one document as [1, heads, T, D].
+/// View of one document's rows as [1, heads, T, D].
 at::Tensor document(const at::Tensor& x_NHD, int64_t start, int64_t length) {
   return x_NHD.narrow(0, start, length).transpose(0, 1).unsqueeze(0);
+}
+
+/// One document as the CPU kernels read it: widened where products of its type are slow.
+at::Tensor operand(const at::Tensor& x_NHD, int64_t start, int64_t length) {
+  return document(x_NHD, start, length).to(cpu_product_type(x_NHD.scalar_type()));
 }
 
 /// Runs f(document index, start, length): documents side by side where there are enough of them to keep every
@@ -38,7 +44,7 @@ AttentionOut forward_cpu(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const
   result.saved.resize(starts.size() - 1);
   for_each_document(starts, [&](int64_t i, int64_t start, int64_t length) {
     auto [out, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
-        document(q_NHD, start, length), document(k_NKD, start, length), document(v_NKD, start, length), 0.0,
+        operand(q_NHD, start, length), operand(k_NKD, start, length), operand(v_NKD, start, length), 0.0,
         /*is_causal=*/true);
     document(result.out_NHD, start, length).copy_(out);
     result.saved[i] = log_sum_exp;
@@ -51,8 +57,8 @@ void backward_cpu(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at
                   const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD) {
   for_each_document(starts, [&](int64_t i, int64_t start, int64_t length) {
     const auto [d_q, d_k, d_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        document(d_out_NHD, start, length), document(q_NHD, start, length), document(k_NKD, start, length),
-        document(v_NKD, start, length), document(forward.out_NHD, start, length), forward.saved[i], 0.0,
+        operand(d_out_NHD, start, length), operand(q_NHD, start, length), operand(k_NKD, start, length),
+        operand(v_NKD, start, length), operand(forward.out_NHD, start, length), forward.saved[i], 0.0,
         /*is_causal=*/true);
     if (d_q_NHD.defined()) document(d_q_NHD, start, length).copy_(d_q);
     if (d_k_NKD.defined()) document(d_k_NKD, start, length).copy_(d_k);

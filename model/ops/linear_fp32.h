@@ -1,0 +1,22 @@
+// Projections of 16-bit tensors through fp32 products, for CPUs without 16-bit ones (product_type.h):
+// operands are widened a tile at a time, sums are fp32, and each result is rounded once. A pure function of
+// the values and shapes; scratch stays below 100 MiB whatever the sizes. CPU only; every operand of one
+// 16-bit type.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace satune {
+
+/// x [N, in] W [out, in] transposed (+ residual [N, out] where defined) -> [N, out].
+at::Tensor linear_fp32_forward(const at::Tensor& x_NI, const at::Tensor& weight_OI,
+                               const at::Tensor& residual_NO);
+
+/// d_y [N, out] W [out, in] -> [N, in].
+at::Tensor linear_fp32_backward_input(const at::Tensor& d_y_NO, const at::Tensor& weight_OI);
+
+/// d_weight [out, in] = d_y^T x, or += with `accumulate`. An fp32 d_weight takes the sums unrounded.
+void linear_fp32_backward_weight(const at::Tensor& d_y_NO, const at::Tensor& x_NI,
+                                 const at::Tensor& d_weight_OI, bool accumulate);
+
+}  // namespace satune
