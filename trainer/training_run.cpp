@@ -57,7 +57,8 @@ TrainingRun::TrainingRun(RunPlan& plan, RunFolder& folder, const SnapshotStore& 
       recording_(recording_of(plan, device)),  // while the device is still empty
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()),
-      hooks_(signals) {
+      hooks_(signals),
+      device_metrics_(plan, device, 1) {
   load_weights_and_state(snapshot);
   step_.emplace(model_, *optimizer_, plan_.train(), settings_, recording_);
   metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
@@ -137,6 +138,7 @@ void TrainingRun::one_step() {
   metrics.step_seconds = seconds_since(start);
   metrics.tokens_per_s = static_cast<double>(result.tokens) / metrics.step_seconds;
   metrics.peak_memory_bytes = peak_memory_bytes(device_);
+  device_metrics_.fill(metrics, static_cast<double>(result.tokens) / std::max<int64_t>(1, result.samples));
   state_.unlogged = metrics;
 }
 

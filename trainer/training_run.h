@@ -8,6 +8,7 @@
 #include "data/files/error.h"
 #include "model/llama.h"
 #include "trainer/adamw.h"
+#include "trainer/device_metrics.h"
 #include "trainer/fine_tune.h"
 #include "trainer/metrics.h"
 #include "trainer/progress.h"
@@ -73,6 +74,7 @@ class TrainingRun {
   Schedule schedule_;
   InterruptHooks hooks_;
   std::optional<MetricsLog> metrics_;
+  DeviceMetrics device_metrics_;
   std::optional<Progress> progress_;
   int64_t saved_step_ = -1;
   bool stepped_ = false;  ///< this process has changed the weights since it started

@@ -183,6 +183,8 @@ TEST(Snapshot, StateSurvivesTheJson) {
   state.unlogged = StepMetrics{};
   state.unlogged->loss = 1.0 / 3;
   state.unlogged->grad_norm = std::nan("");
+  state.unlogged->mfu = 0.1 + 0.3;
+  state.unlogged->device_power_w = 412.5;
   const RunState read = parse_run_state(Json::parse(write_json(run_state_json(state))), "state.json");
   EXPECT_EQ(read.num_tokens, state.num_tokens);
   EXPECT_EQ(read.loss_scale.value, 1024);
@@ -190,6 +192,9 @@ TEST(Snapshot, StateSurvivesTheJson) {
   EXPECT_EQ(*read.best_eval_loss, *state.best_eval_loss);
   EXPECT_EQ(read.unlogged->loss, state.unlogged->loss);
   EXPECT_TRUE(std::isnan(read.unlogged->grad_norm));
+  EXPECT_EQ(read.unlogged->mfu, state.unlogged->mfu);
+  EXPECT_EQ(read.unlogged->device_power_w, 412.5);
+  EXPECT_FALSE(read.unlogged->device_temperature_c);
   EXPECT_THROW(parse_run_state(Json::object(), "state.json"), BadInput);
 }
 

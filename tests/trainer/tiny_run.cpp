@@ -32,7 +32,7 @@ void write_records(const fs::path& path, int records) {
   std::ofstream(path) << list.dump();
 }
 
-void write_model(const fs::path& path, const fs::path& tokenizer) {
+void write_model(const fs::path& path, const fs::path& tokenizer, double head_scale) {
   ModelConfig config;
   config.vocab_size = 320;
   config.hidden_size = 32;
@@ -45,6 +45,7 @@ void write_model(const fs::path& path, const fs::path& tokenizer) {
   config.sharing = SharingPlan(4);
   Weights weights(TensorTable(config), {}, at::kFloat, at::kCPU);
   initialise_weights(weights, 0.05, 11);
+  weights.tensor("lm_head.weight").mul_(head_scale);
   ExportOptions options;
   options.tokenizer_source = tokenizer;
   options.eos_token_ids = {2};
@@ -54,7 +55,7 @@ void write_model(const fs::path& path, const fs::path& tokenizer) {
 
 }  // namespace
 
-TinyRun::TinyRun(int records) {
+TinyRun::TinyRun(int records, double head_scale) {
   std::vector<std::string> texts;
   RandomStream random(5, "tiny tokenizer");
   for (int i = 0; i < 200; ++i) texts.push_back(words(random, 12) + " instruction: response, task!");
@@ -63,7 +64,7 @@ TinyRun::TinyRun(int records) {
   SentencePieceTraining training;
   training.vocab_size = 300;
   train_sentencepiece(texts, training, tokenizer);
-  write_model(model(), tokenizer);
+  write_model(model(), tokenizer, head_scale);
   write_records(data(), records);
 }
 

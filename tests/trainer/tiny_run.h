@@ -14,8 +14,9 @@ namespace satune::trainer_test {
 
 class TinyRun {
  public:
-  /// `records` of seeded words; layers 2-3 of the 4 share attention.
-  explicit TinyRun(int records = 40);
+  /// `records` of seeded words; layers 2-3 of the 4 share attention. The head's weights start `head_scale`
+  /// times as large as the others.
+  explicit TinyRun(int records = 40, double head_scale = 1);
 
   std::filesystem::path model() const { return directory_ / "model"; }
   std::filesystem::path data() const { return directory_ / "train.json"; }
