@@ -71,7 +71,7 @@ finish() {
   printf 'all stages passed in %d s\n' "$SECONDS"
 }
 
-build() { cmake --preset "$1" -DSATUNE_TESTS=ON && cmake --build "build/$1" -j "$JOBS"; }
+build() { cmake --preset "$1" -DSATUNE_TESTS=ON -DSATUNE_BENCHMARKS=ON && cmake --build "build/$1" -j "$JOBS"; }
 # Tests get one thread each while two run side by side; those about threads set their own.
 run_ctest() { OMP_NUM_THREADS=1 ctest --test-dir "build/$1" -j "$JOBS" --output-on-failure --no-tests=error; }
 

@@ -22,11 +22,12 @@ struct StepMetrics {
   int64_t num_tokens = 0;          ///< tokens processed since the start of the run, all ranks
   double mean_token_accuracy = 0;  ///< targets that were the argmax / targets
   double tokens_per_s = 0;
-  std::optional<double> mfu;  ///< share of the device's peak; null where the peak is not known
+  std::optional<double> mfu;  ///< share of the devices' 16-bit peak (device_metrics.h); null where not known
   int64_t peak_memory_bytes = 0;
   double step_seconds = 0;
-  std::optional<double> eval_loss;                                                 ///< where evaluated
-  std::optional<double> device_power_w, device_temperature_c, device_utilisation;  ///< where there is a card
+  std::optional<double> eval_loss;  ///< where evaluated
+  /// Where there is a card; utilisation in per cent.
+  std::optional<double> device_power_w, device_temperature_c, device_utilisation;
 };
 
 /// The row as a line of JSON, without the newline.

@@ -34,12 +34,22 @@ void for_each_number(Metrics& metrics, const F& f) {
   f("step_seconds", metrics.step_seconds);
 }
 
+template <typename Metrics, typename F>
+void for_each_device_number(Metrics& metrics, const F& f) {
+  f("mfu", metrics.mfu);
+  f("device_power_w", metrics.device_power_w);
+  f("device_temperature_c", metrics.device_temperature_c);
+  f("device_utilisation", metrics.device_utilisation);
+}
+
 Json row_json(const StepMetrics& metrics) {
   Json json = {{"step", metrics.step},
                {"num_tokens", metrics.num_tokens},
                {"peak_memory_bytes", metrics.peak_memory_bytes}};
   for_each_number(metrics, [&](const char* key, double value) { json[key] = value; });
-  if (metrics.mfu) json["mfu"] = *metrics.mfu;
+  for_each_device_number(metrics, [&](const char* key, const std::optional<double>& value) {
+    if (value) json[key] = *value;
+  });
   return json;
 }
 
@@ -54,7 +64,9 @@ StepMetrics parse_row(const JsonFields& fields) {
   metrics.peak_memory_bytes = counter(fields, "peak_memory_bytes");
   // null stands for what JSON has no number for: a loss that is not finite.
   for_each_number(metrics, [&](const char* key, double& value) { value = fields.number(key, std::nan("")); });
-  if (fields.find("mfu") != nullptr) metrics.mfu = fields.number("mfu");
+  for_each_device_number(metrics, [&](const char* key, std::optional<double>& value) {
+    if (fields.find(key) != nullptr) value = fields.number(key);
+  });
   return metrics;
 }
 

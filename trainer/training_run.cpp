@@ -83,7 +83,8 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       memory_(choose_memory(plan, device, ranks.coordinator(), options.ranks.local_world_size)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
-      schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
+      schedule_(settings_, plan.warmup_steps(), plan.total_steps()),
+      device_metrics_(plan, device, ranks.world().size) {
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, model_.weights().type(), ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;
@@ -180,6 +181,7 @@ void TrainingRun::one_step() {
   metrics.step_seconds = seconds_since(start);
   metrics.tokens_per_s = static_cast<double>(result.tokens) / metrics.step_seconds;
   metrics.peak_memory_bytes = peak_memory_bytes(device_);
+  device_metrics_.fill(metrics, static_cast<double>(result.tokens) / std::max<int64_t>(1, result.samples));
   state_.unlogged = metrics;
 }
 

@@ -9,6 +9,7 @@
 #include "model/llama.h"
 #include "trainer/adamw.h"
 #include "trainer/background_save.h"
+#include "trainer/device_metrics.h"
 #include "trainer/fine_tune.h"
 #include "trainer/metrics.h"
 #include "trainer/progress.h"
@@ -98,6 +99,7 @@ class TrainingRun {
   std::optional<AdamW> optimizer_;
   std::optional<TrainingStep> step_;
   Schedule schedule_;
+  DeviceMetrics device_metrics_;
   std::optional<MetricsLog> metrics_;  ///< rank 0
   std::optional<Progress> progress_;   ///< rank 0
   /// The newest snapshot of this run: its step, and whether it can be continued from.

@@ -13,6 +13,7 @@
 #include "data/files/error.h"
 #include "data/random.h"
 #include "tests/files/faulty_file_ops.h"
+#include "tests/trainer/signal_at_snapshot.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/snapshot.h"
 
@@ -23,22 +24,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-/// Sends a signal to this process when the snapshot of a step has been renamed into place: in the middle of
-/// the run, before the next step.
-class SignalAtSnapshot : public FileOps {
- public:
-  SignalAtSnapshot(int64_t step, int signal) : name_(snapshot_name(step)), signal_(signal) {}
-  int rename(const char* from, const char* to) override {
-    const int result = FileOps::rename(from, to);
-    if (fs::path(to).filename() == name_) ::raise(signal_);
-    return result;
-  }
-
- private:
-  std::string name_;
-  int signal_;
-};
 
 struct Variant {
   std::string name;

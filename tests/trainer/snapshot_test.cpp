@@ -236,6 +236,8 @@ TEST(Snapshot, StateSurvivesTheJson) {
   state.unlogged = StepMetrics{};
   state.unlogged->loss = 1.0 / 3;
   state.unlogged->grad_norm = std::nan("");
+  state.unlogged->mfu = 0.1 + 0.3;
+  state.unlogged->device_power_w = 412.5;
   const RunState read = parse_run_state(Json::parse(write_json(run_state_json(state))), "state.json");
   EXPECT_EQ(read.num_tokens, state.num_tokens);
   EXPECT_EQ(read.loss_scale.value, 1024);
@@ -257,21 +259,29 @@ TEST(Snapshot, StateSurvivesTheJson) {
               AllOf(HasSubstr("state.json: key updates: found"), HasSubstr("expected")));
   EXPECT_THAT(error("loss_scale", "big"), HasSubstr("state.json: key loss_scale: found the string"));
   EXPECT_THAT(error("unlogged", Json::object()), HasSubstr("state.json: unlogged: key step"));
+  EXPECT_EQ(read.unlogged->mfu, state.unlogged->mfu);
+  EXPECT_EQ(read.unlogged->device_power_w, 412.5);
+  EXPECT_FALSE(read.unlogged->device_temperature_c);
 }
 
 // pain: disk full on the last checkpoint.
 TEST(RunFolder, DiskThatCannotHoldTheSnapshotsIsAnError) {
   const TemporaryDirectory directory;
-  const DiskNeed need{1000, 3, 500};
+  const DiskNeed need{1000, 2, 1000, 500};  // two kept, one being saved, exports
   EXPECT_NO_THROW(check_disk(directory.path(), need, 3500));
   try {
     check_disk(directory.path(), need, 3499);
     FAIL() << "accepted";
   } catch (const EnvironmentError& error) {
-    EXPECT_THAT(error.what(), AllOf(HasSubstr("3499"), HasSubstr("3500"), HasSubstr("3 snapshots")));
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("3499"), HasSubstr("3500"), HasSubstr("2 snapshots")));
   }
-  directory.write("snapshots/step-00000001/a", std::string(1000, 'x'));
-  EXPECT_NO_THROW(check_disk(directory.path(), need, 2500)) << "what will be replaced counts as free";
+  directory.write("snapshots/step-00000001.damaged/a", std::string(1000, 'x'));
+  directory.write("export/a", std::string(1000, 'x'));
+  EXPECT_THROW(check_disk(directory.path(), need, 3499), EnvironmentError)
+      << "neither is deleted before the new one is there";
+  directory.write("export-epoch-0001/a", std::string(400, 'x'));
+  EXPECT_NO_THROW(check_disk(directory.path(), need, 3100)) << "what is saved already is not needed again";
+  EXPECT_THROW(check_disk(directory.path(), need, 3099), EnvironmentError);
 }
 
 TEST(RunFolder, OneProcessAtATime) {

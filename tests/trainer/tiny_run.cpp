@@ -32,7 +32,7 @@ void write_records(const fs::path& path, int records) {
   std::ofstream(path) << list.dump();
 }
 
-void write_model(const fs::path& path, const fs::path& tokenizer, bool tied) {
+void write_model(const fs::path& path, const fs::path& tokenizer, bool tied, double head_scale) {
   ModelConfig config;
   config.vocab_size = 320;
   config.hidden_size = 32;
@@ -46,6 +46,7 @@ void write_model(const fs::path& path, const fs::path& tokenizer, bool tied) {
   config.sharing = SharingPlan(4);
   Weights weights(TensorTable(config), {}, at::kFloat, at::kCPU);
   initialise_weights(weights, 0.05, 11);
+  if (!tied) weights.tensor("lm_head.weight").mul_(head_scale);
   ExportOptions options;
   options.tokenizer_source = tokenizer;
   options.eos_token_ids = {2};
@@ -55,7 +56,7 @@ void write_model(const fs::path& path, const fs::path& tokenizer, bool tied) {
 
 }  // namespace
 
-TinyRun::TinyRun(int records, bool tied) {
+TinyRun::TinyRun(int records, bool tied, double head_scale) {
   std::vector<std::string> texts;
   RandomStream random(5, "tiny tokenizer");
   for (int i = 0; i < 200; ++i) texts.push_back(words(random, 12) + " instruction: response, task!");
@@ -64,7 +65,7 @@ TinyRun::TinyRun(int records, bool tied) {
   SentencePieceTraining training;
   training.vocab_size = 300;
   train_sentencepiece(texts, training, tokenizer);
-  write_model(model(), tokenizer, tied);
+  write_model(model(), tokenizer, tied, head_scale);
   write_records(data(), records);
 }
 

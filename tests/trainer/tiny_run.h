@@ -15,7 +15,8 @@ namespace satune::trainer_test {
 class TinyRun {
  public:
   /// `records` of seeded words; layers 2-3 of the 4 share attention. `tied`: the head is the embedding.
-  explicit TinyRun(int records = 40, bool tied = false);
+  /// `head_scale`: its weights start so many times as large as the others.
+  explicit TinyRun(int records = 40, bool tied = false, double head_scale = 1);
 
   std::filesystem::path model() const { return directory_ / "model"; }
   std::filesystem::path data() const { return directory_ / "train.json"; }

@@ -1,0 +1,31 @@
+// What a step's metrics say about the device: model FLOPs utilisation and the card's readings.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <optional>
+
+#include "trainer/card.h"
+#include "trainer/metrics.h"
+#include "trainer/run_plan.h"
+
+namespace satune {
+
+class DeviceMetrics {
+ public:
+  /// Of a run of `plan` over `world_size` devices like `device`. The plan must outlive it.
+  DeviceMetrics(const RunPlan& plan, const at::Device& device, int64_t world_size,
+                const CardLibraries& libraries = {});
+
+  /// Sets mfu and the device_* fields from metrics.tokens_per_s (all ranks together) and the step's mean
+  /// document length, which is a lower bound of the length that its attention work amounts to. A CPU has
+  /// neither a known peak nor readings; mfu is of the 16-bit peak and unset in fp32 runs.
+  void fill(StepMetrics& metrics, double mean_document_length);
+
+ private:
+  const RunPlan& plan_;
+  std::optional<Card> card_;
+  std::optional<double> peak_flops_;  ///< of all devices
+};
+
+}  // namespace satune
