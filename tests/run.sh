@@ -112,5 +112,6 @@ if [[ $SATUNE_FULL == 1 ]]; then stage "lint" 'error|files linted' tests/lint.sh
 stage "ctest release" 'tests passed|tests failed|Total Test time' run_ctest release
 stage "ctest asan-ubsan" 'tests passed|tests failed|Total Test time' run_ctest asan-ubsan
 stage "pytest parity" ' (passed|failed|error)' run_pytest tests/parity
+stage "pytest distributed" ' (passed|failed|error)' run_pytest tests/distributed
 stage "pytest launch" ' (passed|failed|error)' run_pytest tests/launch
 finish

@@ -1,0 +1,250 @@
+"""No fault loses work: ranks that die, hang or cannot write, and the run that goes on afterwards."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import ENVIRONMENT, Ranks, await_rows, rows, run, same_state, settings, snapshots, state, trajectory
+
+COUNT = 3
+CHANGES = {"gradient_accumulation_steps": 4, "zero_stage": 3, "eval_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(satune, model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(satune, settings(model, output, **CHANGES), COUNT, output.parent / "logs")
+    return output
+
+
+def goes_on(satune, model, output, undisturbed, logs):
+    """The same command again ends as if nothing had happened."""
+    run(satune, settings(model, output, **CHANGES), COUNT, logs)
+    assert trajectory(output) == trajectory(undisturbed)
+    assert same_state(state(output, 8), state(undisturbed, 8))
+    leftovers = [path.name for path in (output / "snapshots").iterdir() if path.name.startswith(".")]
+    assert leftovers == []
+
+
+def fault(shim, text, log):
+    return {"LD_PRELOAD": shim, "SATUNE_FAULT": text, "SATUNE_FAULT_LOG": str(log)}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("where,what", [("forward", "call=forward n=90 signal=9"),
+                                        ("backward", "call=backward n=75 signal=9"),
+                                        ("save", "call=file path=/snapshots/ n=4 signal=9")])
+def test_a_killed_rank_is_named_and_nothing_is_lost(satune, model, shim, undisturbed, tmp_path, rank, where, what):
+    output, log = tmp_path / "run", tmp_path / "struck"
+    start = time.monotonic()
+    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs",
+                  environment={rank: fault(shim, what, log)})
+    codes = ranks.wait(60)
+    assert log.exists(), f"the fault never struck: {ranks.log(rank)}"
+    assert codes[rank] == -signal.SIGKILL
+    for survivor in set(range(COUNT)) - {rank}:
+        assert codes[survivor] == 3, ranks.log(survivor)
+        assert f"rank {rank} " in ranks.error(survivor), ranks.log(survivor)
+    assert time.monotonic() - start < 40
+    goes_on(satune, model, output, undisturbed, tmp_path / "logs")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_while_others_wait_for_it(satune, model, undisturbed, tmp_path, rank):
+    """Stopped first, so that the others are inside a collective when it dies."""
+    output = tmp_path / "run"
+    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs")
+    await_rows(output, 3)
+    ranks.send(signal.SIGSTOP, rank)
+    time.sleep(1)
+    ranks.send(signal.SIGKILL, rank)
+    codes = ranks.wait(60)
+    for survivor in set(range(COUNT)) - {rank}:
+        assert codes[survivor] == 3, ranks.log(survivor)
+        assert f"rank {rank} " in ranks.error(survivor)
+    goes_on(satune, model, output, undisturbed, tmp_path / "logs")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hung_rank_is_named_within_the_timeout(satune, model, undisturbed, tmp_path, rank):
+    output = tmp_path / "run"
+    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs")
+    await_rows(output, 3)
+    ranks.send(signal.SIGSTOP, rank)
+    try:
+        for survivor in set(range(COUNT)) - {rank}:
+            assert ranks.processes[survivor].wait(40) == 3, ranks.log(survivor)
+            assert f"rank {rank} " in ranks.error(survivor)
+    finally:
+        ranks.end()
+    goes_on(satune, model, output, undisturbed, tmp_path / "logs")
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("where,what", [("step", "call=backward n=75 signal=15"), ("first", "call=forward n=2 signal=15"),
+                                        ("save", "call=file path=/snapshots/ n=4 signal=15")])
+def test_sigterm_on_one_rank_stops_all_at_one_place(satune, model, shim, undisturbed, tmp_path, rank, where, what):
+    output, log = tmp_path / "run", tmp_path / "struck"
+    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs",
+                  environment={rank: fault(shim, what, log)})
+    codes = ranks.wait(60)
+    assert log.exists()
+    assert codes == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
+    assert f"SIGTERM on rank {rank}" in ranks.log(0)
+    done = len(rows(output))
+    assert snapshots(output)[-1] == f"step-{done:08}", "the last finished step is saved"
+    goes_on(satune, model, output, undisturbed, tmp_path / "logs")
+
+
+def test_sigterm_during_an_evaluation(satune, model, shim, undisturbed, tmp_path):
+    """The evaluation after step 4 is dropped; the resumed run does it first and logs the step once."""
+    output = tmp_path / "run"
+    # 4 layers x 4 micro-batches x 2 (the backward computes layers again) x 4 steps, then the evaluation's.
+    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs",
+                  environment={1: fault(shim, "call=forward n=130 signal=15", tmp_path / "struck")})
+    assert ranks.wait(60) == [4] * COUNT
+    assert len(rows(output)) == 3 and snapshots(output)[-1] == "step-00000004"
+    goes_on(satune, model, output, undisturbed, tmp_path / "logs")
+
+
+def test_survivors_do_not_save_when_asked_to_stop_after_a_death(satune, model, tmp_path):
+    """What torchrun does: a rank dies, and the others get SIGTERM."""
+    output = tmp_path / "run"
+    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs")
+    await_rows(output, 3)
+    before = snapshots(output)
+    ranks.send(signal.SIGSTOP, 1)  # so that the others cannot finish the step
+    ranks.send(signal.SIGKILL, 1)
+    start = time.monotonic()
+    for rank in (0, 2):
+        ranks.send(signal.SIGTERM, rank)
+    codes = ranks.wait(40)
+    assert time.monotonic() - start < 20, "torchrun kills after 30 s"
+    assert codes[1] == -signal.SIGKILL and set(codes[::2]) <= {3, 4}, codes
+    assert set(snapshots(output)) - set(before) <= {"step-00000004"}, "nothing was saved after the death"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_at_every_write_of_a_save(satune, model, shim, tmp_path, rank):
+    """One call after another fails, until a run goes through untouched."""
+    config = {"max_steps": 2, "warmup_steps": 1, "save_steps": 1, "gradient_accumulation_steps": 4, "zero_stage": 1}
+    failures = 0
+    for n in range(1, 80):
+        output, log = tmp_path / f"run-{n}", tmp_path / f"struck-{n}"
+        ranks = Ranks(satune, settings(model, output, **config), 2, tmp_path / "logs",
+                      environment={rank: fault(shim, f"call=file path=/snapshots/ n={n} errno={errno.EIO}", log)})
+        codes = ranks.wait(60)
+        if not log.exists():
+            assert codes == [0, 0]
+            break
+        failures += 1
+        for name in snapshots(output):
+            manifest = json.loads((output / "snapshots" / name / "MANIFEST.json").read_text())
+            for file in manifest["files"]:
+                assert (output / "snapshots" / name / file["name"]).stat().st_size == file["size"]
+        if codes != [0, 0]:
+            assert codes == [3, 3], [ranks.log(r) for r in range(2)]
+            assert "Input/output error" in ranks.error(rank), ranks.log(rank)
+            assert f"rank {rank} " in ranks.error(1 - rank), ranks.log(1 - rank)
+        shutil.rmtree(output)
+    else:
+        pytest.fail("a save of more than 80 calls")
+    assert failures >= 5
+
+
+def test_a_full_disk_keeps_the_snapshot_before(satune, model, tmp_path):
+    """A small tmpfs in a namespace of its own; skipped where that is not allowed."""
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode != 0:
+        pytest.skip("no right to mount a tmpfs")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # Room for the check before step 0, which a file of somebody else then takes away.
+    config = settings(model, disk / "run", save_total_limit=2, **CHANGES)
+    script = tmp_path / "full.sh"
+    script.write_text(f"""set -e
+mount -t tmpfs -o size=24m none {disk}
+"{os.sys.executable}" - <<'PY'
+import pathlib, sys, subprocess, time
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+from conftest import Ranks, await_rows, rows, snapshots
+output = pathlib.Path({str(disk / "run")!r})
+ranks = Ranks({satune!r}, {str(config)!r}, 2, {str(tmp_path / "logs")!r})
+await_rows(output, 3)
+try:
+    with open({str(disk / "hog")!r}, "wb") as hog:
+        while True: hog.write(bytes(65536)); hog.flush()
+except OSError: pass
+codes = ranks.wait(60)
+assert codes == [3, 3], (codes, ranks.log(0), ranks.log(1))
+errors = ranks.error(0) + ranks.error(1)
+assert "No space left on device" in errors, errors
+left = snapshots(output)
+assert left, "the snapshot before is gone"
+pathlib.Path({str(disk / "hog")!r}).unlink()
+again = Ranks({satune!r}, {str(config)!r}, 2, {str(tmp_path / "logs")!r})
+assert again.wait(60) == [0, 0], again.log(0)
+assert [row["step"] for row in rows(output)] == list(range(1, 9))
+PY
+""")
+    done = subprocess.run(["unshare", "-m", "bash", script], capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "manifest"])
+def test_a_damaged_snapshot_is_passed_over(satune, model, undisturbed, tmp_path, damage):
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    newest = output / "snapshots" / "step-00000008"
+    file = newest / "rank-00001.safetensors"
+    if damage == "truncated":
+        os.truncate(file, file.stat().st_size - 2)
+    elif damage == "flipped":
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 4
+        file.write_bytes(content)
+    else:
+        (newest / "MANIFEST.json").unlink()
+    ranks = run(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs")
+    assert "step-00000008 is skipped" in ranks.log(0) and "continuing after step 6" in ranks.log(0)
+    assert trajectory(output) == trajectory(undisturbed)
+    assert same_state(state(output, 8), state(undisturbed, 8))
+
+
+def test_our_launcher_brings_a_run_back(satune, model, shim, undisturbed, tmp_path):
+    """A rank is killed in its first attempt; --max-restarts starts all again and nobody has to do anything."""
+    output, log = tmp_path / "run", tmp_path / "struck"
+    environment = ENVIRONMENT | fault(shim, "call=backward n=75 signal=9 rank=1 attempt=0", log)
+    done = subprocess.run([satune, "train", settings(model, output, **CHANGES), "--nproc-per-node", str(COUNT),
+                           "--max-restarts", "2"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert log.read_text().count("backward") == 1
+    assert "restart 1 of 2" in done.stderr and "rank 1" in done.stderr, done.stderr
+    assert trajectory(output) == trajectory(undisturbed)
+    assert same_state(state(output, 8), state(undisturbed, 8))
+
+
+def test_torchrun_brings_a_run_back_and_names_the_cause(satune, model, shim, undisturbed, tmp_path):
+    torchrun = pathlib.Path(os.sys.executable).parent / "torchrun"
+    if not torchrun.exists():
+        pytest.skip(f"no torchrun at {torchrun}")
+    output, log = tmp_path / "run", tmp_path / "struck"
+    command = [torchrun, "--standalone", "--no-python", f"--nproc-per-node={COUNT}", "--max-restarts=2", satune, "train",
+               settings(model, output, **CHANGES)]
+    environment = ENVIRONMENT | fault(shim, "call=backward n=75 signal=9 rank=1 attempt=0", log)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert log.read_text().count("backward") == 1
+    assert trajectory(output) == trajectory(undisturbed)
+
+    # A mistake of the user's: the summary at the end carries the message, not only an exit code.
+    bad = settings(model, tmp_path / "bad", learning_rate=-1, **CHANGES)
+    command[-1], command[4] = bad, "--max-restarts=0"
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "learning_rate" in done.stderr and "Root Cause" in done.stderr, done.stderr

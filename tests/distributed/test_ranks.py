@@ -1,0 +1,136 @@
+"""Many processes train as one: the same numbers, on any layout, before and after a resume."""
+
+import json
+import subprocess
+
+import pytest
+from conftest import ENVIRONMENT, rows, run, same_state, settings, snapshots, state, trajectory
+
+
+@pytest.fixture(scope="module")
+def one(satune, model, tmp_path_factory):
+    """The run of one process that all others are held against."""
+    output = tmp_path_factory.mktemp("one") / "run"
+    run(satune, settings(model, output), 1, output.parent / "logs")
+    return output
+
+
+def accumulated(count):
+    return {"gradient_accumulation_steps": 12 // count}
+
+
+@pytest.mark.parametrize("count,stage", [(2, 0), (2, 1), (2, 2), (2, 3), (3, 3), (4, 0), (4, 3)])
+def test_ranks_train_as_one_process_does(satune, model, one, tmp_path, count, stage):
+    output = tmp_path / "run"
+    run(satune, settings(model, output, zero_stage=stage, **accumulated(count)), count, tmp_path / "logs")
+    for ours, theirs in zip(rows(output), rows(one), strict=True):
+        assert abs(ours["loss"] - theirs["loss"]) <= 1e-6 * theirs["loss"]
+        assert ours["num_tokens"] == theirs["num_tokens"]
+
+
+def test_stages_leave_the_same_state(satune, model, tmp_path):
+    states = []
+    for stage in range(4):
+        output = tmp_path / f"stage-{stage}"
+        run(satune, settings(model, output, zero_stage=stage, **accumulated(2)), 2, tmp_path / "logs")
+        states.append((trajectory(output), state(output, 8)))
+    for other in states[1:]:
+        assert other[0] == states[0][0]
+        assert same_state(other[1], states[0][1])
+
+
+@pytest.mark.parametrize("precision,stage", [("fp32", 0), ("bf16", 1), ("bf16", 3)])
+def test_a_resume_on_the_same_layout_is_bitwise(satune, model, tmp_path, precision, stage):
+    changes = {"precision": precision, "zero_stage": stage, **accumulated(2)}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(satune, settings(model, whole, **changes), 2, tmp_path / "logs")
+    run(satune, settings(model, parts, **changes), 2, tmp_path / "logs")
+    # As if it had been killed after step 4: later snapshots and rows are gone or cut.
+    for name in snapshots(parts):
+        if name > "step-00000004":
+            subprocess.run(["rm", "-r", parts / "snapshots" / name], check=True)
+    run(satune, settings(model, parts, **changes), 2, tmp_path / "logs")
+    assert trajectory(parts) == trajectory(whole)
+    assert same_state(state(parts, 8), state(whole, 8))
+
+
+def test_layouts_change_between_resumes(satune, model, tmp_path):
+    """4 -> 2 -> 1 -> 4 ranks and stages 0 <-> 3 take up element for element what the ranks before have left."""
+    output = tmp_path / "run"
+    for steps, count, stage in ((2, 4, 0), (4, 2, 3), (6, 1, 0), (8, 4, 3)):
+        before = state(output, steps - 2) if steps > 2 else None
+        config = settings(model, output, zero_stage=stage, max_steps=steps, gradient_accumulation_steps=3, save_steps=2)
+        ranks = run(satune, config, count, tmp_path / "logs", ["--allow-changes"])  # of max_steps
+        if before is not None:
+            assert f"continuing after step {steps - 2}" in ranks.log(0)
+            assert same_state(state(output, steps - 2), before)
+    assert [row["step"] for row in rows(output)] == list(range(1, 9))
+    # Three rows a rank and 4 ranks: the run keeps its 12 rows a step on every layout, and so its trajectory.
+    reference = tmp_path / "reference"
+    run(satune, settings(model, reference, max_steps=8, **accumulated(1)), 1, tmp_path / "logs")
+    for ours, theirs in zip(rows(output)[:2], rows(reference)[:2]):
+        assert ours["num_tokens"] == theirs["num_tokens"]
+        assert abs(ours["loss"] - theirs["loss"]) <= 1e-6 * theirs["loss"]
+
+
+def test_another_global_batch_is_refused(satune, model, tmp_path):
+    output = tmp_path / "run"
+    run(satune, settings(model, output, max_steps=2, **accumulated(2)), 2, tmp_path / "logs")
+    config = settings(model, output, max_steps=2, gradient_accumulation_steps=5)
+    ranks = run(satune, config, 2, tmp_path / "logs", codes=[2, 2])
+    assert "found 10 rows a step, expected 12" in ranks.error(0)
+
+
+def test_export_of_sharded_ranks_equals_that_of_one(satune, model, tmp_path):
+    exported = []
+    for count, stage in ((1, 0), (3, 3)):
+        output = tmp_path / f"run-{count}"
+        run(satune, settings(model, output, zero_stage=stage, export_at_end=True, max_steps=2,
+                             learning_rate=1e-12, **accumulated(count)), count, tmp_path / "logs")
+        again = tmp_path / f"again-{count}"
+        subprocess.run([satune, "export", output, again], check=True, env=ENVIRONMENT, capture_output=True)
+        assert (again / "model.safetensors").read_bytes() == (output / "export" / "model.safetensors").read_bytes()
+        exported.append(json.loads((output / "export" / "config.json").read_text()))
+    assert exported[0] == exported[1]
+
+
+def test_shard_groups_and_background_saves(satune, model, one, tmp_path):
+    output = tmp_path / "run"
+    run(satune, settings(model, output, zero_stage=3, shard_group_size=2, async_save=True, **accumulated(4)), 4,
+        tmp_path / "logs")
+    for ours, theirs in zip(rows(output), rows(one), strict=True):
+        assert abs(ours["loss"] - theirs["loss"]) <= 1e-6 * theirs["loss"]
+    assert snapshots(output) == [f"step-{step:08}" for step in (2, 4, 6, 8)]
+    world = json.loads((output / "snapshots" / "step-00000008" / "state.json").read_text())["world"]
+    assert world == {"size": 4, "zero_stage": 3, "shard_group_size": 2}
+    refused = run(satune, settings(model, tmp_path / "odd", shard_group_size=3, **accumulated(4)), 4,
+                  tmp_path / "logs", codes=[2] * 4)
+    assert "shard_group_size: found 3, expected a divisor of the number of processes, 4" in refused.error(0)
+
+
+def test_more_ranks_than_rows(satune, model, tmp_path):
+    """Two rows a step for four ranks: two of them never have data, and nobody waits for them."""
+    output = tmp_path / "run"
+    run(satune, settings(model, output, max_steps=2, per_device_train_batch_size=2,
+                         gradient_accumulation_steps=1), 1, tmp_path / "logs")
+    config = settings(model, output, max_steps=4, per_device_train_batch_size=2,
+                      gradient_accumulation_steps=1, zero_stage=3)
+    run(satune, config, 4, tmp_path / "logs", ["--allow-changes"])
+    assert [row["step"] for row in rows(output)] == [1, 2, 3, 4]
+
+
+def test_one_rank_tokenises_and_the_others_read(satune, model, tmp_path):
+    config = settings(model, tmp_path / "run", max_steps=1, warmup_steps=0, token_cache_dir=str(tmp_path / "fresh"),
+                      **accumulated(3))
+    run(satune, config, 3, tmp_path / "logs")
+    assert len([path for path in (tmp_path / "fresh").iterdir() if path.is_file() and path.stat().st_size > 0]) >= 1
+
+
+def test_ranks_must_see_one_folder(satune, model, tmp_path):
+    """Two machines with a folder of the same name each: here, two working folders and a relative path."""
+    config = settings(model, tmp_path / "run", output_dir="relative", **accumulated(2))
+    wrapper = tmp_path / "elsewhere.sh"
+    wrapper.write_text(f'#!/bin/sh\nmkdir -p "{tmp_path}/$RANK"\ncd "{tmp_path}/$RANK"\nexec "{satune}" "$@"\n')
+    wrapper.chmod(0o755)
+    ranks = run(str(wrapper), config, 2, tmp_path / "logs", codes=[3, 3])
+    assert "output_dir relative" in ranks.error(1) and "one folder that all ranks share" in ranks.error(1)
