@@ -17,7 +17,7 @@ decltype(auto) in_collective(Coordinator& coordinator, const char* what, F&& cal
   try {
     const InCollective in(coordinator, what);
     return std::forward<F>(call)();
-  } catch (const EnvironmentError&) {
+  } catch (const RunFailed&) {
     throw;
   } catch (const std::exception& error) {
     const std::string message = coordinator.explain(fmt::format("{}: {}", what, error.what()));

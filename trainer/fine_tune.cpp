@@ -68,7 +68,8 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
 int run_training(const Settings& settings, const TrainOptions& options) {
   const World& world = options.ranks.world;
   if (world.rank > 0) spdlog::set_level(std::max(spdlog::get_level(), spdlog::level::warn));
-  check_shard_groups(settings, world.size);  // before ranks meet: each finds it by itself
+  shard_group_size(settings,
+                   world.size);  // what is wrong with it each rank finds by itself, before they meet
   SignalWatch signals;
   const auto end_process = [&options](const std::string& message, int code) {
     if (options.report) options.report(message, code);
