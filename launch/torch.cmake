@@ -44,6 +44,13 @@ find_path(SATUNE_NCCL_INCLUDE nccl.h HINTS ${SATUNE_NCCL_HINT}/include ${CUDAToo
 find_library(SATUNE_NCCL_LIBRARY NAMES nccl libnccl.so.2
              HINTS ${SATUNE_NCCL_HINT}/lib ${CUDAToolkit_LIBRARY_DIR})
 
+# Gloo, the ranks' transport on CPUs: LibTorch carries the library, but not the headers that
+# c10d/ProcessGroupGloo.hpp includes. The system's serve, and its library is not linked (it is another version).
+find_path(SATUNE_GLOO_INCLUDE gloo/context.h)
+if(NOT SATUNE_GLOO_INCLUDE)
+  message(FATAL_ERROR "no Gloo headers: run launch/setup.sh, or install the package libgloo-dev")
+endif()
+
 # One header over ATen, compiled once: a file that uses it starts at 2 s instead of 6.
 add_library(satune_torch STATIC ${CMAKE_SOURCE_DIR}/model/aten_pch.cpp)
 target_link_libraries(satune_torch PUBLIC satune_options ${TORCH_LIBRARIES} fmt::fmt spdlog::spdlog)

@@ -29,7 +29,10 @@ namespace satune {
 class Work {
  public:
   virtual ~Work() = default;
-  /// Throws EnvironmentError or c10::Error when a peer is gone or the group's timeout has passed.
+  /// Throws EnvironmentError when a peer is gone or the group's timeout has passed since wait() was called.
+  /// On Gloo the message names the first peer whose transfer failed, in the order of the ranks. On a card
+  /// that is not noticed here: the stream would wait for ever, and the Coordinator's time limit ends the
+  /// process.
   virtual void wait() = 0;
 };
 
@@ -46,10 +49,11 @@ class ProcessGroup {
   const World& world() const { return world_; }
   const Traffic& traffic() const { return traffic_; }
 
-  /// `parts` holds size() equal parts; part r of every rank is summed into rank r's `sum` (fp32 or fp64;
-  /// parts.numel() / size() elements), added to what is there with `accumulate`. The sum is taken in rank
-  /// order in sum's type, whatever the type of the parts, so that it does not depend on how buffers are cut;
-  /// NCCL's own reduction order and type on cards. `scratch`: as large as `parts`, of its type.
+  /// `parts` holds size() equal parts; part r of every rank is summed into rank r's `sum` (fp32 from fp32,
+  /// bf16 or fp16 parts, fp64 from fp64; parts.numel() / size() elements) by sum_parts(), on every device:
+  /// in rank order in sum's type, from what is there on with `accumulate`. So the bits depend on the addends
+  /// alone, not on how buffers are cut, and n ranks that accumulate k batches add as one rank does that
+  /// accumulates n * k. `scratch`: as large as `parts`, of its type, not read before it is written.
   virtual std::unique_ptr<Work> reduce_scatter(const at::Tensor& parts, const at::Tensor& scratch,
                                                const at::Tensor& sum, bool accumulate) = 0;
 
@@ -60,8 +64,9 @@ class ProcessGroup {
   /// the same size on every rank.
   virtual std::vector<double> exchange(std::span<const double> values) = 0;
 
-  /// Ends the group in an orderly way (all ranks call it), or at once when something failed.
+  /// Ends the group in an orderly way: all ranks call it, with nothing in flight. Throws as wait() does.
   virtual void shut_down() {}
+  /// Ends it at once when something failed: what the peers wait for fails. The last call on the group.
   virtual void abort() {}
 
  protected:
@@ -73,12 +78,18 @@ class ProcessGroup {
 /// The group of one.
 std::unique_ptr<ProcessGroup> make_local_group();
 
-/// Gloo over `store` (keys under `prefix`), for tensors on the CPU. `timeout_seconds` bounds each collective.
-/// Throws EnvironmentError when the ranks do not meet in time.
-std::unique_ptr<ProcessGroup> make_gloo_group(c10d::Store& store, const World& world,
-                                              int64_t timeout_seconds);
+/// Gloo, for tensors on the CPU. `store` is kept alive by reference count and used while the group is made,
+/// which blocks it for other callers; one group a store (c10d::PrefixStore makes several out of one).
+/// `timeout_seconds` bounds each collective. `address`: the local one to listen on, as
+/// network_address() finds it; "" = that of this machine's name, else the loopback; GLOO_SOCKET_IFNAME, a
+/// list of interfaces, goes before both. Throws EnvironmentError when the ranks do not meet in time, naming
+/// those that did not come.
+std::unique_ptr<ProcessGroup> make_gloo_group(c10d::Store& store, const World& world, int64_t timeout_seconds,
+                                              const std::string& address = {});
 
-/// NCCL on `device`. Throws EnvironmentError where this build has no NCCL or the ranks do not meet in time.
+/// NCCL on `device`, which has an index. `store` as above, and used by c10d's threads for as long as the
+/// group lives. Throws EnvironmentError where this build has no NCCL, there is no such card or the ranks do
+/// not meet in time.
 std::unique_ptr<ProcessGroup> make_nccl_group(c10d::Store& store, const World& world,
                                               const at::Device& device, int64_t timeout_seconds);
 

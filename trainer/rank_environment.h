@@ -18,24 +18,31 @@ struct RankEnvironment {
   uint16_t master_port = 29500;                  ///< MASTER_PORT
   /// The agent holds the store's port (TORCHELASTIC_USE_AGENT_STORE): join it, do not open a second one.
   bool agent_store = false;
-  /// TORCHELASTIC_RESTART_COUNT (our launcher sets it too): keys of an earlier attempt are not ours.
+  /// TORCHELASTIC_RESTART_COUNT (our launcher sets it too): how often this machine's ranks were started
+  /// again.
   int64_t restart_count = 0;
   std::string run_id;  ///< TORCHELASTIC_RUN_ID; "" without one
+  /// The ranks' own name for this attempt of the run, whose keys alone are ours: agree_on_attempt() sets it.
+  /// "" = the restart count has to do.
+  std::string attempt;
   /// Where the cause of a failure is written for whoever started us: TORCHELASTIC_ERROR_FILE; "" = nowhere.
   std::string error_file;
   /// Rank variables were set: somebody else started the ranks, and we start none.
   bool launched = false;
 };
 
-/// Reads `get(name)` (nullopt = not set; the process's environment by default). Throws BadInput naming the
-/// variable when one is malformed, contradicts another (RANK not below WORLD_SIZE) or is missing beside
-/// others.
+/// Reads `get(name)` (nullopt = not set; the process's environment by default). Where RANK is absent, Open
+/// MPI's variables are read, and then Slurm's when srun has started several tasks: the shells of sbatch and
+/// salloc have some of them too and are no ranks. LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT
+/// count whoever started the ranks. Throws BadInput naming the variable when one is malformed, contradicts
+/// another (RANK not below WORLD_SIZE) or is missing beside others (MASTER_ADDR: when ranks are on other
+/// machines).
 RankEnvironment read_rank_environment(
     const std::function<std::optional<std::string>(const std::string&)>& get = {});
 
 /// Writes `message` to `environment.error_file` in the format that torchrun's summary reads
-/// ({"message": {"message", "extraInfo": {"py_callstack", "timestamp"}}}), atomically. Never throws; does
-/// nothing where there is no error file, or where an earlier cause already stands in it.
+/// ({"message": {"message", "errorCode", "extraInfo": {"py_callstack", "timestamp"}}}), atomically. Never
+/// throws; does nothing where there is no error file, or where an earlier cause already stands in it.
 void write_error_file(const RankEnvironment& environment, const std::string& message, int exit_code);
 
 }  // namespace satune

@@ -32,6 +32,11 @@ def parity_tool():
 
 
 @pytest.fixture(scope="session")
+def rank_tool():
+    return built("rank_tool")
+
+
+@pytest.fixture(scope="session")
 def realdata():
     path = pathlib.Path(os.environ.get("SATUNE_REALDATA", ROOT.parent / "shared" / "realdata"))
     if not path.exists():
