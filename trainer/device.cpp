@@ -57,9 +57,12 @@ int64_t usable_processors() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
+int64_t operator_threads(const Settings& settings, int64_t local_ranks) {
+  return settings.num_threads.value_or(std::max<int64_t>(1, usable_processors() / local_ranks));
+}
+
 void use_threads(const Settings& settings, int64_t local_ranks) {
-  const int64_t share = std::max<int64_t>(1, usable_processors() / local_ranks);
-  at::set_num_threads(static_cast<int>(settings.num_threads.value_or(share)));
+  at::set_num_threads(static_cast<int>(operator_threads(settings, local_ranks)));
 }
 
 at::Device choose_device(DeviceChoice choice, int64_t local_rank) {

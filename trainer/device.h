@@ -14,9 +14,11 @@ namespace satune {
 
 /// Processors this process may use.
 int64_t usable_processors();
-/// Sets the threads of LibTorch's operators: `num_threads`, or this process's part of the processors that the
-/// `local_ranks` processes of this machine share. LibTorch's own default is OMP_NUM_THREADS, which launchers
-/// set to 1. Call it before the first operator.
+/// Threads of LibTorch's operators: `num_threads`, or this process's part of the processors that the
+/// `local_ranks` processes of this machine share; at least 1.
+int64_t operator_threads(const Settings& settings, int64_t local_ranks = 1);
+/// Sets them. LibTorch's own default is OMP_NUM_THREADS, which launchers set to 1. Call it before the first
+/// operator.
 void use_threads(const Settings& settings, int64_t local_ranks = 1);
 
 /// "auto" takes a card where there is one: card `local_rank` of those visible, which becomes the current one.

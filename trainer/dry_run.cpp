@@ -108,8 +108,9 @@ std::string step_lines(RunPlan& plan) {
       "rows", fmt::format("{} an epoch, {} ({:.1f} % of {} tokens each)", rows,
                           settings.packing ? "packed" : "one sample each", 100 * full, settings.max_length));
   text +=
-      line("step", fmt::format("{} rows = {} a micro-batch x {} accumulated", plan.rows_per_step(),
-                               settings.per_device_train_batch_size, settings.gradient_accumulation_steps));
+      line("step", fmt::format("{} rows = {} a micro-batch x {} accumulated{}", plan.rows_per_step(),
+                               settings.per_device_train_batch_size, settings.gradient_accumulation_steps,
+                               plan.world_size() == 1 ? "" : fmt::format(" x {} ranks", plan.world_size())));
   text += line("steps", fmt::format("{} ({:.2f} epochs; {} in the first)", plan.total_steps(),
                                     plan.epochs_after(plan.total_steps()), plan.steps_of_epoch(0)));
   text += line("warm-up", fmt::format("{} steps = {:.1f} % of the run", plan.warmup_steps(),

@@ -93,9 +93,10 @@ int run_training(const Settings& settings, const TrainOptions& options) {
     return run_rank(settings, options, signals, ranks);
   } catch (const std::exception& error) {
     const int code = exit_code_of(error);
+    // The report first: those of ranks that fail because of this one carry a later time.
+    if (options.report) options.report(error.what(), code);
     ranks.coordinator().announce_failure(error.what(), code);
-    end_process(error.what(), code);
-    return code;
+    std::_Exit(code);
   }
 }
 

@@ -12,14 +12,22 @@ struct LaunchOptions {
   int64_t processes = 1;      ///< ranks on this machine (--nproc-per-node)
   int64_t max_restarts = 0;   ///< all ranks are started again so often after a failure that may not repeat
   double grace_seconds = 30;  ///< between SIGTERM and SIGKILL for ranks that outlive a failed one
+  std::vector<std::string> default_environment;  ///< "NAME=VALUE" for every rank where NAME is not set yet
 };
 
-/// Starts `program` with `arguments` (argv[1..]) `processes` times by posix_spawn, with torchrun's variables
-/// set and a store of its own port on 127.0.0.1, and returns the exit code of the run when all have ended.
-/// SIGTERM, SIGINT and SIGUSR1 go on to every rank. Output of rank 0 passes; lines that other ranks write to
-/// stderr are prefixed with "[rank N] ". When a rank fails, its message (from its error file) is reported
-/// with its number, the others get SIGTERM and later SIGKILL, and the run is started again as long as
-/// `max_restarts` allows and the cause is not bad input. Ranks die with the launcher, even when it is killed.
+/// Starts `program` with `arguments` (argv[1..]) `processes` times, each in a process group of its own, with
+/// torchrun's variables set and a store of its own port on 127.0.0.1, and returns the exit code of the run
+/// when all have ended: that of the rank that failed first (kExitEnvironment if a signal killed it), else
+/// kExitResumable if they were stopped, else kExitOk.
+///
+/// SIGTERM, SIGINT and SIGUSR1 go on to every rank, each as often as it came. Output of rank 0 passes; what
+/// the others write comes out on stderr, line by line behind "[rank N] ". When a rank fails, the others get
+/// SIGTERM and after `grace_seconds` SIGKILL; "satune: error: rank N: MESSAGE" names the first cause, with
+/// the message out of its error file. The ranks are all started again, at most `max_restarts` times, unless
+/// the cause was bad input or a stop had been asked for. Throws EnvironmentError when a rank cannot be
+/// started; none is left then. Programs that call die_with_launcher() end with this process, however it ends.
+///
+/// Call it in the main thread, before any other thread, and before CUDA is used.
 int launch_ranks(const std::string& program, const std::vector<std::string>& arguments,
                  const LaunchOptions& options);
 

@@ -6,13 +6,15 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <new>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/failure_report.h"
+#include "trainer/parent_death.h"
+#include "trainer/rank_environment.h"
 
 namespace satune {
 namespace {
@@ -36,11 +38,51 @@ void set_up_log(const std::string& level) {
   spdlog::set_level(known);
 }
 
-int report(const std::string& message, int exit_code) {
-  std::string line = message.substr(0, message.find_last_not_of(" \n") + 1);
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  std::fprintf(stderr, "satune: error: %s\n", line.c_str());
-  return exit_code;
+struct Failure {
+  std::string message;
+  int exit_code = kExitFailure;
+};
+
+// The exception that is being handled, as its user should see it.
+Failure current_failure() {
+  try {
+    throw;
+  } catch (const BadInput& error) {
+    return {error.what(), kExitBadInput};
+  } catch (const EnvironmentError& error) {
+    return {error.what(), kExitEnvironment};
+  } catch (const c10::OutOfMemoryError& error) {
+    return {std::string("out of device memory: ") + error.what_without_backtrace(), kExitEnvironment};
+  } catch (const c10::Error& error) {
+    return {error.what_without_backtrace(), kExitFailure};
+  } catch (const std::bad_alloc&) {
+    return {"out of memory", kExitEnvironment};
+  } catch (const std::exception& error) {
+    return {error.what(), kExitFailure};
+  }
+}
+
+// A rank leaves the message also to whoever started it.
+int report(const CLI::App& app, const Failure& failure) {
+  const std::vector<const CLI::App*> commands = app.get_subcommands({});
+  const bool runs_ranks = std::any_of(commands.begin(), commands.end(), [](const CLI::App* command) {
+    return command->get_name() == "train" && command->parsed();
+  });
+  if (runs_ranks) {
+    try {
+      report_rank_failure(read_rank_environment(), failure.message, failure.exit_code);
+      return failure.exit_code;
+    } catch (const BadInput&) {
+      // The environment itself is what was wrong: there is no file to trust.
+    }
+  }
+  print_error(failure.message);
+  return failure.exit_code;
+}
+
+int misuse(const std::string& message) {
+  print_error(message);
+  return kExitBadInput;
 }
 
 std::vector<std::string> option_names(const CLI::App& app) {
@@ -88,9 +130,8 @@ void add_commands(CLI::App& app, int& exit_code) {
   add_diff_command(app, exit_code);
 }
 
-int run(int argc, char** argv) {
+int run(CLI::App& app, int argc, char** argv) {
   int exit_code = kExitOk;
-  CLI::App app("satune fine-tunes Llama-family models with Shared Attention.", "satune");
   const char* level_from_environment = std::getenv("SATUNE_LOG");
   std::string level = level_from_environment ? level_from_environment : "info";
   app.set_version_flag("--version", std::string("satune ") + kVersion);
@@ -108,14 +149,13 @@ int run(int argc, char** argv) {
   } catch (const CLI::Success& help_or_version) {
     return app.exit(help_or_version);
   } catch (const CLI::ExtrasError&) {
-    return report(describe_extras(app), kExitBadInput);
+    return misuse(describe_extras(app));
   } catch (const CLI::RequiredError& error) {
-    if (!app.get_subcommands().empty()) return report(describe_misuse(app, error), kExitBadInput);
+    if (!app.get_subcommands().empty()) return misuse(describe_misuse(app, error));
     const auto extras = app.remaining();
-    return report(extras.empty() ? "found no command, expected one that --help lists" : describe_extras(app),
-                  kExitBadInput);
+    return misuse(extras.empty() ? "found no command, expected one that --help lists" : describe_extras(app));
   } catch (const CLI::ParseError& error) {
-    return report(describe_misuse(app, error), kExitBadInput);
+    return misuse(describe_misuse(app, error));
   }
   return exit_code;
 }
@@ -124,21 +164,12 @@ int run(int argc, char** argv) {
 }  // namespace satune
 
 int main(int argc, char** argv) {
-  using namespace satune;
-  keep_freed_memory();
+  satune::die_with_launcher();
+  satune::keep_freed_memory();
+  CLI::App app("satune fine-tunes Llama-family models with Shared Attention.", "satune");
   try {
-    return run(argc, argv);
-  } catch (const BadInput& error) {
-    return report(error.what(), kExitBadInput);
-  } catch (const EnvironmentError& error) {
-    return report(error.what(), kExitEnvironment);
-  } catch (const c10::OutOfMemoryError& error) {
-    return report(std::string("out of device memory: ") + error.what_without_backtrace(), kExitEnvironment);
-  } catch (const c10::Error& error) {
-    return report(error.what_without_backtrace(), kExitFailure);
-  } catch (const std::bad_alloc&) {
-    return report("out of memory", kExitEnvironment);
-  } catch (const std::exception& error) {
-    return report(error.what(), kExitFailure);
+    return satune::run(app, argc, argv);
+  } catch (...) {
+    return satune::report(app, satune::current_failure());
   }
 }

@@ -53,6 +53,8 @@ class RunPlan {
   BatchSource* eval() { return eval_.get(); }
   const DatasetSummary& train_summary() const { return train_->dataset().summary(); }
 
+  /// Ranks the run is planned for.
+  int64_t world_size() const { return world_size_; }
   /// Rows of a full step, over all ranks.
   int64_t rows_per_step() const { return rows_per_step_; }
   int64_t total_steps() const { return total_steps_; }

@@ -2,14 +2,15 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdlib>
 #include <memory>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/rank_options.h"
 #include "trainer/dry_run.h"
 #include "trainer/fine_tune.h"
+#include "trainer/rank_environment.h"
 #include "trainer/settings.h"
 
 namespace satune {
@@ -20,6 +21,7 @@ struct TrainCommand {
   std::vector<std::string> overrides;
   std::string resume;
   bool dry_run = false, print_config = false, allow_changes = false;
+  RankOptions ranks;
 };
 
 // Settings are listed from their table, so that the help cannot fall behind.
@@ -29,7 +31,12 @@ std::string settings_help() {
       "  satune train configs/llama3-8b-sa.json model_name_or_path=MODEL train_file=alpaca.json "
       "output_dir=runs/sa\n"
       "  satune train config.json learning_rate=1e-5 --sharing.layers=23-26 --dry-run\n"
+      "  satune train config.json --nproc-per-node 4 --max-restarts 3\n"
+      "  torchrun --no-python --nproc-per-node 4 satune train config.json\n"
       "  satune train --print-config > config.json\n"
+      "Ranks: without a launcher (torchrun, Slurm, MPI: see launch/) the command starts one for each visible "
+      "card,\n"
+      "passes signals on to them and names the one that failed first.\n"
       "SIGUSR1 saves a snapshot; SIGTERM and Ctrl-C save the last finished step and exit with 4: the same "
       "command\n"
       "then continues. Exit codes: 2 bad command line, input or config, 3 environment, 4 stopped and "
@@ -56,20 +63,19 @@ void check_extras(const CLI::App& command) {
   }
 }
 
-// Later sessions bring ranks; until then a launcher's processes must not all train into one folder.
-void refuse_ranks() {
-  const char* world = std::getenv("WORLD_SIZE");
-  if (world != nullptr && std::string_view(world) != "1") {
-    throw EnvironmentError(
-        fmt::format("WORLD_SIZE: found {}, expected 1 or none: one process is supported so far", world));
-  }
-}
-
 Settings settings_of(const TrainCommand& command, std::vector<std::string> overrides) {
   overrides.insert(overrides.begin(), command.overrides.begin(), command.overrides.end());
   if (!command.resume.empty()) overrides.push_back("resume=" + command.resume);
   if (command.allow_changes) overrides.push_back("allow_changes=true");
   return read_settings(command.config, overrides);
+}
+
+// Of all ranks that a launcher may have started, one prints.
+int print_dry_run(const TrainCommand& command, const Settings& settings, const RankEnvironment& ranks) {
+  if (ranks.world.rank != 0) return kExitOk;
+  RunPlan plan(settings, ranks.launched ? ranks.world.size : process_count(command.ranks, settings));
+  fmt::print("{}", dry_run_report(plan));
+  return kExitOk;
 }
 
 int run_train(const TrainCommand& command, const std::vector<std::string>& overrides) {
@@ -83,11 +89,15 @@ int run_train(const TrainCommand& command, const std::vector<std::string>& overr
     fmt::print("{}", print_config(settings));
     return kExitOk;
   }
-  refuse_ranks();
-  if (!command.dry_run) return run_training(settings);
-  RunPlan plan(settings);
-  fmt::print("{}", dry_run_report(plan));
-  return kExitOk;
+  TrainOptions options;
+  options.ranks = read_rank_environment();
+  check_rank_options(command.ranks, settings, options.ranks);
+  if (command.dry_run) return print_dry_run(command, settings, options.ranks);
+  if (!options.ranks.launched) {
+    const int64_t processes = process_count(command.ranks, settings);
+    if (needs_launcher(command.ranks, processes)) return start_ranks(command.ranks, settings, processes);
+  }
+  return run_training(settings, options);
 }
 
 }  // namespace
@@ -106,6 +116,7 @@ void add_train_command(CLI::App& app, int& exit_code) {
                     "Print every setting with default and meaning: a usable config");
   command->add_flag("--allow-changes", options->allow_changes,
                     "Resume although settings or data that change the trajectory differ");
+  add_rank_options(*command, options->ranks);
   command->allow_extras();  // --key=value
   command->footer(settings_help);
   command->callback([options, command, &exit_code] {

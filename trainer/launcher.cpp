@@ -1,0 +1,126 @@
+#include "trainer/launcher.h"
+
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "data/files/error.h"
+#include "trainer/parent_death.h"
+#include "trainer/rank_supervision.h"
+#include "trainer/run_store.h"
+#include "trainer/visible_cards.h"
+
+namespace satune {
+namespace fs = std::filesystem;
+namespace {
+
+// A folder for the ranks' error files that others cannot read, gone with the object.
+class PrivateFolder {
+ public:
+  PrivateFolder() {
+    std::error_code error;
+    std::string pattern = (fs::temp_directory_path(error) / "satune-ranks-XXXXXX").string();
+    if (error || ::mkdtemp(pattern.data()) == nullptr) {
+      throw EnvironmentError(fmt::format("{}: a temporary folder cannot be made: {}", pattern,
+                                         error ? error.message() : std::strerror(errno)));
+    }
+    path_ = pattern;
+  }
+  ~PrivateFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  PrivateFolder(const PrivateFolder&) = delete;
+  PrivateFolder& operator=(const PrivateFolder&) = delete;
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+std::string unique_run_id() {
+  std::random_device random;
+  return fmt::format("satune-{}-{:08x}{:08x}", ::getpid(), random(), random());
+}
+
+// Variables that the user has not set himself.
+std::vector<std::string> defaults_not_set(const std::vector<std::string>& assignments) {
+  std::vector<std::string> left;
+  std::copy_if(assignments.begin(), assignments.end(), std::back_inserter(left), [](const std::string& text) {
+    return std::getenv(text.substr(0, text.find('=')).c_str()) == nullptr;
+  });
+  return left;
+}
+
+std::vector<std::string> rank_variables(int64_t rank, int64_t attempt, const LaunchOptions& options,
+                                        uint16_t port, const std::string& run_id,
+                                        const fs::path& error_file) {
+  std::vector<std::string> variables = defaults_not_set(options.default_environment);
+  const auto set = [&](const char* name, const auto& value) {
+    variables.push_back(fmt::format("{}={}", name, value));
+  };
+  set("RANK", rank);
+  set("LOCAL_RANK", rank);
+  set("WORLD_SIZE", options.processes);
+  set("LOCAL_WORLD_SIZE", options.processes);
+  set("MASTER_ADDR", "127.0.0.1");
+  set("MASTER_PORT", port);
+  set("TORCHELASTIC_USE_AGENT_STORE", "True");
+  set("TORCHELASTIC_RESTART_COUNT", attempt);
+  set("TORCHELASTIC_RUN_ID", run_id);
+  set("TORCHELASTIC_ERROR_FILE", error_file.string());
+  set(kLauncherVariable, ::getpid());
+  return variables;
+}
+
+// The cause in the form of every error of the program, and before it what the others say: where they were.
+void report(const std::vector<RankFailure>& failures, const RankFailure& cause) {
+  for (const RankFailure& failure : failures) {
+    if (&failure == &cause || reason(failure) == reason(cause)) continue;
+    write_all(STDERR_FILENO, fmt::format("[rank {}] {}\n", failure.rank, reason(failure)));
+  }
+  write_all(STDERR_FILENO, fmt::format("satune: error: rank {}: {}\n", cause.rank, reason(cause)));
+}
+
+bool may_pass(const RankFailure& cause) {
+  return exit_code_of(cause) != kExitBadInput;
+}
+
+}  // namespace
+
+int launch_ranks(const std::string& program, const std::vector<std::string>& arguments,
+                 const LaunchOptions& options) {
+  std::signal(SIGCHLD, SIG_DFL);  // where a parent ignored it, exit codes would be lost
+  SignalEvents signals({SIGCHLD, SIGTERM, SIGINT, SIGUSR1});
+  const auto store = open_store_server(0);
+  const PrivateFolder folder;
+  const std::string run_id = unique_run_id();
+  for (int64_t attempt = 0;; ++attempt) {
+    RankStart start{program, arguments, options.processes, options.grace_seconds, {}, {}};
+    start.error_file = [&](int64_t rank) { return folder.path() / fmt::format("{}-{}.json", attempt, rank); };
+    start.environment = [&](int64_t rank) {
+      return rank_variables(rank, attempt, options, store->port(), run_id, start.error_file(rank));
+    };
+    RankSupervision ranks(start, signals);
+    ranks.run();
+    if (ranks.failures().empty()) return ranks.stopped() ? kExitResumable : kExitOk;
+    const RankFailure& cause = first_cause(ranks.failures());
+    if (attempt == options.max_restarts || ranks.stopped() || !may_pass(cause)) {
+      report(ranks.failures(), cause);
+      return exit_code_of(cause);
+    }
+    spdlog::warn("restart {} of {} after: rank {}: {}", attempt + 1, options.max_restarts, cause.rank,
+                 reason(cause));
+  }
+}
+
+int64_t default_process_count() {
+  return std::max<int64_t>(1, count_visible_cards());
+}
+
+}  // namespace satune
