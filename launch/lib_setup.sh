@@ -4,7 +4,7 @@
 readonly BUILD_PACKAGES=(g++ make cmake ninja-build ccache mold pkg-config git ca-certificates
   python3 python3-venv python3-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev
   libsentencepiece-dev libpcre2-dev)
-readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev)
+readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck)
 # The oldest driver that runs CUDA 13 programs.
 readonly DRIVER_NEEDED=580
 
