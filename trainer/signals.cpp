@@ -13,26 +13,52 @@ namespace {
 std::atomic<bool> deferring{false};
 std::atomic<int> stop_signal{0};
 std::atomic<bool> save_requested{false};
-static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
+std::atomic<pid_t> first_asker{0};  // process that the stop came from; 0 = the kernel, for a terminal
+std::atomic<bool> asked_twice_at_once{false};
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free &&
+              std::atomic<pid_t>::is_always_lock_free);
 
-void on_stop(int signal) {
+// A scheduler that signals every process of a job reaches a rank twice: directly, and through the launcher
+// that started it. That is one request.
+bool is_the_same_request(pid_t asker) {
+  const pid_t parent = getppid(), first = first_asker.load();
+  return (asker == parent) != (first == parent) && !asked_twice_at_once.exchange(true);
+}
+
+void on_stop(int signal, siginfo_t* info, void*) {
   if (!deferring.load()) _exit(kExitResumable);
-  stop_signal.store(signal);
-  std::signal(SIGTERM, SIG_DFL);
-  std::signal(SIGINT, SIG_DFL);
+  if (int none = 0; stop_signal.compare_exchange_strong(none, signal)) {
+    first_asker.store(info->si_pid);
+    return;
+  }
+  if (is_the_same_request(info->si_pid)) return;
+  std::signal(signal, SIG_DFL);
+  raise(signal);  // takes effect when this handler returns
 }
 
 void on_save(int) {
   save_requested.store(true);
 }
 
-struct sigaction install(int signal, void (*handler)(int)) {
-  struct sigaction action = {}, previous = {};
-  action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;
+struct sigaction installed(int signal, struct sigaction action) {
+  struct sigaction previous = {};
+  action.sa_flags |= SA_RESTART;
   sigemptyset(&action.sa_mask);
   sigaction(signal, &action, &previous);
   return previous;
+}
+
+struct sigaction install_stop(int signal) {
+  struct sigaction action = {};
+  action.sa_sigaction = on_stop;
+  action.sa_flags = SA_SIGINFO;
+  return installed(signal, action);
+}
+
+struct sigaction install_save(int signal) {
+  struct sigaction action = {};
+  action.sa_handler = on_save;
+  return installed(signal, action);
 }
 
 }  // namespace
@@ -41,9 +67,10 @@ SignalWatch::SignalWatch() {
   deferring.store(false);
   stop_signal.store(0);
   save_requested.store(false);
-  previous_term_ = install(SIGTERM, on_stop);
-  previous_int_ = install(SIGINT, on_stop);
-  previous_usr1_ = install(SIGUSR1, on_save);
+  asked_twice_at_once.store(false);
+  previous_term_ = install_stop(SIGTERM);
+  previous_int_ = install_stop(SIGINT);
+  previous_usr1_ = install_save(SIGUSR1);
 }
 
 SignalWatch::~SignalWatch() {

@@ -26,7 +26,8 @@ class SignalWatch {
   SignalWatch& operator=(const SignalWatch&) = delete;
 
   /// Between defer_stop() and end_at_once() a first SIGTERM or SIGINT is only remembered and a second one
-  /// ends the process as if no handler were there.
+  /// ends the process as if no handler were there. One from the parent process and one from elsewhere count
+  /// as one, once: a launcher passes on what its ranks may have been sent as well.
   void defer_stop();
   void end_at_once();
 
