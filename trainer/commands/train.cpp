@@ -2,6 +2,10 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
 #include <memory>
 
 #include "data/files/error.h"
@@ -9,7 +13,9 @@
 #include "trainer/commands/commands.h"
 #include "trainer/commands/rank_options.h"
 #include "trainer/dry_run.h"
+#include "trainer/failure_report.h"
 #include "trainer/fine_tune.h"
+#include "trainer/parent_death.h"
 #include "trainer/rank_environment.h"
 #include "trainer/settings.h"
 
@@ -34,13 +40,18 @@ std::string settings_help() {
       "  satune train config.json --nproc-per-node 4 --max-restarts 3\n"
       "  torchrun --no-python --nproc-per-node 4 satune train config.json\n"
       "  satune train --print-config > config.json\n"
-      "Ranks: without a launcher (torchrun, Slurm, MPI: see launch/) the command starts one for each visible "
-      "card,\n"
-      "passes signals on to them and names the one that failed first.\n"
+      "Ranks: unless a launcher (torchrun, srun, mpirun: launch/) has started it as one, the command starts "
+      "a "
+      "rank\n"
+      "for each visible card, passes signals on to them and names the one that failed first.\n"
       "SIGUSR1 saves a snapshot; SIGTERM and Ctrl-C save the last finished step and exit with 4: the same "
       "command\n"
-      "then continues. Exit codes: 2 bad command line, input or config, 3 environment, 4 stopped and "
-      "resumable.\n\n"
+      "then continues. With SATUNE_STOPPED_FILE=PATH set they make that file and exit with 0 instead, for "
+      "launchers\n"
+      "that take any other code for a failure. Exit codes: 2 bad command line, input or config, 3 "
+      "environment, "
+      "4\n"
+      "stopped and resumable.\n\n"
       "Settings (CONFIG keys; --print-config shows types and defaults):\n";
   for (const SettingInfo& info : setting_infos())
     text += fmt::format("  {:<28} {}\n", info.key, info.meaning);
@@ -78,6 +89,30 @@ int print_dry_run(const TrainCommand& command, const Settings& settings, const R
   return kExitOk;
 }
 
+// torchrun, srun and mpirun take every exit code but 0 for a failure, and end the other ranks or start them
+// again. Where a script asks for it, a file tells of the stop and the code is 0. Our launcher knows 4.
+std::filesystem::path stopped_file() {
+  const char* file = std::getenv("SATUNE_STOPPED_FILE");
+  return file == nullptr || started_by_launcher() ? "" : file;
+}
+
+int with_stopped_file(const std::function<int()>& run) {
+  const std::filesystem::path file = stopped_file();
+  std::error_code ignored;
+  if (!file.empty()) std::filesystem::remove(file, ignored);  // of an attempt before this one
+  const int exit_code = run();
+  if (file.empty() || exit_code != kExitResumable) return exit_code;
+  return std::ofstream(file, std::ios::app).is_open() ? kExitOk : exit_code;
+}
+
+int run_or_start_ranks(const TrainCommand& command, const Settings& settings, const TrainOptions& options) {
+  if (!options.ranks.launched) {
+    const int64_t processes = process_count(command.ranks, settings);
+    if (needs_launcher(command.ranks, processes)) return start_ranks(command.ranks, settings, processes);
+  }
+  return run_training(settings, options);
+}
+
 int run_train(const TrainCommand& command, const std::vector<std::string>& overrides) {
   if (command.config.empty()) {
     if (!command.print_config) throw bad_input("satune train", "no CONFIG", "the path of a JSON config");
@@ -91,13 +126,12 @@ int run_train(const TrainCommand& command, const std::vector<std::string>& overr
   }
   TrainOptions options;
   options.ranks = read_rank_environment();
+  options.report = [ranks = options.ranks](const std::string& message, int exit_code) {
+    report_rank_failure(ranks, message, exit_code);
+  };
   check_rank_options(command.ranks, settings, options.ranks);
   if (command.dry_run) return print_dry_run(command, settings, options.ranks);
-  if (!options.ranks.launched) {
-    const int64_t processes = process_count(command.ranks, settings);
-    if (needs_launcher(command.ranks, processes)) return start_ranks(command.ranks, settings, processes);
-  }
-  return run_training(settings, options);
+  return with_stopped_file([&] { return run_or_start_ranks(command, settings, options); });
 }
 
 }  // namespace
