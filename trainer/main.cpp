@@ -12,6 +12,7 @@
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/coordinator.h"
 #include "trainer/failure_report.h"
 #include "trainer/parent_death.h"
 #include "trainer/rank_environment.h"
@@ -49,6 +50,8 @@ Failure current_failure() {
     throw;
   } catch (const BadInput& error) {
     return {error.what(), kExitBadInput};
+  } catch (const RunFailed& error) {
+    return {error.what(), error.exit_code()};
   } catch (const EnvironmentError& error) {
     return {error.what(), kExitEnvironment};
   } catch (const c10::OutOfMemoryError& error) {
