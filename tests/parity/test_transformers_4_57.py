@@ -29,9 +29,11 @@ def test_the_folder_holds_4_57():
     assert done.stdout.startswith("4.57."), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", ["test_oracle.py", "test_export.py", "test_chat_template.py"])
-def test_under_4_57(file):
-    done = run_457("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", HERE / file)
+@pytest.mark.parametrize("file, but", [("test_oracle.py", ""), ("test_export.py", ""),
+                                       ("test_chat_template.py", "llama3")])  # whose converter is version 5's
+def test_under_4_57(file, but):
+    choice = ["-k", f"not {but}"] if but else []
+    done = run_457("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", HERE / file, *choice)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
 
