@@ -156,7 +156,8 @@ void Pulse::lead_stop(const std::vector<std::optional<Heartbeat>>& heartbeats) {
     return;
   }
   std::vector<std::optional<int64_t>> posted;
-  for (const auto& heartbeat : heartbeats) posted.push_back(heartbeat ? heartbeat->halted_at : std::nullopt);
+  std::transform(heartbeats.begin(), heartbeats.end(), std::back_inserter(posted),
+                 [](const auto& heartbeat) { return heartbeat ? heartbeat->halted_at : std::nullopt; });
   bulletin_.stop_after = agree_on_stop(posted);
 }
 
