@@ -287,11 +287,11 @@ TEST(Signals, TermSavesTheLastFinishedStepAndExits4) {
   }
 }
 
-// pain: SIGTERM only seen at the step's end. A step here is a whole epoch of 5,400 micro-batches.
+// pain: SIGTERM only seen at the step's end. A step here is a whole epoch of 1,080 micro-batches.
 TEST(Signals, AStepOfManyMicroBatchesIsLeftInTheMiddle) {
-  const TinyRun tiny(6000);
+  const TinyRun tiny(1200);
   Program program(tiny, "run",
-                  {"max_steps=1000", "per_device_train_batch_size=1", "gradient_accumulation_steps=5400"});
+                  {"max_steps=1000", "per_device_train_batch_size=1", "gradient_accumulation_steps=1080"});
   await_rows(program, tiny.output("run"), 1);
   const auto rows = metric_rows(tiny.output("run"));
   ASSERT_EQ(rows.size(), 1U) << content_of(tiny.output("run.log"));

@@ -159,7 +159,7 @@ TEST_F(RunPlanTest, ErrorsNameTheConfigThatSaidIt) {
   EXPECT_THAT(error({{"unfrozen_parameters", {"model.layer.1"}}}),
               StartsWith("run.json: unfrozen_parameters: "));
   EXPECT_THAT(error({{"val_size", 40}}), StartsWith("run.json: val_size: "));
-  EXPECT_THAT(error({}, {"template=vicuna"}), StartsWith("command line: template: "));
+  EXPECT_THAT(error(Json::object(), {"template=vicuna"}), StartsWith("command line: template: "));
   EXPECT_THAT(error({{"train_file", "missing.json"}}), StartsWith("missing.json: "));
 }
 

@@ -191,9 +191,7 @@ TEST(Settings, DefaultsTakeOverridesWithoutAFile) {
   EXPECT_THROW(default_settings({"max_step=7"}), BadInput);
 }
 
-TEST(Settings, WhatIsNotSupportedIsRefusedByName) {
-  EXPECT_THAT(error_of(R"("optimizer_offload": "cpu")"),
-              AllOf(HasSubstr("optimizer_offload"), HasSubstr("not supported yet")));
+TEST(Settings, WhatDoesNotGoTogetherIsRefusedByName) {
   EXPECT_THAT(error_of(R"("lr_warmup_type": "log")"), HasSubstr("warmup_start_ratio"));
   EXPECT_THAT(error_of(R"("val_size": 1.5)"), HasSubstr("val_size"));
   EXPECT_THAT(error_of(R"("val_size": 0, "patience": 3)"), HasSubstr("patience"));
