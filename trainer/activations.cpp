@@ -25,7 +25,6 @@ class Live {
       mapped_ += bytes;
     } else {
       heap_ += bytes;
-      largest_ = std::max(largest_, bytes);
     }
   }
   void add(const Buffers& buffers) {
@@ -34,14 +33,12 @@ class Live {
   void raise_to(const Live& other) {
     heap_ = std::max(heap_, other.heap_);
     mapped_ = std::max(mapped_, other.mapped_);
-    largest_ = std::max(largest_, other.largest_);
   }
   int64_t total() const { return heap_ + mapped_; }
-  int64_t holes() const { return 2 * largest_; }
 
  private:
   bool on_card_;
-  int64_t heap_ = 0, mapped_ = 0, largest_ = 0;
+  int64_t heap_ = 0, mapped_ = 0;
 };
 
 /// LayerRecord, buffer by buffer.
@@ -74,18 +71,17 @@ Buffers kept_of(const PassShape& shape, int layer, Recording recording) {
 }
 
 /// A weight's gradient of `numel` elements while its product is made: where the gradient is wider than the
-/// operands, rounded to their type, then added; through fp32, tiles of the sum and of both operands.
+/// operands, rounded to their type, then added; through fp32, tiles of the weight and of the tokens' two
+/// sides.
 Buffers weight_gradient(const PassShape& shape, int64_t numel, int64_t gradient_element) {
   if (!shape.widened) {
     if (gradient_element == shape.element) return {};
     return {numel * shape.element};
   }
   const int64_t tokens = std::min(shape.tokens, kTileTokens);
-  const int64_t tile = std::min(numel, kTileElements);
-  const int64_t widest = std::max(shape.config.hidden_size, shape.config.intermediate_size);
-  const int64_t outputs = std::max<int64_t>(1, kTileElements / shape.config.hidden_size);
-  return {tile * kFloatBytes, tile * kFloatBytes, tokens * widest * kFloatBytes,
-          tokens * outputs * kFloatBytes};
+  const auto width = [](int64_t inputs) { return inputs + std::max<int64_t>(1, kTileElements / inputs); };
+  const int64_t widest = std::max(width(shape.config.hidden_size), width(shape.config.intermediate_size));
+  return {std::min(numel, kTileElements) * kFloatBytes, tokens * widest * kFloatBytes};
 }
 
 /// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the largest fused
@@ -150,7 +146,7 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
     embedding.add((shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes);
     most.raise_to(embedding);
   }
-  return {kept.total(), most.total() - kept.total(), most.holes()};
+  return {kept.total(), most.total() - kept.total(), shape.on_card ? 0 : kHeapLimit};
 }
 
 std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available) {

@@ -40,7 +40,8 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
   plan.weights = (stage < 3 ? all : all / shares) * element;
   plan.gathered = schedule.parameter_pool * element;
   const int64_t whole = alone || stage < 2 ? trained : 0;
-  plan.gradients = (whole + schedule.gradient_pool) * gradient_element;
+  const int64_t pool = run.on_card ? schedule.gradient_pool : schedule.gradient_pool_touched;
+  plan.gradients = (whole + pool) * gradient_element;
   if (!alone) plan.sums = trained / shares * kFloatBytes;
   plan.gathered_sums = schedule.replica_pool * kFloatBytes;
   if (!alone && stage == 0) plan.gathered_sums += trained * kFloatBytes;

@@ -42,6 +42,9 @@ std::vector<std::pair<std::string_view, double>> scalars_of(const StepMetrics& m
   };
   add("speed/mfu", m.mfu);
   add("eval/loss", m.eval_loss);
+  add("sent/reduced_bytes", m.sent_reduced_bytes);
+  add("sent/gathered_bytes", m.sent_gathered_bytes);
+  add("sent/other_bytes", m.sent_other_bytes);
   add("machine/device_power_w", m.device_power_w);
   add("machine/device_temperature_c", m.device_temperature_c);
   add("machine/device_utilisation", m.device_utilisation);
@@ -66,6 +69,9 @@ std::string metrics_row(const StepMetrics& m) {
     if (value) row[key] = *value;
   };
   add("eval_loss", m.eval_loss);
+  add("sent_reduced_bytes", m.sent_reduced_bytes);
+  add("sent_gathered_bytes", m.sent_gathered_bytes);
+  add("sent_other_bytes", m.sent_other_bytes);
   add("device_power_w", m.device_power_w);
   add("device_temperature_c", m.device_temperature_c);
   add("device_utilisation", m.device_utilisation);

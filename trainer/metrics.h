@@ -26,6 +26,8 @@ struct StepMetrics {
   int64_t peak_memory_bytes = 0;
   double step_seconds = 0;
   std::optional<double> eval_loss;  ///< where evaluated
+  /// Bytes that rank 0 sent to others in this step (ProcessGroup::traffic); where there are others.
+  std::optional<double> sent_reduced_bytes, sent_gathered_bytes, sent_other_bytes;
   /// Where there is a card; utilisation in per cent.
   std::optional<double> device_power_w, device_temperature_c, device_utilisation;
 };

@@ -87,6 +87,19 @@ void Ranks::connect_groups(const at::Device& device, int64_t shard_group_size) {
   groups_.emplace(ProcessGroups{*all_, shards_ ? *shards_ : *all_, *replicas_});
 }
 
+Traffic Ranks::traffic() const {
+  Traffic sum;
+  for (const ProcessGroup* group : {all_.get(), shards_.get(), replicas_.get()}) {
+    if (group == nullptr) continue;
+    const Traffic& sent = group->traffic();
+    sum.reduced += sent.reduced;
+    sum.gathered += sent.gathered;
+    sum.other += sent.other;
+    sum.collectives += sent.collectives;
+  }
+  return sum;
+}
+
 void Ranks::end() {
   coordinator_->barrier("end");
   for (ProcessGroup* group : {replicas_.get(), shards_.get(), all_.get()}) {

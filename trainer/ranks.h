@@ -37,6 +37,8 @@ class Ranks {
   /// neighbouring ranks hold one model together. All ranks call it once.
   void connect_groups(const at::Device& device, int64_t shard_group_size);
   const ProcessGroups& groups() const { return *groups_; }
+  /// What this rank has sent so far, in all its groups.
+  Traffic traffic() const;
   /// The orderly end, after the last collective. All ranks call it.
   void end();
 

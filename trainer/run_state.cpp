@@ -35,8 +35,11 @@ void for_each_number(Metrics& metrics, const F& f) {
 }
 
 template <typename Metrics, typename F>
-void for_each_device_number(Metrics& metrics, const F& f) {
+void for_each_optional_number(Metrics& metrics, const F& f) {
   f("mfu", metrics.mfu);
+  f("sent_reduced_bytes", metrics.sent_reduced_bytes);
+  f("sent_gathered_bytes", metrics.sent_gathered_bytes);
+  f("sent_other_bytes", metrics.sent_other_bytes);
   f("device_power_w", metrics.device_power_w);
   f("device_temperature_c", metrics.device_temperature_c);
   f("device_utilisation", metrics.device_utilisation);
@@ -47,7 +50,7 @@ Json row_json(const StepMetrics& metrics) {
                {"num_tokens", metrics.num_tokens},
                {"peak_memory_bytes", metrics.peak_memory_bytes}};
   for_each_number(metrics, [&](const char* key, double value) { json[key] = value; });
-  for_each_device_number(metrics, [&](const char* key, const std::optional<double>& value) {
+  for_each_optional_number(metrics, [&](const char* key, const std::optional<double>& value) {
     if (value) json[key] = *value;
   });
   return json;
@@ -64,7 +67,7 @@ StepMetrics parse_row(const JsonFields& fields) {
   metrics.peak_memory_bytes = counter(fields, "peak_memory_bytes");
   // null stands for what JSON has no number for: a loss that is not finite.
   for_each_number(metrics, [&](const char* key, double& value) { value = fields.number(key, std::nan("")); });
-  for_each_device_number(metrics, [&](const char* key, std::optional<double>& value) {
+  for_each_optional_number(metrics, [&](const char* key, std::optional<double>& value) {
     if (fields.find(key) != nullptr) value = fields.number(key);
   });
   return metrics;

@@ -16,25 +16,39 @@ bool contains(const std::vector<int>& list, int value) {
   return std::find(list.begin(), list.end(), value) != list.end();
 }
 
-/// BufferPool without buffers.
+/// BufferPool without memory.
 class PoolSize {
  public:
-  int64_t take(int64_t numel) {
-    const auto fits = std::lower_bound(free_.begin(), free_.end(), numel);
+  struct Buffer {
+    int64_t numel = 0, touched = 0;
+  };
+
+  /// `used`: elements that will be written.
+  Buffer take(int64_t numel, int64_t used) {
+    auto fits = std::find_if(free_.begin(), free_.end(), [&](const Buffer& b) { return b.numel >= numel; });
+    Buffer buffer{numel, 0};
     if (fits == free_.end()) {
       total_ += numel;
-      return numel;
+    } else {
+      buffer = *fits;
+      free_.erase(fits);
     }
-    const int64_t size = *fits;
-    free_.erase(fits);
-    return size;
+    touched_ += std::max<int64_t>(0, used - buffer.touched);
+    buffer.touched = std::max(buffer.touched, used);
+    return buffer;
   }
-  void give(int64_t size) { free_.insert(std::lower_bound(free_.begin(), free_.end(), size), size); }
+  Buffer take(int64_t numel) { return take(numel, numel); }
+  void give(const Buffer& buffer) {
+    const auto larger =
+        std::find_if(free_.begin(), free_.end(), [&](const Buffer& b) { return b.numel >= buffer.numel; });
+    free_.insert(larger, buffer);
+  }
   int64_t total() const { return total_; }
+  int64_t touched() const { return touched_; }
 
  private:
-  std::vector<int64_t> free_;  // ascending
-  int64_t total_ = 0;
+  std::vector<Buffer> free_;  // ascending
+  int64_t total_ = 0, touched_ = 0;
 };
 
 class Replay {
@@ -67,11 +81,12 @@ class Replay {
   }
   int64_t parameter_pool() const { return parameters_.total(); }
   int64_t gradient_pool() const { return gradients_.total(); }
+  int64_t gradient_pool_touched() const { return gradients_.touched(); }
 
  private:
   struct Gathered {
     int segment;
-    std::vector<int64_t> buffers;
+    std::vector<PoolSize::Buffer> buffers;
   };
 
   ScheduledPass backward(int segment) {
@@ -83,7 +98,9 @@ class Replay {
       pass.reduces = true;
       finish_reduction();
       reducing_ = segment;
-      scratch_ = gradients_.take(sizes_.trained[segment]);
+      // Nothing arrives from the rank itself.
+      const int64_t whole = sizes_.trained[segment];
+      scratch_ = gradients_.take(whole, whole - whole / sharded_.shares());
     }
     return pass;
   }
@@ -118,7 +135,7 @@ class Replay {
   }
 
   std::deque<Gathered>::iterator drop(std::deque<Gathered>::iterator old) {
-    for (const int64_t buffer : old->buffers) parameters_.give(buffer);
+    for (const PoolSize::Buffer& buffer : old->buffers) parameters_.give(buffer);
     return gathered_.erase(old);
   }
 
@@ -141,9 +158,9 @@ class Replay {
   const Sharded& sharded_;
   PoolSize parameters_, gradients_;
   std::deque<Gathered> gathered_;
-  std::vector<std::optional<int64_t>> open_;  // local gradients that have a buffer, by segment
+  std::vector<std::optional<PoolSize::Buffer>> open_;  // local gradients that have a buffer, by segment
   std::optional<int> reducing_;
-  int64_t scratch_ = 0;
+  PoolSize::Buffer scratch_;
 };
 
 int64_t replica_pool(const SegmentSizes& sizes, const Sharded& sharded) {
@@ -151,7 +168,7 @@ int64_t replica_pool(const SegmentSizes& sizes, const Sharded& sharded) {
   for (const int64_t segment : sizes.trained) {
     if (sharded.replicas() == 1 || segment == 0) continue;
     const int64_t share = segment / sharded.shares();
-    const int64_t received = pool.take(share), part = pool.take(share / sharded.replicas());
+    const PoolSize::Buffer received = pool.take(share), part = pool.take(share / sharded.replicas());
     pool.give(received);
     pool.give(part);
   }
@@ -192,6 +209,7 @@ ShardSchedule shard_schedule(const SegmentSizes& sizes, const Sharded& sharded) 
   replay.micro_step();
   schedule.parameter_pool = replay.parameter_pool();
   schedule.gradient_pool = replay.gradient_pool();
+  schedule.gradient_pool_touched = replay.gradient_pool_touched();
   schedule.replica_pool = replica_pool(sizes, sharded);
   return schedule;
 }

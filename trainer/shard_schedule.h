@@ -50,7 +50,8 @@ struct ShardSchedule {
   std::vector<ScheduledPass> later;  ///< the others
   int64_t parameter_pool = 0;        ///< elements of the buffers that parameters are gathered into (stage 3)
   int64_t gradient_pool = 0;         ///< of local gradients (stages 2, 3) and of what is received (world > 1)
-  int64_t replica_pool = 0;          ///< fp32, of sums that replicas exchange
+  int64_t gradient_pool_touched = 0;  ///< of them, those ever written: all that a CPU pays for
+  int64_t replica_pool = 0;           ///< fp32, of sums that replicas exchange
 };
 
 ShardSchedule shard_schedule(const SegmentSizes& sizes, const Sharded& sharded);

@@ -142,7 +142,7 @@ TrafficPlan plan_traffic(const PlannedRun& run, const Sharded& sharded) {
   return plan;
 }
 
-int64_t least_bytes_per_step(const PlannedRun& run, const Sharded& sharded) {
+int64_t usual_bytes_per_step(const PlannedRun& run, const Sharded& sharded) {
   const int64_t world = sharded.world_size, micro_steps = run.settings.gradient_accumulation_steps;
   const SegmentSizes sizes(run.table, run.trained_mask, 1);
   const int64_t trained = sum_of(sizes.trained), all = trained + sum_of(sizes.frozen);

@@ -28,9 +28,10 @@ struct TrafficPlan {
 
 TrafficPlan plan_traffic(const PlannedRun& run, const Sharded& sharded);
 
-/// What no schedule of these stages can go below: without padding, every micro-step's gradients reduced, and
-/// all parameters gathered once per step (stages 0-2) or twice per micro-step (stage 3).
-int64_t least_bytes_per_step(const PlannedRun& run, const Sharded& sharded);
+/// The usual count, to compare with: without padding, every micro-step's gradients reduced, and all
+/// parameters gathered once per step (stages 0-2) or twice per micro-step (stage 3, which skips a few of
+/// these gathers).
+int64_t usual_bytes_per_step(const PlannedRun& run, const Sharded& sharded);
 
 struct Rates {
   double flops = 0;             ///< achieved, per second and device

@@ -160,7 +160,9 @@ void TrainingRun::one_step() {
   const auto start = Clock::now();
   const StepPosition position = plan_.position(state_.step);
   const double learning_rate = schedule_.learning_rate(state_.step);
+  const Traffic before = ranks_.traffic();
   const StepResult result = step_->run(position, learning_rate, state_.updates + 1, state_.loss_scale.value);
+  const Traffic after = ranks_.traffic();
   if (result.updated) state_.loss_scale.succeed(settings_.precision);
   if (!result.finite) note_nonfinite(position, result);
 
@@ -181,6 +183,11 @@ void TrainingRun::one_step() {
   metrics.step_seconds = seconds_since(start);
   metrics.tokens_per_s = static_cast<double>(result.tokens) / metrics.step_seconds;
   metrics.peak_memory_bytes = peak_memory_bytes(device_);
+  if (ranks_.world().size > 1) {
+    metrics.sent_reduced_bytes = static_cast<double>(after.reduced - before.reduced);
+    metrics.sent_gathered_bytes = static_cast<double>(after.gathered - before.gathered);
+    metrics.sent_other_bytes = static_cast<double>(after.other - before.other);
+  }
   device_metrics_.fill(metrics, static_cast<double>(result.tokens) / std::max<int64_t>(1, result.samples));
   state_.unlogged = metrics;
 }

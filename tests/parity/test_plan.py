@@ -50,7 +50,7 @@ def model(satune, tmp_path_factory):
             file.write(json.dumps({"text": " ".join(f"{(7 * n + i) % 50} sheep" for i in range(8 + n % 5))}) + "\n")
     (directory / "tokenizer.json").write_text(json.dumps({**ARCHITECTURE, "hidden_size": 20, "num_hidden_layers": 1}))
     call(satune, "init", directory / "tokenizer.json", directory / "tokenizer", "--train-tokenizer",
-         directory / "train.jsonl", "--vocab-size", 320)
+         directory / "train.jsonl", "--vocab-size", 280)
     (directory / "arch.json").write_text(json.dumps(ARCHITECTURE))
     call(satune, "init", directory / "arch.json", directory / "model", "--tokenizer", directory / "tokenizer")
     (directory / "config.json").write_text(json.dumps({

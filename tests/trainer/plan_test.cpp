@@ -135,7 +135,7 @@ TEST(TrafficPlan, NearTheMinimumWhereSegmentsAreLarge) {
     EXPECT_EQ(plan_traffic(run, {world, 0}).gathered_at_update, 2 * stage1.gathered_at_update);  // fp32 sums
     const TrafficPlan stage2 = plan_traffic(run, {world, 2});
     EXPECT_EQ(stage2.per_step(), stage1.per_step());
-    EXPECT_NEAR(static_cast<double>(stage1.per_step()) / least_bytes_per_step(run, {world, 1}), 1, 0.03);
+    EXPECT_NEAR(static_cast<double>(stage1.per_step()) / usual_bytes_per_step(run, {world, 1}), 1, 0.03);
     // Stage 3 gathers embedding, head and two layers once a micro-step, not twice.
     const TrafficPlan stage3 = plan_traffic(run, {world, 3});
     EXPECT_EQ(stage3.gathered_at_update, 0);
@@ -149,7 +149,7 @@ TEST(TrafficPlan, OneRankSendsNothing) {
   const ShapeRun shape("8b");
   for (const int64_t stage : {0, 1, 2, 3}) {
     EXPECT_EQ(plan_traffic(shape.run(), {1, stage}).per_step(), 0);
-    EXPECT_EQ(least_bytes_per_step(shape.run(), {1, stage}), 0);
+    EXPECT_EQ(usual_bytes_per_step(shape.run(), {1, stage}), 0);
   }
 }
 
@@ -160,7 +160,7 @@ TEST(TrafficPlan, SixteenThousandRanks) {
     const PlannedRun run = shape.run();
     for (const int64_t stage : {0, 1, 2, 3}) {
       const Sharded sharded{16384, stage};
-      const int64_t sent = plan_traffic(run, sharded).per_step(), least = least_bytes_per_step(run, sharded);
+      const int64_t sent = plan_traffic(run, sharded).per_step(), least = usual_bytes_per_step(run, sharded);
       // In exact arithmetic: nothing wraps, and padding costs less than 2^26 elements a segment.
       const double gathers = stage == 3 ? 2.0 * 512 : 1;
       const double most = static_cast<double>(shape.table.num_segments()) * 0x1p26;
@@ -269,7 +269,7 @@ TEST(MemoryPlan, StatesOfAShareAreCut) {
 TEST(MemoryPlan, OneProcessHasNoCommunicationBuffers) {
   const ShapeRun shape("8b");
   const MemoryPlan plan = plan_memory(shape.run(), {}, 0);
-  EXPECT_EQ(plan.gathered + plan.received + plan.sums + plan.gathered_sums, 0);
+  EXPECT_EQ(plan.gathered + plan.sums + plan.gathered_sums, 0);
   EXPECT_GE(plan.gradients, 4 * shape.table.parameter_count());  // fp32: two micro-batches are added up
 }
 

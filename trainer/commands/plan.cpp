@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <memory>
 
 #include "data/files/error.h"
@@ -35,7 +36,7 @@ struct PlanOptions {
 struct StagePlan {
   MemoryPlan memory;
   TrafficPlan traffic;
-  int64_t least_bytes = 0;
+  int64_t usual_bytes = 0;
 };
 
 /// Everything that is printed.
@@ -60,6 +61,13 @@ std::string bytes(int64_t value) {
   return format_bytes(static_cast<double>(value));
 }
 
+/// "47.5 GFLOP".
+std::string quantity(double value, std::string_view unit) {
+  std::string text = format_count(value);
+  const bool prefixed = std::isalpha(static_cast<unsigned char>(text.back())) != 0;
+  return text.insert(text.size() - (prefixed ? 1 : 0), " ").append(unit);
+}
+
 DeviceRates device_of(const PlanOptions& options, const Settings& settings) {
   if (!options.device.empty()) return parse_device_rates(options.device);
   const at::Device here = choose_device(settings.device);
@@ -74,10 +82,14 @@ Report make_report(const PlanOptions& options) {
   Report report;
   report.settings = read_settings(options.config, options.overrides);
   if (options.stage) report.settings.zero_stage = options.stage;
-  report.model = plan_model_or_architecture(report.settings);
+  int64_t shard_group = 1;
+  naming_source(report.settings, [&] {
+    report.model = plan_model_or_architecture(report.settings);
+    shard_group = shard_group_size(report.settings, options.world_size);
+  });
   report.device = device_of(options, report.settings);
   report.tokens = report.settings.per_device_train_batch_size * report.settings.max_length;
-  const int64_t world = options.world_size, shard_group = shard_group_size(report.settings, world);
+  const int64_t world = options.world_size;
   if (report.device.on_card) {
     report.available = report.device.memory_bytes;
   } else {  // all ranks on this machine
@@ -88,7 +100,7 @@ Report make_report(const PlanOptions& options) {
   for (size_t i = 0; i < kStages; ++i) {
     const Sharded sharded{world, static_cast<int64_t>(i), shard_group};
     report.stages[i] = {plan_memory(run, sharded, report.available), plan_traffic(run, sharded),
-                        least_bytes_per_step(run, sharded)};
+                        usual_bytes_per_step(run, sharded)};
   }
   report.choice = choose_zero_stage(run, world, report.available);
   report.flops_per_token =
@@ -151,7 +163,9 @@ std::string traffic_table(const Report& report) {
   add("  gradients reduced",
       [](const StagePlan& plan) { return plan.traffic.micro_steps * plan.traffic.reduced; });
   add("  gathered", [](const StagePlan& plan) { return plan.traffic.gathered_per_step(); });
-  add("least possible", [](const StagePlan& plan) { return plan.least_bytes; });
+  if (report.chosen().traffic.replicated > 0)
+    add("  between replicas", [](const StagePlan& plan) { return plan.traffic.replicated; });
+  add("usual count", [](const StagePlan& plan) { return plan.usual_bytes; });
   return text;
 }
 
@@ -162,8 +176,8 @@ std::string recording_text(const std::vector<Recording>& recording) {
 }
 
 std::string estimate_lines(const Report& report, int64_t world) {
-  std::string text = fmt::format("\ncomputation    {}FLOP a token of documents of {} tokens\n",
-                                 format_count(report.flops_per_token), report.settings.max_length);
+  std::string text = fmt::format("\ncomputation    {} a token of documents of {} tokens\n",
+                                 quantity(report.flops_per_token, "FLOP"), report.settings.max_length);
   if (!report.estimate) {
     return text +
            "no prediction  give --flops (and --bandwidth for several ranks): rates of this device are not "
@@ -172,11 +186,11 @@ std::string estimate_lines(const Report& report, int64_t world) {
   const StepEstimate& estimate = *report.estimate;
   const double tokens =
       static_cast<double>(report.tokens * report.settings.gradient_accumulation_steps * world);
-  text += fmt::format("prediction     {:.3g} s a step, {} tokens/s, at {}FLOP/s a rank", estimate.step,
-                      format_count(tokens / estimate.step), format_count(report.rates.flops));
+  text += fmt::format("prediction     {:.3g} s a step, {} tokens/s, at {} a rank", estimate.step,
+                      format_count(tokens / estimate.step), quantity(report.rates.flops, "FLOP/s"));
   if (world > 1) {
-    text += fmt::format(" and {}B/s sent;\n               {:.3g} s of sending a step, {:.0f} % of it hidden",
-                        format_count(report.rates.bytes_per_second), estimate.sending,
+    text += fmt::format(" and {} sent;\n               {:.3g} s of sending a step, {:.0f} % of it hidden",
+                        quantity(report.rates.bytes_per_second, "B/s"), estimate.sending,
                         100 * estimate.hidden_fraction());
   }
   return text + ". Update, data and saving are not in it\n";
@@ -189,7 +203,7 @@ std::string report_text(const Report& report, const PlanOptions& options) {
                                  report.model.directory.string(), config.num_hidden_layers,
                                  format_count(static_cast<double>(report.model.table.parameter_count())),
                                  format_count(static_cast<double>(report.model.trained_parameters())));
-  text += fmt::format("run            {} ranks on {}, each {} rows of {} tokens x {} accumulated; {}\n",
+  text += fmt::format("run            {} x {}, each {} x {} tokens, {} accumulated\n               {}\n",
                       options.world_size, report.device.name, settings.per_device_train_batch_size,
                       settings.max_length, settings.gradient_accumulation_steps,
                       recording_text(report.chosen().memory.recording));
@@ -217,7 +231,7 @@ Json report_json(const Report& report, const PlanOptions& options) {
                         {"between_replicas", sent.replicated},
                         {"exchanged_per_step", sent.exchanged},
                         {"per_step", sent.per_step()},
-                        {"least_per_step", plan.least_bytes}}}});
+                        {"usual_per_step", plan.usual_bytes}}}});
   }
   Json json = {{"parameters", report.model.table.parameter_count()},
                {"trained_parameters", report.model.trained_parameters()},
