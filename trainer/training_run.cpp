@@ -83,8 +83,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       memory_(choose_memory(plan, device, ranks.coordinator(), options.ranks.local_world_size)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
-      schedule_(settings_, plan.warmup_steps(), plan.total_steps()),
-      device_metrics_(plan, device, ranks.world().size) {
+      schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, model_.weights().type(), ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;
@@ -95,6 +94,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
                 memory_.recording);
   if (ranks.is_leader()) {
     metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
+    device_metrics_.emplace(plan, device, ranks.world().size);
     progress_.emplace(plan_.total_steps(), settings_.logging_steps);
   }
   check_room_for_copy();
@@ -181,7 +181,9 @@ void TrainingRun::one_step() {
   metrics.step_seconds = seconds_since(start);
   metrics.tokens_per_s = static_cast<double>(result.tokens) / metrics.step_seconds;
   metrics.peak_memory_bytes = peak_memory_bytes(device_);
-  device_metrics_.fill(metrics, static_cast<double>(result.tokens) / std::max<int64_t>(1, result.samples));
+  if (device_metrics_) {
+    device_metrics_->fill(metrics, static_cast<double>(result.tokens) / std::max<int64_t>(1, result.samples));
+  }
   state_.unlogged = metrics;
 }
 
