@@ -17,9 +17,9 @@ class DeviceMetrics {
   DeviceMetrics(const RunPlan& plan, const at::Device& device, int64_t world_size,
                 const CardLibraries& libraries = {});
 
-  /// Sets mfu and the device_* fields from metrics.tokens_per_s (all ranks together) and the step's mean
-  /// document length, which is a lower bound of the length that its attention work amounts to. A CPU has
-  /// neither a known peak nor readings; mfu is of the 16-bit peak and unset in fp32 runs.
+  /// Sets the device_* fields to what this process's card says, and mfu from metrics.tokens_per_s (all ranks
+  /// together) and the step's mean document length, which is a lower bound of the length that its attention
+  /// work amounts to. mfu is of the 16-bit peak: unset in fp32 runs. A CPU has neither peak nor readings.
   void fill(StepMetrics& metrics, double mean_document_length);
 
  private:

@@ -83,8 +83,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       memory_(choose_memory(plan, device, ranks.coordinator(), options.ranks.local_world_size)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
-      schedule_(settings_, plan.warmup_steps(), plan.total_steps()),
-      device_metrics_(plan, device, ranks.world().size) {
+      schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, model_.weights().type(), ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;
@@ -95,6 +94,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
                 memory_.recording);
   if (ranks.is_leader()) {
     metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
+    device_metrics_.emplace(plan, device, ranks.world().size);
     progress_.emplace(plan_.total_steps(), settings_.logging_steps);
   }
   check_room_for_copy();
@@ -188,7 +188,9 @@ void TrainingRun::one_step() {
     metrics.sent_gathered_bytes = static_cast<double>(after.gathered - before.gathered);
     metrics.sent_other_bytes = static_cast<double>(after.other - before.other);
   }
-  device_metrics_.fill(metrics, static_cast<double>(result.tokens) / std::max<int64_t>(1, result.samples));
+  if (device_metrics_) {
+    device_metrics_->fill(metrics, static_cast<double>(result.tokens) / std::max<int64_t>(1, result.samples));
+  }
   state_.unlogged = metrics;
 }
 

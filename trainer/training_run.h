@@ -99,9 +99,9 @@ class TrainingRun {
   std::optional<AdamW> optimizer_;
   std::optional<TrainingStep> step_;
   Schedule schedule_;
-  DeviceMetrics device_metrics_;
-  std::optional<MetricsLog> metrics_;  ///< rank 0
-  std::optional<Progress> progress_;   ///< rank 0
+  std::optional<MetricsLog> metrics_;            ///< rank 0
+  std::optional<DeviceMetrics> device_metrics_;  ///< rank 0
+  std::optional<Progress> progress_;             ///< rank 0
   /// The newest snapshot of this run: its step, and whether it can be continued from.
   int64_t saved_step_ = -1;
   bool saved_resumable_ = false;

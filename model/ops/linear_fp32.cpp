@@ -21,7 +21,7 @@ void for_each_tile(int64_t size, int64_t step, F&& f) {
 }
 
 int64_t tile_outputs(int64_t inputs) {
-  return std::max<int64_t>(64, kTileElements / std::max<int64_t>(inputs, 1));
+  return std::clamp<int64_t>(kTileElements / std::max<int64_t>(inputs, 1), 64, 4096);
 }
 
 at::Tensor widened(const at::Tensor& x) {

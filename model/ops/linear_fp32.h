@@ -1,6 +1,6 @@
 // Projections of 16-bit tensors through fp32 products, for CPUs without 16-bit ones (product_type.h):
-// operands are widened a tile at a time, sums are fp32, and each result is rounded once. A pure function of
-// the values and shapes; scratch stays below 100 MiB whatever the sizes. CPU only; every operand of one
+// operands are widened a tile at a time, sums are fp32, and each result is rounded once. Scratch does not
+// grow with the number of tokens and outputs: up to 8 KiB for each input. CPU only; every operand of one
 // 16-bit type.
 #pragma once
 
