@@ -70,9 +70,8 @@ std::vector<std::string> merged_environment(const std::vector<std::string>& repl
 }
 
 std::vector<char*> pointers_to(std::vector<std::string>& words) {
-  std::vector<char*> pointers;
-  for (std::string& word : words) pointers.push_back(word.data());
-  pointers.push_back(nullptr);
+  std::vector<char*> pointers(words.size() + 1, nullptr);
+  std::transform(words.begin(), words.end(), pointers.begin(), [](std::string& word) { return word.data(); });
   return pointers;
 }
 

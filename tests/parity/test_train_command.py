@@ -162,6 +162,7 @@ def test_dry_run_of_a_tiny_model(satune, tiny):
     plan = call(satune, "train", tiny / "config.json", "--dry-run").stdout
     assert "28 samples of 28 records" in plan or "28 samples of 32 records" in plan
     assert "resume      nothing to take up" in plan
+    assert "2 accumulated\n" in plan, "no word of ranks where there is one"
     assert not (tiny / "run").exists()
 
 

@@ -69,6 +69,14 @@ bool alive(pid_t id) {
   return ::kill(id, 0) == 0;
 }
 
+/// "" when the process goes meanwhile.
+std::string process_file(const std::string& id, const std::string& name) {
+  std::ifstream file("/proc/" + id + "/" + name, std::ios::binary);
+  std::ostringstream content;
+  content << file.rdbuf();
+  return content.str();
+}
+
 TEST(LaunchedRanks, HaveTorchrunsVariablesAndAStore) {
   LaunchOptions options = ranks(3);
   options.default_environment = {"OMP_WAIT_POLICY=passive", "SATUNE_TEST_KEPT=no"};
@@ -149,6 +157,7 @@ TEST(LaunchedRanks, AProgramThatDoesNotStartIsNamed) {
 TEST(FirstCause, IsTheKilledRankNotTheOneThatMissesIt) {
   Launched run(kFail + R"(
     if [ $RANK = 2 ]; then echo $$ >pid.tmp; mv pid.tmp pid; sleep 0.2; kill -9 $$; fi
+    trap '' TERM
     while [ ! -e pid ]; do sleep 0.01; done
     while kill -0 $(cat pid) 2>/dev/null; do sleep 0.01; done
     fail "rank 2 was lost in step 7" 3)",
@@ -283,7 +292,7 @@ TEST(Restarts, AfterAKilledRankLeadToAFinishedRun) {
 TEST(Restarts, AreNotForBadInputNorForStops) {
   Launched wrong(kFail + "fail wrong 2", ranks(2, 3));
   EXPECT_EQ(wrong.wait(), kExitBadInput);
-  EXPECT_EQ(wrong.log(), "");
+  EXPECT_THAT(wrong.log(), Not(HasSubstr("restart")));
   Launched stopped("exit 4", ranks(2, 3));
   EXPECT_EQ(stopped.wait(), kExitResumable);
   EXPECT_EQ(stopped.log(), "");
@@ -352,8 +361,7 @@ class HeldProgram {
     for (const auto& entry : fs::directory_iterator("/proc")) {
       const std::string name = entry.path().filename().string();
       if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-      if (content_of(entry.path() / "cmdline").find(config()) != std::string::npos)
-        found.push_back(std::stoi(name));
+      if (process_file(name, "cmdline").find(config()) != std::string::npos) found.push_back(std::stoi(name));
     }
     return found;
   }
@@ -361,8 +369,7 @@ class HeldProgram {
   bool held() const {
     const auto ids = processes();
     return ids.size() == 2 && std::all_of(ids.begin(), ids.end(), [](pid_t id) {
-             return content_of("/proc/" + std::to_string(id) + "/comm") == "satune\n" &&
-                    content_of("/proc/" + std::to_string(id) + "/wchan").find("fifo") != std::string::npos;
+             return process_file(std::to_string(id), "wchan") == "wait_for_partner";
            });
   }
 
@@ -377,7 +384,7 @@ TEST(LauncherKilled, RanksEndWithIt) {
   HeldProgram program;
   ASSERT_TRUE(await([&] { return program.processes().size() == 2; }));
   const auto ids = program.processes();
-  await([&] { return program.held(); });  // or for as long as it takes a slow machine to load LibTorch
+  await([&] { return program.held(); });  // where the kernel does not tell, long enough to load LibTorch
   program.run().send(SIGKILL);
   EXPECT_EQ(program.run().wait(), -SIGKILL);
   EXPECT_TRUE(await([&] { return !alive(ids[0]) && !alive(ids[1]); }));
