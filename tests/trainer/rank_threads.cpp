@@ -48,7 +48,8 @@ void run_as_ranks(int64_t count, int64_t shard_group_size, const std::function<v
   std::vector<std::thread> threads;
   for (int64_t r = 0; r < count; ++r) {
     threads.emplace_back([&, r] {
-      RankOfTest rank{{r, count}};
+      RankOfTest rank;
+      rank.world = {r, count};
       try {
         rank.coordinator = make_coordinator(
             environment_of(r, count), [] { return std::string(); }, CoordinatorOptions{},
