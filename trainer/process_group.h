@@ -25,7 +25,8 @@ class Store;
 
 namespace satune {
 
-/// A collective in flight.
+/// A collective in flight. Dropped without wait() it goes on, keeps its buffers alive, and leaves the group
+/// as it is; what it should have computed is lost.
 class Work {
  public:
   virtual ~Work() = default;

@@ -23,33 +23,44 @@ namespace {
 
 using Milliseconds = std::chrono::milliseconds;
 
-/// Sends and receipts between this rank and its peers, all under way at once, and what follows them.
-class Transfers final : public Work {
+struct Transfer {
+  int64_t peer;
+  bool sends;
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
+[[noreturn]] void fail(const World& world, int64_t peer, bool sends, const std::string& cause) {
+  throw EnvironmentError(
+      fmt::format("rank {} {} rank {}: {}", world.rank, sends ? "sends to" : "receives from", peer, cause));
+}
+
+/// Sends and receipts between this rank and its peers, all under way at once. Each keeps its buffer alive.
+class Transfers {
  public:
   Transfers(const World& world, Milliseconds timeout) : world_(world), timeout_(timeout) {}
 
-  void add(int64_t peer, bool sends, c10::intrusive_ptr<c10d::Work> work) {
-    pending_.push_back({peer, sends, std::move(work)});
+  /// Starts one by `start`, which returns c10d's work.
+  template <typename Start>
+  void add(int64_t peer, bool sends, const Start& start) {
+    try {
+      pending_.push_back({peer, sends, start()});
+    } catch (const std::exception& error) {  // the connection is broken already
+      fail(world_, peer, sends, one_line(error));
+    }
   }
-  void then(std::function<void()> finish) { finish_ = std::move(finish); }
 
-  void wait() override {
+  bool done() const { return pending_.empty(); }
+
+  void wait() {
     const auto deadline = std::chrono::steady_clock::now() + timeout_;
-    for (Transfer& transfer : pending_) {
+    for (const Transfer& transfer : pending_) {
       const auto left = std::chrono::duration_cast<Milliseconds>(deadline - std::chrono::steady_clock::now());
       wait_for(transfer, std::max(left, Milliseconds(1)));
     }
     pending_.clear();
-    if (finish_) std::exchange(finish_, {})();
   }
 
  private:
-  struct Transfer {
-    int64_t peer;
-    bool sends;
-    c10::intrusive_ptr<c10d::Work> work;
-  };
-
   void wait_for(const Transfer& transfer, Milliseconds time) const {
     std::string cause = "aborted";
     try {
@@ -57,21 +68,34 @@ class Transfers final : public Work {
     } catch (const std::exception& error) {
       cause = one_line(error);
     }
-    throw EnvironmentError(fmt::format("rank {} {} rank {}: {}", world_.rank,
-                                       transfer.sends ? "sends to" : "receives from", transfer.peer, cause));
+    fail(world_, transfer.peer, transfer.sends, cause);
   }
 
   World world_;
   Milliseconds timeout_;
   std::vector<Transfer> pending_;
+};
+
+class GlooWork final : public Work {
+ public:
+  GlooWork(std::shared_ptr<Transfers> transfers, std::function<void()> finish)
+      : transfers_(std::move(transfers)), finish_(std::move(finish)) {}
+
+  void wait() override {
+    transfers_->wait();
+    if (finish_) std::exchange(finish_, {})();
+  }
+
+ private:
+  std::shared_ptr<Transfers> transfers_;
   std::function<void()> finish_;
 };
 
 /// Collectives out of transfers between pairs of ranks, each straight from its source to its place. Gloo's
-/// own would do for the bytes, but its all-gather goes through a copy of the whole on both ends (3 times
-/// slower here), its reduce-scatter is an all-reduce, its all-to-all copies the own part, each keeps a worker
-/// thread, and when a rank is missing none of them can say which. Here a live peer's data arrives whatever
-/// the others do.
+/// own would do for the bytes, but its all-gather goes through a copy of the whole (4 times
+/// slower as measured), its reduce-scatter is an all-reduce, its all-to-all copies the own part, each keeps a
+/// worker thread, and when a rank is missing none of them can say which. Here a live peer's data arrives
+/// whatever the others do.
 class GlooGroup final : public ProcessGroup {
  public:
   GlooGroup(const World& world, c10::intrusive_ptr<c10d::Backend> backend, Milliseconds timeout)
@@ -84,16 +108,15 @@ class GlooGroup final : public ProcessGroup {
     TORCH_CHECK(parts.numel() == sum.numel() * world_.size && scratch.numel() == parts.numel() &&
                 scratch.scalar_type() == parts.scalar_type());
     traffic_.reduced += static_cast<int64_t>(sum.numel() * parts.itemsize()) * (world_.size - 1);
-    auto work = begin();
-    each_peer(
-        *work, [&](int64_t to) { return slice(parts, to); },
-        [&](int64_t from) { return slice(scratch, from); });
+    auto transfers = start([&](int64_t to) { return slice(parts, to); },
+                           [&](int64_t from) { return slice(scratch, from); });
     std::vector<at::Tensor> addends;
     for (int64_t rank = 0; rank < world_.size; ++rank) {
       addends.push_back(slice(rank == world_.rank ? parts : scratch, rank));
     }
-    work->then([addends = std::move(addends), sum, accumulate] { sum_parts(addends, sum, accumulate); });
-    return work;
+    return std::make_unique<GlooWork>(std::move(transfers), [addends = std::move(addends), sum, accumulate] {
+      sum_parts(addends, sum, accumulate);
+    });
   }
 
   std::unique_ptr<Work> all_gather(const at::Tensor& whole, const at::Tensor& part) override {
@@ -104,21 +127,26 @@ class GlooGroup final : public ProcessGroup {
   std::vector<double> exchange(std::span<const double> values) override {
     const auto count = static_cast<int64_t>(values.size());
     traffic_.other += static_cast<int64_t>(values.size_bytes()) * (world_.size - 1);
-    std::vector<double> all(values.size() * static_cast<size_t>(world_.size));
-    std::copy(values.begin(), values.end(), all.begin() + count * world_.rank);
-    const at::Tensor whole = at::from_blob(all.data(), {count * world_.size}, at::kDouble);
+    // Memory that outlives an exception, because transfers with other peers go on.
+    const at::Tensor whole = at::empty({count * world_.size}, at::kDouble);
+    auto* numbers = whole.mutable_data_ptr<double>();
+    std::copy(values.begin(), values.end(), numbers + count * world_.rank);
     gather(whole, slice(whole, world_.rank))->wait();
-    return all;
+    return {numbers, numbers + whole.numel()};
   }
 
   void shut_down() override {
+    for (const auto& transfers : started_) transfers->wait();
     // A rank that leaves breaks its connections: nobody leaves before all have come here.
     const double done = 1;
     exchange({&done, 1});
-    backend_.reset();
+    abort();
   }
 
-  void abort() override { backend_.reset(); }
+  void abort() override {
+    started_.clear();
+    backend_.reset();
+  }
 
  private:
   static void check(const at::Tensor& buffer) {
@@ -131,43 +159,42 @@ class GlooGroup final : public ProcessGroup {
     return buffer.narrow(0, rank * size, size);
   }
 
-  std::unique_ptr<Transfers> begin() {
-    TORCH_CHECK(backend_, "collective on a group that has ended");
-    ++traffic_.collectives;
-    return std::make_unique<Transfers>(world_, timeout_);
-  }
-
   std::unique_ptr<Work> gather(const at::Tensor& whole, const at::Tensor& part) {
     check(whole);
     check(part);
     TORCH_CHECK(whole.numel() == part.numel() * world_.size && whole.scalar_type() == part.scalar_type());
-    auto work = begin();
-    each_peer(
-        *work, [&](int64_t) { return part; }, [&](int64_t from) { return slice(whole, from); });
+    auto transfers = start([&](int64_t) { return part; }, [&](int64_t from) { return slice(whole, from); });
     const at::Tensor own = slice(whole, world_.rank);
     if (own.const_data_ptr() != part.const_data_ptr()) own.copy_(part);
-    return work;
+    return std::make_unique<GlooWork>(std::move(transfers), nullptr);
   }
 
   /// Starts what goes to each peer and what comes from it, every rank at another peer first.
   template <typename Outgoing, typename Incoming>
-  void each_peer(Transfers& work, const Outgoing& outgoing, const Incoming& incoming) {
-    const int tag = static_cast<int>(traffic_.collectives & 0x7fffffff);
+  std::shared_ptr<Transfers> start(const Outgoing& outgoing, const Incoming& incoming) {
+    TORCH_CHECK(backend_, "collective on a group that has ended");
+    const int tag = static_cast<int>(++traffic_.collectives & 0x7fffffff);
+    std::erase_if(started_, [](const auto& transfers) { return transfers->done(); });
+    auto transfers = std::make_shared<Transfers>(world_, timeout_);
+    started_.push_back(transfers);
     for (int64_t step = 1; step < world_.size; ++step) {
       const int64_t from = (world_.rank + world_.size - step) % world_.size;
       std::vector<at::Tensor> buffer{incoming(from)};
-      if (buffer[0].numel() == 0) return;
-      work.add(from, false, backend_->recv(buffer, static_cast<int>(from), tag));
+      if (buffer[0].numel() == 0) return transfers;
+      transfers->add(from, false, [&] { return backend_->recv(buffer, static_cast<int>(from), tag); });
     }
     for (int64_t step = 1; step < world_.size; ++step) {
       const int64_t to = (world_.rank + step) % world_.size;
       std::vector<at::Tensor> buffer{outgoing(to)};
-      work.add(to, true, backend_->send(buffer, static_cast<int>(to), tag));
+      transfers->add(to, true, [&] { return backend_->send(buffer, static_cast<int>(to), tag); });
     }
+    return transfers;
   }
 
   c10::intrusive_ptr<c10d::Backend> backend_;
   Milliseconds timeout_;
+  // Also those that nobody will wait for: Gloo never recovers from a transfer that is dropped on its way.
+  std::vector<std::shared_ptr<Transfers>> started_;
 };
 
 c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> make_options(int64_t timeout_seconds,
