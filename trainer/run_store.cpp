@@ -42,6 +42,7 @@ std::vector<std::optional<std::string>> values_of(c10d::Store& store, const std:
   }
   if (found.empty()) return values;
   std::vector<std::string> there;
+  there.reserve(found.size());
   for (size_t i : found) there.push_back(keys[i]);
   const auto bytes = store.multiGet(there);
   for (size_t i = 0; i < found.size(); ++i) values[found[i]].emplace(bytes[i].begin(), bytes[i].end());
