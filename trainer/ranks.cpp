@@ -7,6 +7,7 @@
 #include <chrono>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
+#include "trainer/attempt.h"
 #include "trainer/network_address.h"
 
 namespace satune {
@@ -37,12 +38,13 @@ Ranks::Ranks(const RankEnvironment& environment, const Settings& settings, const
     coordinator_ = make_solo_coordinator(signals);
     return;
   }
-  const auto connect = [environment] {
+  environment_ = agree_on_attempt(environment, std::chrono::seconds(kRendezvousSeconds));
+  const auto connect = [environment = environment_] {
     return connect_store(environment, std::chrono::seconds(kRendezvousSeconds));
   };
   store_ = connect();
   coordinator_ =
-      make_coordinator(environment, signals, coordinator_options(settings), connect, std::move(end_process));
+      make_coordinator(environment_, signals, coordinator_options(settings), connect, std::move(end_process));
 }
 
 Ranks::~Ranks() = default;
