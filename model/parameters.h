@@ -48,7 +48,7 @@ class ParameterBuffers {
 
   /// Gives a segment that is not resident the memory of `memory` (1-D, of the type, at least flat().numel()
   /// elements), which is kept alive until detach(). Every view of the segment, wherever it was taken, reads
-  /// and writes there from now on; without memory a use of a view throws.
+  /// and writes there from now on; without memory there is nothing to read.
   void attach(int segment, at::Tensor memory);
   /// Returns the memory; undefined where there was none.
   at::Tensor detach(int segment);

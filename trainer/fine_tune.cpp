@@ -80,7 +80,11 @@ int run_training(const Settings& settings, const TrainOptions& options) {
   try {
     return run_rank(settings, options, signals, ranks);
   } catch (...) {
-    const Failure failure = current_failure();
+    Failure failure = current_failure();
+    // What fails because another rank has failed (its folder is gone, its connection closed) is that failure.
+    if (const int code = ranks.coordinator().failure_code(); code != 0) {
+      failure = {ranks.coordinator().explain(failure.message), code};
+    }
     // The report first: those of ranks that fail because of this one carry a later time.
     if (options.report) options.report(failure.message, failure.exit_code);
     ranks.coordinator().announce_failure(failure.message, failure.exit_code);

@@ -91,7 +91,7 @@ class Replay {
 
   ScheduledPass backward(int segment) {
     ScheduledPass pass{segment, true, reads(segment, true), {}, {}, false};
-    gather(pass, segment == 0 ? std::vector<int>() : reads(segment - 1, true));
+    gather(pass, segment > sizes_.lowest_trained() ? reads(segment - 1, true) : std::vector<int>());
     open(segment);
     if (segment == sizes_.head() && sizes_.tied) open(0);
     if (sharded_.world_size > 1 && sizes_.trained[segment] > 0) {

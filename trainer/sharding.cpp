@@ -36,6 +36,13 @@ void wait_all(Coordinator& coordinator, const char* what, const std::vector<std:
   });
 }
 
+/// Where a backward pass ends: 0 for a model that is trained whole.
+int lowest_trained(const ParameterBuffers& gradients) {
+  int segment = 0;
+  while (segment < gradients.num_segments() - 1 && gradients.used(segment) == 0) ++segment;
+  return segment;
+}
+
 std::vector<at::Tensor> make_shards(const ParameterBuffers& buffers, const World& world, at::ScalarType type,
                                     at::Device device) {
   std::vector<at::Tensor> shards;
@@ -60,6 +67,7 @@ Sharding::Sharding(Llama& model, const ProcessGroups& groups, Coordinator& coord
       stage_(stage),
       direct_(groups.all.world().size == 1),
       gradients_(model.make_gradients(gradient_type, layout(direct_ || stage < 2, groups.all.world().size))),
+      lowest_(lowest_trained(gradients_)),
       parameter_pool_(model.weights().type(), model.weights().device()),
       gradient_pool_(gradient_type, model.weights().device()),
       sum_pool_(statistics_type(model.weights().type()), model.weights().device()) {
@@ -249,7 +257,8 @@ void Sharding::after_forward(int) {}
 void Sharding::before_backward(int segment) {
   coordinator_.at_phase("backward", segment);
   coordinator_.checkpoint();
-  need_parameters(read_by(segment, true), segment == 0 ? std::vector<int>() : read_by(segment - 1, true));
+  need_parameters(read_by(segment, true),
+                  segment > lowest_ ? read_by(segment - 1, true) : std::vector<int>());
   open_gradients(segment);
   if (segment == head_segment() && model_.tied()) open_gradients(0);
 }

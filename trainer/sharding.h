@@ -120,6 +120,7 @@ class Sharding final : public SegmentHooks {
   const int stage_;
   const bool direct_;  ///< a rank alone
   ParameterBuffers gradients_;
+  const int lowest_;                       ///< segment at which the backward ends
   std::vector<at::Tensor> sums_;           ///< this rank's share, by segment; empty where direct
   std::vector<at::Tensor> gathered_sums_;  ///< stage 0: of all ranks
   std::vector<at::Tensor> trained_shards_, frozen_shards_;  ///< stage 3

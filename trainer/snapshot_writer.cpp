@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "model/files/safetensors.h"
+#include "trainer/failure_report.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -99,6 +100,30 @@ void complete(AtomicDirectory& directory, std::vector<ManifestEntry> files, cons
   directory.commit();
 }
 
+/// The part of write_snapshot() that all ranks have in common; `directory` is rank 0's.
+void write_shares(std::optional<AtomicDirectory>& directory, const std::string& name,
+                  const SnapshotSource& source, const SnapshotShare& share, Coordinator& coordinator,
+                  Json state, int64_t step, bool only_model, FileOps& ops) {
+  const std::string save = "save/" + name;
+  if (directory) coordinator.publish(save + "/folder", directory->path().string());
+  if (share.writes) {
+    const fs::path temporary = coordinator.wait_for(save + "/folder");
+    const ManifestEntry mine = write_rank_file(temporary, source, share.world, only_model, ops);
+    coordinator.publish(fmt::format("{}/file-{}", save, share.world.rank), to_line(mine));
+  }
+  if (directory) {
+    std::vector<ManifestEntry> files;
+    for (int64_t rank = 0; rank < share.world.size; ++rank) {
+      files.push_back(parse_line(coordinator.wait_for(fmt::format("{}/file-{}", save, rank))));
+    }
+    state["has_optimizer_state"] = !only_model;
+    state["shards"] = shards_json(source.weights, share.world.size);
+    complete(*directory, std::move(files), state, step, ops);
+    coordinator.publish(save + "/complete", "");
+  }
+  coordinator.wait_for(save + "/complete");
+}
+
 }  // namespace
 
 SnapshotSource source_of(const AdamW& optimizer) {
@@ -143,29 +168,17 @@ int64_t StateCopy::bytes(const ParameterBuffers& weights, const World& share) {
 
 void write_snapshot(const fs::path& folder, const SnapshotSource& source, const SnapshotShare& share,
                     Coordinator& coordinator, Json state, int64_t step, bool only_model, FileOps& ops) {
-  const bool leader = coordinator.world().rank == 0;
-  const std::string save = "save/" + folder.filename().string();
   std::optional<AtomicDirectory> directory;
-  if (leader) {
-    directory.emplace(folder, ops);
-    coordinator.publish(save + "/folder", directory->path().string());
+  if (coordinator.world().rank == 0) directory.emplace(folder, ops);
+  try {
+    write_shares(directory, folder.filename().string(), source, share, coordinator, std::move(state), step,
+                 only_model, ops);
+  } catch (...) {
+    // Before the folder goes: what the others write into it then fails because of this, and not by itself.
+    const Failure failure = current_failure();
+    coordinator.announce_failure(failure.message, failure.exit_code);
+    throw;
   }
-  if (share.writes) {
-    const fs::path temporary = coordinator.wait_for(save + "/folder");
-    const ManifestEntry mine = write_rank_file(temporary, source, share.world, only_model, ops);
-    coordinator.publish(fmt::format("{}/file-{}", save, share.world.rank), to_line(mine));
-  }
-  if (leader) {
-    std::vector<ManifestEntry> files;
-    for (int64_t rank = 0; rank < share.world.size; ++rank) {
-      files.push_back(parse_line(coordinator.wait_for(fmt::format("{}/file-{}", save, rank))));
-    }
-    state["has_optimizer_state"] = !only_model;
-    state["shards"] = shards_json(source.weights, share.world.size);
-    complete(*directory, std::move(files), state, step, ops);
-    coordinator.publish(save + "/complete", "");
-  }
-  coordinator.wait_for(save + "/complete");
 }
 
 }  // namespace satune

@@ -96,7 +96,8 @@ TEST(AdamW, FollowsTheFormulaInDoublePrecision) {
         const TensorInfo& info = fixture.table.tensors()[i];
         const bool norm = info.name.find("norm") != std::string::npos;
         references[i].update(fixture.gradients.tensor(i), 0.37, lr, norm ? 0.0 : 0.1, t);
-        EXPECT_LT(relative_error(master_of(optimizer, i), references[i].p), 1e-7) << info.name << " update " << t;
+        EXPECT_LT(relative_error(master_of(optimizer, i), references[i].p), 1e-7)
+            << info.name << " update " << t;
       }
     }
   }

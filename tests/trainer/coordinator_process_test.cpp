@@ -88,10 +88,15 @@ std::string read_file(const std::string& path) {
     }
     while (collective) pause();
     if (place == "store") return coordinator->wait_for("a key that nobody publishes");
-    for (;;) {
-      coordinator->checkpoint();
-      ++passed;
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    try {
+      for (;;) {
+        coordinator->checkpoint();
+        ++passed;
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+    } catch (const Interrupted&) {
+      coordinator->barrier("stopped");  // as a run saves: nobody is gone before all have stopped
+      throw;
     }
   });
   end(outcome.kind == "interrupted" ? "interrupted after " + std::to_string(passed) : outcome.message,
