@@ -74,7 +74,8 @@ stage() {
 train() {
   local folder=$1 model=$2 config=$3
   shift 3
-  "$SATUNE" train "$config" model_name_or_path="$model" train_file="$out/data/train.json" \
+  # ${replace:-}: "exec" where the caller's shell is to become the program, so that signals reach it.
+  ${replace:-} "$SATUNE" train "$config" model_name_or_path="$model" train_file="$out/data/train.json" \
     eval_file="$out/data/heldout.json" template=$TEMPLATE output_dir="$out/$folder" seed="$seed" \
     num_threads="$threads" "$@"
 }
@@ -86,7 +87,7 @@ train_interrupted() {
   local folder=$1 model=$2 config=$3 half=$4 pid code=0
   shift 4
   local ranks=(--nproc-per-node 2 num_threads=$(((threads + 1) / 2)) gradient_accumulation_steps=1)
-  train "$folder" "$model" "$config" "${ranks[@]}" "$@" &
+  replace=exec train "$folder" "$model" "$config" "${ranks[@]}" "$@" &
   pid=$!
   while kill -0 "$pid" 2>/dev/null && (($(rows_of "$out/$folder/metrics.jsonl") < half)); do sleep 0.1; done
   kill -TERM "$pid" 2>/dev/null || true
