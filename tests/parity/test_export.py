@@ -188,7 +188,10 @@ def test_checkpointing_gives_equal_gradients(export, anchor):
     for use_reentrant in (True, False):
         found = gradients(use_reentrant=use_reentrant)
         for name, gradient in expected.items():
-            assert torch.equal(found[name], gradient), f"use_reentrant={use_reentrant} {name}"
+            # Not to the bit: reentrant checkpointing runs a backward a layer, and what several layers hand to one
+            # tensor (a tied embedding, an anchor's Q and K) is then summed in another order.
+            difference = (found[name] - gradient).norm() / gradient.norm()
+            assert difference < 1e-6, f"use_reentrant={use_reentrant} {name}: {difference}"
 
 
 @pytest.mark.parametrize("trust", [{"trust_remote_code": False}, {}])
