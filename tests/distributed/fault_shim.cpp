@@ -145,17 +145,20 @@ void satune_on_backward() {
 }
 
 #define SATUNE_DETOUR(symbol, before, real)                                                                  \
-  asm(".text\n.globl " symbol "\n.type " symbol ", @function\n" symbol                                      \
+  asm(".text\n.globl " symbol "\n.type " symbol ", @function\n" symbol                                       \
       ":\n"                                                                                                  \
       "push %rdi\npush %rsi\npush %rdx\npush %rcx\npush %r8\npush %r9\nsub $24, %rsp\nmovsd %xmm0, (%rsp)\n" \
-      "call " before "@PLT\n"                                                                                \
+      "call " before                                                                                         \
+      "@PLT\n"                                                                                               \
       "movsd (%rsp), %xmm0\nadd $24, %rsp\npop %r9\npop %r8\npop %rcx\npop %rdx\npop %rsi\npop %rdi\n"       \
       "mov " real "@GOTPCREL(%rip), %r11\njmp *(%r11)\n")
 
 SATUNE_DETOUR(
-    "_ZN2at4_ops43_scaled_dot_product_flash_attention_for_cpu4callERKNS_6TensorES4_S4_dbRKSt8optionalIS2_ES5_IdE",
+    "_ZN2at4_ops43_scaled_dot_product_flash_attention_for_cpu4callERKNS_6TensorES4_S4_dbRKSt8optionalIS2_ES5_"
+    "IdE",
     "satune_on_forward", "satune_real_forward");
 SATUNE_DETOUR(
-    "_ZN2at4_ops52_scaled_dot_product_flash_attention_for_cpu_backward4callERKNS_6TensorES4_S4_S4_S4_S4_dbRKSt8opt"
+    "_ZN2at4_ops52_scaled_dot_product_flash_attention_for_cpu_backward4callERKNS_6TensorES4_S4_S4_S4_S4_"
+    "dbRKSt8opt"
     "ionalIS2_ES5_IdE",
     "satune_on_backward", "satune_real_backward");
