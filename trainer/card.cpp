@@ -11,15 +11,14 @@ namespace {
 
 struct Peak {
   std::string_view part;  ///< of the card's name; the first entry that occurs in it counts
-  double flops;
+  double flops;  ///< 0: no figure that we could source, so that a longer name is not taken for a shorter one
 };
 
 /// H100 and H200 on SXM boards clock alike; their NVL and PCIe boards run slower.
 constexpr std::array kPeaks = {
-    Peak{"H100 NVL", 835.5e12}, Peak{"H200 NVL", 835.5e12}, Peak{"H100 PCIe", 756e12},
-    Peak{"GH200", 989.4e12},    Peak{"H200", 989.4e12},     Peak{"H100", 989.4e12},
-    Peak{"GB200", 2500e12},     Peak{"B200", 2250e12},      Peak{"A100", 312e12},
-    Peak{"L40S", 362e12},
+    Peak{"H100 NVL", 0},    Peak{"H200 NVL", 0},    Peak{"H100 PCIe", 756e12}, Peak{"GH200", 989.4e12},
+    Peak{"H200", 989.4e12}, Peak{"H100", 989.4e12}, Peak{"GB200", 0},          Peak{"B200", 2250e12},
+    Peak{"A100", 312e12},   Peak{"L40S", 362e12},
 };
 
 /// A shared library for the lifetime of the object.
@@ -79,7 +78,8 @@ std::pair<std::string, std::string> describe(int ordinal, const std::string& lib
 std::optional<double> peak_half_flops(std::string_view card_name) {
   if (card_name.find(" MIG ") != std::string_view::npos) return std::nullopt;
   for (const Peak& peak : kPeaks) {
-    if (card_name.find(peak.part) != std::string_view::npos) return peak.flops;
+    if (card_name.find(peak.part) == std::string_view::npos) continue;
+    return peak.flops > 0 ? std::optional(peak.flops) : std::nullopt;
   }
   return std::nullopt;
 }

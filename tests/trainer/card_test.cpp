@@ -15,10 +15,10 @@ TEST(Card, PeakByNameIsTheDenseFigure) {
   EXPECT_EQ(peak_half_flops("NVIDIA H200"), 989.4e12);
   EXPECT_EQ(peak_half_flops("NVIDIA GH200 480GB"), 989.4e12);
   EXPECT_EQ(peak_half_flops("NVIDIA H100 PCIe"), 756e12);
-  EXPECT_EQ(peak_half_flops("NVIDIA H100 NVL"), 835.5e12);
+  EXPECT_EQ(peak_half_flops("NVIDIA H100 NVL"), std::nullopt) << "not taken for an H100 on an SXM board";
   EXPECT_EQ(peak_half_flops("NVIDIA A100-SXM4-80GB"), 312e12);
   EXPECT_EQ(peak_half_flops("NVIDIA B200"), 2250e12);
-  EXPECT_EQ(peak_half_flops("NVIDIA GB200"), 2500e12);
+  EXPECT_EQ(peak_half_flops("NVIDIA GB200"), std::nullopt);
   EXPECT_EQ(peak_half_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb"), std::nullopt);
   EXPECT_EQ(peak_half_flops("NVIDIA GeForce GTX 1080"), std::nullopt);
   EXPECT_EQ(peak_half_flops(""), std::nullopt);
