@@ -3,6 +3,10 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
 #include "data/files/error.h"
 
 namespace satune {
@@ -71,6 +75,11 @@ std::vector<double> document_losses(Llama& model, const Batch& batch) {
   std::vector<double> sums(batch.document_starts.size() - 1);
   for (size_t d = 0; d < sums.size(); ++d)
     for (int32_t i = batch.document_starts[d]; i < batch.document_starts[d + 1]; ++i) sums[d] += loss[i];
+  // A number in a report has to be one.
+  if (!std::all_of(sums.begin(), sums.end(), [](double sum) { return std::isfinite(sum); })) {
+    throw std::runtime_error(
+        "the model's loss is not finite: its weights or their products are infinite or NaN");
+  }
   return sums;
 }
 

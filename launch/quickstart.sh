@@ -87,7 +87,7 @@ train_interrupted() {
   local folder=$1 model=$2 config=$3 half=$4 pid code=0
   shift 4
   local ranks=(--nproc-per-node 2 num_threads=$(((threads + 1) / 2)) gradient_accumulation_steps=1)
-  replace=exec train "$folder" "$model" "$config" "${ranks[@]}" "$@" &
+  replace="exec" train "$folder" "$model" "$config" "${ranks[@]}" "$@" &
   pid=$!
   while kill -0 "$pid" 2>/dev/null && (($(rows_of "$out/$folder/metrics.jsonl") < half)); do sleep 0.1; done
   kill -TERM "$pid" 2>/dev/null || true

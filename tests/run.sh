@@ -58,7 +58,7 @@ stage() {
   fi
   closing+=("$(printf '%-22s %-7s %5d s' "$name" "$result" $((SECONDS - start)))")
   local line
-  while read -r line; do closing+=("    $line"); done < <(grep -E "$pattern" "$log" | tail -3)
+  while read -r line; do closing+=("    $line"); done < <(grep -E "$pattern" "$log" | awk '!seen[$0]++' | tail -8)
 }
 
 finish() {
@@ -104,14 +104,19 @@ run_pytest() {
   fi
 }
 
+# What the closing summary repeats of a stage: its totals, and the name and place of what failed.
+readonly CTEST_LINES='tests passed|tests failed|Total Test time|: Failure$|^\[  FAILED  \]'
+readonly PYTEST_LINES='^(FAILED|ERROR) | (passed|failed|error)'
+
 stage "build release" 'ninja: |error' build release
 if ((${#failed[@]} > 0)); then finish; fi
 stage "build asan-ubsan" 'ninja: |error' build asan-ubsan
 stage "format" 'formatted|error' check_format
 if [[ $SATUNE_FULL == 1 ]]; then stage "lint" 'error|files linted' tests/lint.sh; fi
-stage "ctest release" 'tests passed|tests failed|Total Test time' run_ctest release
-stage "ctest asan-ubsan" 'tests passed|tests failed|Total Test time' run_ctest asan-ubsan
-stage "pytest parity" ' (passed|failed|error)' run_pytest tests/parity
-stage "pytest distributed" ' (passed|failed|error)' run_pytest tests/distributed
-stage "pytest launch" ' (passed|failed|error)' run_pytest tests/launch
+stage "ctest release" "$CTEST_LINES" run_ctest release
+stage "ctest asan-ubsan" "$CTEST_LINES" run_ctest asan-ubsan
+# Two at a time, but those of one group (large memory) one after another. Those of several processes alone.
+stage "pytest parity" "$PYTEST_LINES" run_pytest tests/parity -n "$JOBS" --dist loadgroup
+stage "pytest distributed" "$PYTEST_LINES" run_pytest tests/distributed
+stage "pytest launch" "$PYTEST_LINES" run_pytest tests/launch
 finish

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "data/utf8.h"
 #include "trainer/coordinator.h"
 #include "trainer/parent_death.h"
 
@@ -20,6 +21,10 @@ int exit_code_of(const c10::Error& error) {
   const bool out_of_memory = std::string_view(error.what_without_backtrace()).find("can't allocate memory") !=
                              std::string_view::npos;
   return out_of_memory ? kExitEnvironment : kExitFailure;
+}
+
+std::string hex(unsigned char byte) {
+  return fmt::format("\\x{:02x}", byte);
 }
 
 }  // namespace
@@ -46,10 +51,29 @@ Failure current_failure() {
   }
 }
 
+std::string error_line(std::string_view message) {
+  constexpr size_t kLongest = 4000;
+  std::string line;
+  std::string_view rest = message.substr(0, message.find_last_not_of(" \n") + 1);
+  while (!rest.empty() && line.size() < kLongest) {
+    const std::string_view valid = rest.substr(0, find_invalid_utf8(rest).value_or(rest.size()));
+    for (const char c : valid) {
+      const auto byte = static_cast<unsigned char>(c);
+      line += c == '\n' || c == '\t' ? " " : byte < 0x20 || byte == 0x7f ? hex(byte) : std::string(1, c);
+    }
+    rest.remove_prefix(valid.size());
+    if (rest.empty()) break;
+    line += hex(static_cast<unsigned char>(rest.front()));
+    rest.remove_prefix(1);
+  }
+  if (line.size() <= kLongest) return line;
+  line.resize(kLongest);
+  if (const auto cut = find_invalid_utf8(line)) line.resize(*cut);  // in the middle of a character
+  return line + " ...";
+}
+
 void print_error(const std::string& message) {
-  std::string line = message.substr(0, message.find_last_not_of(" \n") + 1);
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  std::fprintf(stderr, "satune: error: %s\n", line.c_str());
+  std::fprintf(stderr, "satune: error: %s\n", error_line(message).c_str());
 }
 
 void report_rank_failure(const RankEnvironment& environment, const std::string& message, int exit_code) {

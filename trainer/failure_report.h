@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "data/files/error.h"
 #include "trainer/rank_environment.h"
@@ -15,6 +16,10 @@ struct Failure {
 };
 /// Of the exception that is being handled; to be called in a catch block.
 Failure current_failure();
+
+/// `message` as one line of a terminal and of UTF-8: control characters and bytes that are not UTF-8 as
+/// \\xHH, and an end where it is very long, since messages may quote a user's file.
+std::string error_line(std::string_view message);
 
 /// "satune: error: MESSAGE" on stderr, in one line.
 void print_error(const std::string& message);

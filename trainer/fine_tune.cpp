@@ -46,7 +46,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   check_one_folder(folder, ranks.coordinator());
 
   const SnapshotStore store(folder.snapshots(), *options.file_ops);
-  const auto snapshot = agree_on_snapshot(settings, store, ranks);
+  std::unique_ptr<SnapshotReader> snapshot = agree_on_snapshot(settings, store, ranks);
   const auto plan = plan_run(settings, ranks, snapshot.get());
   if (ranks.is_leader()) {
     if (snapshot) check_continuation(*snapshot, *plan, run_machine_json(device, ranks.world()));
@@ -57,6 +57,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
 
   ranks.connect_groups(device, shard_group);
   TrainingRun run(*plan, folder, store, snapshot.get(), device, signals, ranks, options);
+  snapshot.reset();  // its files are mapped: while they are, removing the snapshot frees no disk
   const ExitCode code = run.train();
   if (code == kExitOk) run.finish();
   ranks.end();

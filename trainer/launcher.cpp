@@ -10,6 +10,7 @@
 #include <random>
 
 #include "data/files/error.h"
+#include "trainer/failure_report.h"
 #include "trainer/parent_death.h"
 #include "trainer/rank_supervision.h"
 #include "trainer/run_store.h"
@@ -84,7 +85,16 @@ void report(const std::vector<RankFailure>& failures, const RankFailure& cause) 
     if (&failure == &cause || reason(failure) == reason(cause)) continue;
     write_all(STDERR_FILENO, fmt::format("[rank {}] {}\n", failure.rank, reason(failure)));
   }
-  write_all(STDERR_FILENO, fmt::format("satune: error: rank {}: {}\n", cause.rank, reason(cause)));
+  print_error(fmt::format("rank {}: {}", cause.rank, reason(cause)));
+}
+
+// A SIGHUP that nohup has ignored would come all the same: what is blocked for reading is not discarded.
+std::vector<int> signals_to_read() {
+  std::vector<int> signals = {SIGCHLD, SIGTERM, SIGINT, SIGUSR1};
+  struct sigaction hangup = {};
+  ::sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) signals.push_back(SIGHUP);
+  return signals;
 }
 
 bool may_pass(const RankFailure& cause) {
@@ -96,7 +106,8 @@ bool may_pass(const RankFailure& cause) {
 int launch_ranks(const std::string& program, const std::vector<std::string>& arguments,
                  const LaunchOptions& options) {
   std::signal(SIGCHLD, SIG_DFL);  // where a parent ignored it, exit codes would be lost
-  SignalEvents signals({SIGCHLD, SIGTERM, SIGINT, SIGUSR1});
+  std::signal(SIGPIPE, SIG_IGN);  // output that nobody reads any more ends no run
+  SignalEvents signals(signals_to_read());
   const auto store = open_store_server(0);
   const PrivateFolder folder;
   const std::string run_id = unique_run_id();

@@ -20,12 +20,13 @@ struct LaunchOptions {
 /// when all have ended: that of the rank that failed first (kExitEnvironment if a signal killed it), else
 /// kExitResumable if they were stopped, else kExitOk.
 ///
-/// SIGTERM, SIGINT and SIGUSR1 go on to every rank, each as often as it came. Output of rank 0 passes; what
-/// the others write comes out on stderr, line by line behind "[rank N] ". When a rank fails, the others get
-/// SIGTERM and after `grace_seconds` SIGKILL; "satune: error: rank N: MESSAGE" names the first cause, with
-/// the message out of its error file. The ranks are all started again, at most `max_restarts` times, unless
-/// the cause was bad input or a stop had been asked for. Throws EnvironmentError when a rank cannot be
-/// started; none is left then. Programs that call die_with_launcher() end with this process, however it ends.
+/// SIGTERM, SIGINT, SIGHUP and SIGUSR1 go on to every rank, each as often as it came. Output of rank 0
+/// passes; what the others write comes out on stderr, line by line behind "[rank N] ". When a rank fails, the
+/// others get SIGTERM and after `grace_seconds` SIGKILL; "satune: error: rank N: MESSAGE" names the first
+/// cause, with the message out of its error file. The ranks are all started again, at most `max_restarts`
+/// times, unless the cause was bad input or a stop had been asked for. Throws EnvironmentError when a rank
+/// cannot be started; none is left then. Programs that call die_with_launcher() end with this process,
+/// however it ends.
 ///
 /// Call it in the main thread, before any other thread, and before CUDA is used.
 int launch_ranks(const std::string& program, const std::vector<std::string>& arguments,

@@ -12,6 +12,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+bool is_stop(int signal) {
+  return signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
+}
+
 // On a terminal the cursor may stand behind rank 0's progress bar, which it draws again.
 OutputLines prefixed_lines(int64_t rank) {
   const std::string prefix =
@@ -67,7 +71,7 @@ void RankSupervision::pass_on_output() {
 
 void RankSupervision::pass_on(int signal) {
   if (signal == SIGCHLD) return;  // what it tells is asked for in note_ends()
-  if (signal == SIGTERM || signal == SIGINT) stop_passed_on_ = true;
+  if (is_stop(signal)) stop_passed_on_ = true;
   for (const Rank& rank : ranks_) rank.process.send(signal);
 }
 
@@ -98,7 +102,7 @@ void RankSupervision::note_end(int64_t rank, const ProcessEnd& end, int64_t roun
 }
 
 bool RankSupervision::told_to_end(int signal) const {
-  if (stop_passed_on_ && (signal == SIGTERM || signal == SIGINT)) return true;
+  if (stop_passed_on_ && is_stop(signal)) return true;
   return ending_ && (signal == SIGTERM || (killing_ && signal == SIGKILL));
 }
 

@@ -29,7 +29,7 @@ struct RankStart {
 
 class RankSupervision {
  public:
-  /// `signals` must hold SIGCHLD and those to pass on: SIGTERM, SIGINT, SIGUSR1.
+  /// `signals` must hold SIGCHLD and those to pass on: SIGTERM, SIGINT, SIGHUP, SIGUSR1.
   RankSupervision(const RankStart& start, SignalEvents& signals);
 
   /// Starts the ranks and returns when all have ended. Throws EnvironmentError when one cannot be started;
@@ -38,7 +38,7 @@ class RankSupervision {
 
   /// In the order in which they were noticed. Ranks that ended because they were told to are not among them.
   const std::vector<RankFailure>& failures() const { return failures_; }
-  /// SIGTERM or SIGINT was passed on, or a rank says that it was stopped (kExitResumable).
+  /// SIGTERM, SIGINT or SIGHUP was passed on, or a rank says that it was stopped (kExitResumable).
   bool stopped() const { return stop_passed_on_ || rank_stopped_; }
 
  private:

@@ -8,13 +8,13 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include "trainer/attempt.h"
+#include "trainer/late_notice.h"
 #include "trainer/network_address.h"
 
 namespace satune {
 namespace {
 
-/// How long ranks wait for the store, and after a stall was named before a collective gives up by itself.
-constexpr int64_t kRendezvousSeconds = 300;
+/// After a stall was named, before a collective gives up by itself.
 constexpr int64_t kTransportSlack = 60;
 
 std::string host_name() {
@@ -25,7 +25,7 @@ std::string host_name() {
 CoordinatorOptions coordinator_options(const Settings& settings) {
   CoordinatorOptions options;
   options.lost_after = static_cast<double>(settings.heartbeat_timeout);
-  options.stalled_after = static_cast<double>(settings.ddp_timeout);
+  options.stalled_after = options.start_within = static_cast<double>(settings.ddp_timeout);
   return options;
 }
 
@@ -38,13 +38,17 @@ Ranks::Ranks(const RankEnvironment& environment, const Settings& settings, const
     coordinator_ = make_solo_coordinator(signals);
     return;
   }
-  environment_ = agree_on_attempt(environment, std::chrono::seconds(kRendezvousSeconds));
-  const auto connect = [environment = environment_] {
-    return connect_store(environment, std::chrono::seconds(kRendezvousSeconds));
-  };
+  const std::chrono::seconds timeout(timeout_seconds_);
+  const LateNotice notice(
+      fmt::format("rank {} of {} waits for the others, for {} s (ddp_timeout) at most; the store is at {}:{}",
+                  environment.world.rank, environment.world.size, timeout_seconds_,
+                  environment.master_address, environment.master_port));
+  environment_ = agree_on_attempt(environment, timeout);
+  const auto connect = [environment = environment_, timeout] { return connect_store(environment, timeout); };
   store_ = connect();
   coordinator_ =
       make_coordinator(environment_, signals, coordinator_options(settings), connect, std::move(end_process));
+  coordinator_->barrier("met");
 }
 
 Ranks::~Ranks() = default;

@@ -9,7 +9,7 @@
 
 namespace satune {
 
-SignalEvents::SignalEvents(std::initializer_list<int> signals) {
+SignalEvents::SignalEvents(const std::vector<int>& signals) {
   sigset_t set;
   sigemptyset(&set);
   for (const int signal : signals) sigaddset(&set, signal);

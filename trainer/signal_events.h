@@ -2,7 +2,6 @@
 #pragma once
 
 #include <csignal>
-#include <initializer_list>
 #include <vector>
 
 #include "trainer/descriptor.h"
@@ -14,7 +13,7 @@ namespace satune {
 class SignalEvents {
  public:
   /// Throws EnvironmentError when the process has no descriptor left.
-  explicit SignalEvents(std::initializer_list<int> signals);
+  explicit SignalEvents(const std::vector<int>& signals);
   ~SignalEvents();
   SignalEvents(const SignalEvents&) = delete;
   SignalEvents& operator=(const SignalEvents&) = delete;

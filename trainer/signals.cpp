@@ -55,6 +55,20 @@ struct sigaction install_stop(int signal) {
   return installed(signal, action);
 }
 
+// A shell's nohup has it ignored, and it stays so.
+struct sigaction install_stop_unless_ignored(int signal) {
+  struct sigaction previous = {};
+  sigaction(signal, nullptr, &previous);
+  return (previous.sa_flags & SA_SIGINFO) == 0 && previous.sa_handler == SIG_IGN ? previous
+                                                                                 : install_stop(signal);
+}
+
+struct sigaction ignore(int signal) {
+  struct sigaction action = {};
+  action.sa_handler = SIG_IGN;
+  return installed(signal, action);
+}
+
 struct sigaction install_save(int signal) {
   struct sigaction action = {};
   action.sa_handler = on_save;
@@ -70,13 +84,17 @@ SignalWatch::SignalWatch() {
   asked_twice_at_once.store(false);
   previous_term_ = install_stop(SIGTERM);
   previous_int_ = install_stop(SIGINT);
+  previous_hup_ = install_stop_unless_ignored(SIGHUP);
   previous_usr1_ = install_save(SIGUSR1);
+  previous_pipe_ = ignore(SIGPIPE);
 }
 
 SignalWatch::~SignalWatch() {
   sigaction(SIGTERM, &previous_term_, nullptr);
   sigaction(SIGINT, &previous_int_, nullptr);
+  sigaction(SIGHUP, &previous_hup_, nullptr);
   sigaction(SIGUSR1, &previous_usr1_, nullptr);
+  sigaction(SIGPIPE, &previous_pipe_, nullptr);
 }
 
 void SignalWatch::defer_stop() {
@@ -85,6 +103,7 @@ void SignalWatch::defer_stop() {
 
 void SignalWatch::end_at_once() {
   deferring.store(false);
+  if (stop_requested()) _exit(kExitResumable);  // one that came just before
 }
 
 bool SignalWatch::stop_requested() const {
@@ -93,7 +112,7 @@ bool SignalWatch::stop_requested() const {
 
 std::string SignalWatch::stop_signal_name() const {
   const int signal = stop_signal.load();
-  return signal == SIGTERM ? "SIGTERM" : signal == SIGINT ? "SIGINT" : "";
+  return signal == SIGTERM ? "SIGTERM" : signal == SIGINT ? "SIGINT" : signal == SIGHUP ? "SIGHUP" : "";
 }
 
 bool SignalWatch::take_save_request() {

@@ -1,5 +1,5 @@
-// SIGTERM, Ctrl-C and SIGUSR1 during a run. Handlers are installed as long as a SignalWatch lives (one at a
-// time) and the previous ones restored after it.
+// SIGTERM, Ctrl-C, a closed terminal (SIGHUP) and SIGUSR1 during a run. Handlers are installed as long as a
+// SignalWatch lives (one at a time) and the previous ones restored after it.
 #pragma once
 
 #include <csignal>
@@ -18,26 +18,28 @@ class Interrupted : public std::exception {
 
 class SignalWatch {
  public:
-  /// From here on SIGTERM and SIGINT end the process at once with exit code 4 (nothing is half-written that
-  /// a later run would read), and SIGUSR1 is remembered.
+  /// From here on SIGTERM, SIGINT and SIGHUP (unless it is ignored, as under nohup) end the process at once
+  /// with exit code 4 (nothing is half-written that a later run would read), SIGUSR1 is remembered, and
+  /// SIGPIPE is ignored: a log that nobody reads any more ends no run.
   SignalWatch();
   ~SignalWatch();
   SignalWatch(const SignalWatch&) = delete;
   SignalWatch& operator=(const SignalWatch&) = delete;
 
-  /// Between defer_stop() and end_at_once() a first SIGTERM or SIGINT is only remembered and a second one
+  /// Between defer_stop() and end_at_once() a first one of these is only remembered and a second one
   /// ends the process as if no handler were there. One from the parent process and one from elsewhere count
   /// as one, once: a launcher passes on what its ranks may have been sent as well.
   void defer_stop();
+  /// Also for a signal that was remembered and not acted upon.
   void end_at_once();
 
   bool stop_requested() const;
-  std::string stop_signal_name() const;  ///< "SIGTERM", "SIGINT"; "" without one
+  std::string stop_signal_name() const;  ///< "SIGTERM", "SIGINT", "SIGHUP"; "" without one
   /// Whether SIGUSR1 came since the last call.
   bool take_save_request();
 
  private:
-  struct sigaction previous_term_, previous_int_, previous_usr1_;
+  struct sigaction previous_term_, previous_int_, previous_hup_, previous_usr1_, previous_pipe_;
 };
 
 /// Throws Interrupted before a segment's pass when a stop was requested.

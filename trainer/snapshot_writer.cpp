@@ -104,7 +104,8 @@ void complete(AtomicDirectory& directory, std::vector<ManifestEntry> files, cons
 void write_shares(std::optional<AtomicDirectory>& directory, const std::string& name,
                   const SnapshotSource& source, const SnapshotShare& share, Coordinator& coordinator,
                   Json state, int64_t step, bool only_model, FileOps& ops) {
-  const std::string save = "save/" + name;
+  // The same step may be saved twice: first without the optimizer's state, then with it.
+  const std::string save = fmt::format("save/{}/{}", share.save, name);
   if (directory) coordinator.publish(save + "/folder", directory->path().string());
   if (share.writes) {
     const fs::path temporary = coordinator.wait_for(save + "/folder");

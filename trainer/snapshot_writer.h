@@ -19,6 +19,7 @@ namespace satune {
 struct SnapshotShare {
   World world;         ///< the shards, and which one is this rank's
   bool writes = true;  ///< false: another rank with the same shard does
+  int64_t save = 0;    ///< of the saves of this start of the run, counted alike on all ranks
 };
 
 /// Where the numbers come from: fp32 elements of a tensor's part ("master", ...), which this rank's share
@@ -45,10 +46,10 @@ class StateCopy {
   std::map<std::string, std::vector<at::Tensor>, std::less<>> parts_;  ///< by name and segment
 };
 
-/// Writes `folder` (which must not exist); all ranks call it for the same step, once. Each writes its share
-/// at the same time; rank 0 makes the folder, waits for the others' files, and writes state.json and the
-/// manifest. `state` is state.json without "shards" and "has_optimizer_state", which are added here (rank 0's
-/// counts). `only_model`: the master alone, not resumable. Returns when the snapshot is durable. Throws
+/// Writes `folder` (which must not exist); all ranks call it for the same step and save. Each writes its
+/// share at the same time; rank 0 makes the folder, waits for the others' files, and writes state.json and
+/// the manifest. `state` is state.json without "shards" and "has_optimizer_state", which are added here (rank
+/// 0's counts). `only_model`: the master alone, not resumable. Returns when the snapshot is durable. Throws
 /// EnvironmentError, on every rank when one fails; `folder` does not exist then.
 void write_snapshot(const std::filesystem::path& folder, const SnapshotSource& source,
                     const SnapshotShare& share, Coordinator& coordinator, Json state, int64_t step,

@@ -78,6 +78,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       ranks_(ranks),
       coordinator_(ranks.coordinator()),
       ops_(*options.file_ops),
+      local_ranks_(options.ranks.local_world_size),
       device_(device),
       machine_(run_machine_json(device, ranks.world())),
       memory_(choose_memory(plan, device, ranks.coordinator(), options.ranks.local_world_size)),
@@ -152,8 +153,22 @@ ExitCode TrainingRun::train() {
     spdlog::warn("{}: saved step {}; the run can be continued", coordinator_.stop_reason(), state_.step);
     return kExitResumable;
   }
+  if (state_.skipped_steps > 0) {
+    clear_for_log();
+    spdlog::warn("{} of {} steps were skipped: their loss or gradient norm was not finite",
+                 state_.skipped_steps, state_.step);
+  }
+  // All ranks go on to the export, or none does.
+  if (any_rank_stops()) return kExitResumable;
   signals_.end_at_once();
-  return signals_.stop_requested() ? kExitResumable : kExitOk;
+  return kExitOk;
+}
+
+bool TrainingRun::any_rank_stops() {
+  const double mine[] = {signals_.stop_requested() ? 1.0 : 0.0};
+  const std::vector<double> all = in_collective(coordinator_, "exchange after the last save",
+                                                [&] { return ranks_.groups().all.exchange(mine); });
+  return std::any_of(all.begin(), all.end(), [](double stops) { return stops > 0; });
 }
 
 void TrainingRun::one_step() {
@@ -264,7 +279,7 @@ void TrainingRun::save(SaveBy by, bool resumable) {
   if (saved_step_ == state_.step && (saved_resumable_ || only_model)) return;
   coordinator_.at_phase("save");
   make_room_for_snapshot();
-  const SnapshotShare share{sharding_->world(), sharding_->saves()};
+  const SnapshotShare share{sharding_->world(), sharding_->saves(), ++saves_};
   const auto write =
       [this, share, folder = store_.path_of(state_.step), step = state_.step, best_step = state_.best_step,
        only_model, state = ranks_.is_leader() ? state_json() : Json::object()](const SnapshotSource& source) {
@@ -272,8 +287,9 @@ void TrainingRun::save(SaveBy by, bool resumable) {
         if (ranks_.is_leader()) prune_snapshots(best_step);
       };
   if (by == SaveBy::kLater && settings_.async_save) {
-    auto copy = std::make_shared<StateCopy>(*optimizer_, share.world);
-    background_.start([write, copy] { write(copy->source()); });
+    // Who writes nothing needs no copy.
+    const auto copy = share.writes ? std::make_shared<StateCopy>(*optimizer_, share.world) : nullptr;
+    background_.start([write, copy, this] { write(copy ? copy->source() : source_of(*optimizer_)); });
   } else {
     write(source_of(*optimizer_));
   }
@@ -300,13 +316,19 @@ void TrainingRun::prune_snapshots(int64_t best_step) const {
 
 void TrainingRun::check_room_for_copy() const {
   if (!settings_.async_save) return;
-  const int64_t needed = StateCopy::bytes(model_.weights().trained, sharding_->world());
+  // Every rank has allocated what it keeps, and all ranks of the machine make their copies at one time.
+  coordinator_.barrier("allocated");
+  const int64_t mine =
+      sharding_->saves() ? StateCopy::bytes(model_.weights().trained, sharding_->world()) : 0;
+  const int64_t needed = mine * local_ranks_;
   const int64_t available = available_memory(at::kCPU);
   if (needed <= available) return;
-  throw EnvironmentError(fmt::format(
-      "async_save: found {} of memory available, expected {} for a copy of this process's part of the state "
-      "(async_save=false saves without one)",
-      format_bytes(static_cast<double>(available)), format_bytes(static_cast<double>(needed))));
+  throw EnvironmentError(
+      fmt::format("async_save: found {} of memory available, expected {} for copies of the state of the {} "
+                  "on this machine "
+                  "(async_save=false saves without them)",
+                  format_bytes(static_cast<double>(available)), format_bytes(static_cast<double>(needed)),
+                  local_ranks_ == 1 ? std::string("process") : fmt::format("{} processes", local_ranks_)));
 }
 
 Json TrainingRun::state_json() const {

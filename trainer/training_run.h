@@ -65,6 +65,8 @@ class TrainingRun {
     int64_t peak_memory_bytes = 0;  ///< the largest
   };
   Votes vote();
+  /// Whether any rank was asked to stop; the same answer on all.
+  bool any_rank_stops();
   /// When a snapshot has to be there: on return, or while training goes on (where async_save says so).
   enum class SaveBy { kNow, kLater };
   /// `resumable`: with the optimizer's state whatever the settings say.
@@ -90,6 +92,7 @@ class TrainingRun {
   Ranks& ranks_;
   Coordinator& coordinator_;
   FileOps& ops_;
+  int64_t local_ranks_;  ///< of this machine
   at::Device device_;
   Json machine_, frozen_;
   MemoryChoice memory_;
@@ -105,6 +108,7 @@ class TrainingRun {
   /// The newest snapshot of this run: its step, and whether it can be continued from.
   int64_t saved_step_ = -1;
   bool saved_resumable_ = false;
+  int64_t saves_ = 0;  ///< begun since the start; the same on all ranks
   BackgroundSave background_;
   Clock::time_point last_save_;
 };

@@ -20,7 +20,9 @@ namespace {
 // An open file descriptor that closes itself.
 class Descriptor {
  public:
-  explicit Descriptor(const std::filesystem::path& path) : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  // Without blocking: a pipe that nobody writes to is refused like everything that is no regular file.
+  explicit Descriptor(const std::filesystem::path& path)
+      : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (fd_ >= 0) return;
     if (errno == ENOENT || errno == ENOTDIR)
       throw bad_input(path.string(), "no such file", "a readable file");

@@ -114,12 +114,18 @@ void check_tensor(const Checkpoint& checkpoint, const TensorInfo& info, const st
 
 fs::path resolve_model_directory(const std::string& name_or_path) {
   const fs::path path(name_or_path);
+  std::error_code not_there;
   if (is_folder(path)) {
+    // The folder of a run has a config.json too: the run's own.
+    if (is_folder(path / "snapshots") && fs::exists(path / "metrics.jsonl", not_there)) {
+      throw bad_input(name_or_path, "the folder of a run",
+                      has_config(path / "export") ? "its exported model: " + (path / "export").string()
+                                                  : "a model directory (satune export writes one)");
+    }
     if (has_config(path)) return path;
     throw bad_input(name_or_path, "a directory without config.json", "a Hugging Face model directory");
   }
-  std::error_code ignored;
-  if (fs::exists(path, ignored)) throw bad_input(name_or_path, "a file", "a model directory or a hub id");
+  if (fs::exists(path, not_there)) throw bad_input(name_or_path, "a file", "a model directory or a hub id");
   if (!is_hub_id(name_or_path))
     throw bad_input(name_or_path, "no such directory", "a model directory or a hub id");
 

@@ -102,6 +102,42 @@ def test_sigterm_on_one_rank_stops_all_at_one_place(satune, model, shim, undistu
     goes_on(satune, model, output, undisturbed, tmp_path / "logs")
 
 
+def test_sigterm_on_one_rank_in_the_last_save(satune, model, shim, tmp_path):
+    """After it there is no step at which ranks could agree: all leave before the export, or none."""
+    output = tmp_path / "run"
+    config = settings(model, output, **CHANGES | {"max_steps": 2, "save_steps": 0, "eval_steps": 0, "export_at_end": True})
+    ranks = Ranks(satune, config, COUNT, tmp_path / "logs",
+                  environment={1: fault(shim, "call=file path=/snapshots/ n=4 signal=15", tmp_path / "struck")})
+    assert ranks.wait(60) == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
+    assert (tmp_path / "struck").exists()
+    assert snapshots(output) == ["step-00000002"] and not (output / "export").exists()
+    run(satune, config, COUNT, tmp_path / "logs")
+    assert (output / "export" / "config.json").exists()
+
+
+def test_a_stop_right_after_a_save_of_the_model_alone(satune, model, shim, tmp_path):
+    """The same step is saved again, this time with what a resume needs."""
+    output, changes = tmp_path / "run", CHANGES | {"max_steps": 4, "eval_steps": 0, "save_only_model": True}
+    ranks = Ranks(satune, settings(model, output, **changes), COUNT, tmp_path / "logs",
+                  environment={1: fault(shim, "call=forward n=70 signal=15", tmp_path / "struck")})
+    assert ranks.wait(60) == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
+    assert len(rows(output)) == 2 and snapshots(output) == ["step-00000002"]
+    run(satune, settings(model, output, **changes), COUNT, tmp_path / "logs")
+    assert len(rows(output)) == 4
+
+
+def test_a_resumed_run_lets_go_of_the_snapshot_it_came_from(satune, model, tmp_path):
+    """Files that are mapped keep their blocks when they are removed: the disk would hold one snapshot more."""
+    output = tmp_path / "run"
+    run(satune, settings(model, output, max_steps=2), 1, tmp_path / "logs")
+    ranks = Ranks(satune, settings(model, output, max_steps=400, save_steps=400), 1, tmp_path / "logs",
+                  ["--allow-changes"])
+    await_rows(output, 4)
+    maps = pathlib.Path(f"/proc/{ranks.processes[0].pid}/maps").read_text()
+    ranks.end()
+    assert "/snapshots/" not in maps
+
+
 def test_sigterm_during_an_evaluation(satune, model, shim, tmp_path):
     """The evaluation after step 2 is dropped; the resumed run does it first and logs the step once."""
     held_out = tmp_path / "heldout.json"

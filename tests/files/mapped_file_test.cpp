@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <fstream>
 #include <utility>
@@ -59,6 +60,9 @@ TEST(MappedFile, RefusesWhatIsNoReadableFile) {
   EXPECT_THAT(error_of(folder.write("f", "x") / "g"), HasSubstr("found no such file"));
   EXPECT_THAT(error_of(folder.path()), HasSubstr("found a directory, expected a file"));
   EXPECT_THAT(error_of("/dev/null"), HasSubstr("found no regular file"));
+  const std::string pipe = folder / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THAT(error_of(pipe), HasSubstr("found no regular file"));
 }
 
 TEST(MappedFile, ReleasedBytesLeaveMemoryAndCanBeReadAgain) {

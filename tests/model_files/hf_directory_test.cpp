@@ -57,6 +57,19 @@ std::string error_of_resolve(const std::string& name) {
   }
 }
 
+TEST(ResolveModelDirectory, TheFolderOfARunPointsToItsExport) {
+  const TemporaryDirectory folder;
+  const std::string path = folder.path().string();
+  folder.write("config.json", "{}");  // the run's settings
+  folder.write("metrics.jsonl", "");
+  std::filesystem::create_directories(folder / "snapshots");
+  EXPECT_THAT(error_of_resolve(path),
+              HasSubstr(path + ": found the folder of a run, expected a model directory"));
+  std::filesystem::create_directories(folder / "export");
+  folder.write("export/config.json", "{}");
+  EXPECT_THAT(error_of_resolve(path), HasSubstr("expected its exported model: " + path + "/export"));
+}
+
 TEST(ResolveModelDirectory, ADirectoryIsItself) {
   const TemporaryDirectory folder;
   const std::string path = folder.path().string();

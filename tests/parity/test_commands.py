@@ -206,6 +206,7 @@ def available_memory():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
+@pytest.mark.xdist_group("large-memory")
 def test_llama3_8b_is_measured_in_the_bytes_of_its_weights(satune, llama3_8b, realdata):
     """True shapes, bf16 shards full of zeros: every logit is equal, so the loss is known."""
     if available_memory() < 18 * 2**30:

@@ -12,6 +12,8 @@ import time
 import pytest
 from test_train_command import write_sparse_model
 
+# One after another where tests run side by side.
+pytestmark = pytest.mark.xdist_group("large-memory")
 ALLOWED = 1.15
 SMALL = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 64,

@@ -102,6 +102,7 @@ RUNS = {
 }
 
 
+@pytest.mark.xdist_group("large-memory")
 @pytest.mark.parametrize("name", RUNS)
 def test_memory_within_five_percent(satune, model, tmp_path, name):
     config, overrides = model / "config.json", RUNS[name]

@@ -172,7 +172,10 @@ class RankProcesses : public ::testing::Test {
   }
 
   static pid_t spawn(std::vector<std::string> environment) {
-    for (char** variable = environ; *variable != nullptr; ++variable) environment.emplace_back(*variable);
+    for (char** variable = environ; *variable != nullptr; ++variable) {
+      // A share of the tests is ours, not the one test of that process.
+      if (!std::string_view(*variable).starts_with("GTEST_")) environment.emplace_back(*variable);
+    }
     std::vector<char*> variables;
     for (std::string& variable : environment) variables.push_back(variable.data());
     variables.push_back(nullptr);

@@ -87,6 +87,19 @@ TEST(SecondSignal, FromALauncherBesideItsSchedulerIsTheFirst) {
   EXPECT_EQ(Watching().from_stranger(SIGTERM).from_parent(SIGTERM).from_stranger(SIGTERM).wait(), -SIGTERM);
 }
 
+TEST(FirstSignal, MayBeThatOfAClosedTerminal) {
+  EXPECT_EQ(Watching().from_parent(SIGHUP).leave(), kExitOk);
+  struct sigaction ignoring = {}, previous = {};
+  ignoring.sa_handler = SIG_IGN;
+  sigaction(SIGHUP, &ignoring, &previous);  // as nohup starts a program
+  EXPECT_EQ(Watching(/*deferring=*/false).from_parent(SIGHUP).leave(), kExitFailure);
+  sigaction(SIGHUP, &previous, nullptr);
+}
+
+TEST(FirstSignal, IsNotThatOfALogThatNobodyReads) {
+  EXPECT_EQ(Watching(/*deferring=*/false).from_parent(SIGPIPE).leave(), kExitFailure);
+}
+
 TEST(FirstSignal, EndsAProcessThatHasNothingToSave) {
   EXPECT_EQ(Watching(/*deferring=*/false).from_parent(SIGTERM).wait(), kExitResumable);
 }
