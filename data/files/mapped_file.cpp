@@ -20,9 +20,12 @@ namespace {
 // An open file descriptor that closes itself.
 class Descriptor {
  public:
-  // Without blocking: a pipe that nobody writes to is refused like everything that is no regular file.
-  explicit Descriptor(const std::filesystem::path& path)
-      : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  explicit Descriptor(const std::filesystem::path& path) {
+    // Before it is opened: that waits for somebody who writes.
+    if (std::error_code ignored; std::filesystem::is_fifo(path, ignored)) {
+      throw bad_input(path.string(), "no regular file", "a regular file");
+    }
+    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd_ >= 0) return;
     if (errno == ENOENT || errno == ENOTDIR)
       throw bad_input(path.string(), "no such file", "a readable file");
@@ -35,7 +38,7 @@ class Descriptor {
   int get() const { return fd_; }
 
  private:
-  int fd_;
+  int fd_ = -1;
 };
 
 struct stat status_of_file(const Descriptor& descriptor, const std::filesystem::path& path) {
