@@ -4,7 +4,7 @@
 readonly BUILD_PACKAGES=(g++ make cmake ninja-build ccache mold pkg-config git ca-certificates
   python3 python3-venv python3-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev
   libsentencepiece-dev libpcre2-dev libgloo-dev)
-readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck)
+readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck iproute2)
 # Of tests/run.sh --full: 100 MB that the usual tests do without.
 readonly LINT_PACKAGES=(clang-tidy)
 # The oldest driver that runs CUDA 13 programs.
@@ -111,6 +111,7 @@ drop_present_tools() {
   while read -r package; do
     case $package in
       g++ | make | cmake | ccache | mold | git | pkg-config | clang-tidy) command -v "$package" >/dev/null && continue ;;
+      iproute2) command -v ip >/dev/null && continue ;;
       ninja-build) command -v ninja >/dev/null && continue ;;
       python3) command -v "$(python_program)" >/dev/null && continue ;;
       python3-dev) has_python_headers && continue ;;

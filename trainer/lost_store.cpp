@@ -8,13 +8,21 @@ namespace satune {
 
 Failure lost_store(const RankEnvironment& environment, const std::optional<Heartbeat>& leader,
                    const std::string& reason) {
-  if (environment.agent_store || environment.world.rank == 0) {
+  const ProcessState there =
+      leader ? state_of(leader->process, this_process().machine) : ProcessState::kElsewhere;
+  // The agent that holds the store is rank 0's own: on another machine the two are lost together.
+  const bool named = leader && (!environment.agent_store || there == ProcessState::kElsewhere);
+  if (environment.world.rank == 0 || (environment.agent_store && !named)) {
     const char* holder = environment.agent_store ? "the launcher" : "this process";
     return {0, true, kExitEnvironment, fmt::format("{} ({} holds it)", reason, holder)};
   }
-  const bool gone = leader && state_of(leader->process, this_process().machine) == ProcessState::kGone;
-  std::string message = describe_rank(0, leader) +
-                        (gone ? " is gone: its process ended" : " is lost, and its store with it: " + reason);
+  std::string message = describe_rank(0, leader);
+  if (there == ProcessState::kGone) {
+    message += " is gone: its process ended";
+  } else {
+    message += fmt::format(" is lost, and {} store with it: {}",
+                           environment.agent_store ? "its launcher's" : "its", reason);
+  }
   if (leader) message += "; it was in " + describe_position(*leader);
   return {0, true, kExitEnvironment, message};
 }

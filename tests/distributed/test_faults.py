@@ -7,10 +7,12 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from conftest import ENVIRONMENT, Ranks, await_rows, rows, run, same_state, settings, snapshots, state, trajectory
+from ranks import (ENVIRONMENT, Ranks, await_rows, fault, rows, run, same_state, settings, snapshots, state,
+                   trajectory)
 
 COUNT = 3
 CHANGES = {"gradient_accumulation_steps": 4, "zero_stage": 3, "eval_steps": 4}
@@ -30,10 +32,6 @@ def goes_on(satune, model, output, undisturbed, logs):
     assert same_state(state(output, 8), state(undisturbed, 8))
     leftovers = [path.name for path in (output / "snapshots").iterdir() if path.name.startswith(".")]
     assert leftovers == []
-
-
-def fault(shim, text, log):
-    return {"LD_PRELOAD": shim, "SATUNE_FAULT": text, "SATUNE_FAULT_LOG": str(log)}
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -214,10 +212,10 @@ def test_a_full_disk_keeps_the_snapshot_before(satune, model, tmp_path):
     script = tmp_path / "full.sh"
     script.write_text(f"""set -e
 mount -t tmpfs -o size=24m none {disk}
-"{os.sys.executable}" - <<'PY'
+"{sys.executable}" - <<'PY'
 import pathlib, sys, subprocess, time
-sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
-from conftest import Ranks, await_rows, rows, snapshots
+sys.path[:0] = {sys.path!r}
+from ranks import Ranks, await_rows, rows, snapshots
 output = pathlib.Path({str(disk / "run")!r})
 ranks = Ranks({satune!r}, {str(config)!r}, 2, {str(tmp_path / "logs")!r})
 await_rows(output, 3)
@@ -275,7 +273,7 @@ def test_our_launcher_brings_a_run_back(satune, model, shim, undisturbed, tmp_pa
 
 
 def test_torchrun_brings_a_run_back_and_names_the_cause(satune, model, shim, undisturbed, tmp_path):
-    torchrun = pathlib.Path(os.sys.executable).parent / "torchrun"
+    torchrun = pathlib.Path(sys.executable).parent / "torchrun"
     if not torchrun.exists():
         pytest.skip(f"no torchrun at {torchrun}")
     output, log = tmp_path / "run", tmp_path / "struck"

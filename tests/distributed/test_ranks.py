@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import ENVIRONMENT, rows, run, same_state, settings, snapshots, state, trajectory
+from ranks import ENVIRONMENT, rows, run, same_state, settings, snapshots, state, trajectory
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,11 @@
 """`satune plan` against real ranks: bytes counted by their process groups, and the memory of each."""
 
 import json
-import os
-import pathlib
 import subprocess
-import time
 
 import pytest
-
-from conftest import ENVIRONMENT, Ranks, rows, run, settings
+from memory import grown_peaks
+from ranks import ENVIRONMENT, Ranks, rows, run, settings
 
 STEPS, MICRO_STEPS = 2, 3
 
@@ -83,16 +80,6 @@ def large(satune, model, tmp_path_factory):
     return folder
 
 
-def anonymous_bytes(pid):
-    try:
-        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
 @pytest.mark.parametrize("stage,precision", [(0, "fp32"), (2, "fp32"), (3, "bf16")])
 def test_memory_of_a_rank_within_five_percent(satune, large, tmp_path, stage, precision):
     """Anonymous memory of the ranks together above its value before loading, sampled from outside."""
@@ -101,20 +88,13 @@ def test_memory_of_a_rank_within_five_percent(satune, large, tmp_path, stage, pr
                       zero_stage=stage, precision=precision, max_steps=2, max_length=192, packing=True, val_size=0,
                       gradient_accumulation_steps=2, gradient_checkpointing=True, save_steps=0)
     ranks = Ranks(satune, config, 2, tmp_path / "logs")
-    before, peaks = None, [0, 0]
     try:
-        while any(process.poll() is None for process in ranks.processes):
-            now = [anonymous_bytes(process.pid) for process in ranks.processes]
-            if before is None and (output / "config.json").exists() and None not in now:
-                before = now
-            peaks = [max(peak, value or 0) for peak, value in zip(peaks, now)]
-            time.sleep(0.003)
+        peaks = grown_peaks(ranks.processes, output)
         assert [process.returncode for process in ranks.processes] == [0, 0], ranks.log(0) + ranks.log(1)
     finally:
         ranks.end()
     expected = planned(satune, config, 2)["stages"][stage]
-    for rank in range(2):
-        measured = peaks[rank] - before[rank]
+    for rank, measured in enumerate(peaks):
         error = expected["total_bytes"] / measured - 1
         print(f"stage {stage} {precision} rank {rank}: planned {expected['total_bytes'] / 2**20:.1f} MiB, "
               f"measured {measured / 2**20:.1f}, {error:+.1%}")

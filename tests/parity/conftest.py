@@ -1,4 +1,4 @@
-"""Shared by the parity tests: where the built program and the second transformers are, and no network."""
+"""Shared by the parity tests: the built programs, the real data, and no network."""
 
 import os
 import pathlib
@@ -9,16 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="satune_hf_modules_"))
 
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def built(name):
-    """The program `name` of the build folder (SATUNE_BUILD_DIR, default build/release); skips without it."""
-    path = pathlib.Path(os.environ.get("SATUNE_BUILD_DIR", ROOT / "build" / "release")) / name
-    if not path.exists():
-        pytest.skip(f"{name} is not built at {path} (set SATUNE_BUILD_DIR)")
-    return str(path)
+from programs import ROOT, built
 
 
 @pytest.fixture(scope="session")

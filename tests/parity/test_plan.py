@@ -6,13 +6,12 @@ the weights are loaded, on runs of two steps that hold more than 1 GiB of state 
 
 import json
 import os
-import pathlib
 import subprocess
-import time
 
 import pytest
+from memory import grown_peaks
+from programs import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOLERANCE = 0.05
 THREADS = 2
 # 68M parameters, nearly half of them an embedding, which costs memory and no time.
@@ -62,33 +61,15 @@ def model(satune, tmp_path_factory):
     return directory
 
 
-def anonymous_bytes(pid):
-    """None while the process is being made or taken down."""
-    try:
-        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
 def measured_peak(program, config, output, overrides):
-    """Highest RssAnon of a run above its value when the run folder's config.json appears: the next thing that a
-    run does is to load its weights."""
+    """Of a run to its end."""
     environment = dict(os.environ, GOMP_SPINCOUNT="0")
     command = [program, "train", str(config), f"output_dir={output}", *overrides]
     run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    before, peak = None, 0
-    while run.poll() is None:
-        if (now := anonymous_bytes(run.pid)) is not None:
-            if before is None and (output / "config.json").exists():
-                before = now
-            peak = max(peak, now)
-        time.sleep(0.003)
+    peaks = grown_peaks([run], output)
     assert run.returncode == 0, run.stderr.read()
     assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
-    return peak - before
+    return peaks[0]
 
 
 # bf16 has few tokens: without AVX-512 a CPU takes 20 times longer for it than for fp32.

@@ -11,7 +11,7 @@ import sentencepiece
 import tiktoken
 import tiktoken.load
 import tokenizers
-from conftest import ROOT, built
+from programs import ROOT, built
 from tokenizers import pre_tokenizers
 
 LLAMA3_PATTERN = (

@@ -8,18 +8,12 @@ writes OUT/<rank>.json. Its exit code after a failure is 3.
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 
+from programs import free_port
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def torchrun(tool, out, *arguments, processes=2, restarts=0, nodes=("--standalone",)):

@@ -1,7 +1,6 @@
 """`satune train` as a user meets it: the configs that ship, --dry-run on true-shape models, errors and help."""
 
 import json
-import pathlib
 import resource
 import shutil
 import struct
@@ -9,8 +8,8 @@ import subprocess
 
 import make_models
 import pytest
+from programs import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 
 
