@@ -79,7 +79,7 @@ at::Device choose_device(DeviceChoice choice, int64_t local_rank) {
   return {at::kCUDA, static_cast<at::DeviceIndex>(local_rank)};
 }
 
-int64_t available_memory(const at::Device& device) {
+int64_t available_memory(const at::Device& device, int64_t local_ranks) {
   if (!device.is_cpu()) {
     return static_cast<int64_t>(at::accelerator::getMemoryInfo(device.index()).first);
   }
@@ -88,7 +88,8 @@ int64_t available_memory(const at::Device& device) {
   if (available < 0) available = kNoLimit;
   const int64_t limit = number_in("/sys/fs/cgroup/memory.max", kNoLimit);
   const int64_t used = number_in("/sys/fs/cgroup/memory.current", 0);
-  return limit == kNoLimit ? available : std::min(available, std::max<int64_t>(0, limit - used));
+  if (limit != kNoLimit) available = std::min(available, std::max<int64_t>(0, limit - used));
+  return available / local_ranks;
 }
 
 int64_t peak_memory_bytes(const at::Device& device) {

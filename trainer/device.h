@@ -25,8 +25,9 @@ void use_threads(const Settings& settings, int64_t local_ranks = 1);
 /// Throws EnvironmentError for "cuda" without one, and when there are fewer cards than ranks.
 at::Device choose_device(DeviceChoice choice, int64_t local_rank = 0);
 
-/// Bytes that can still be allocated: of the card, or of memory and the control group's limit.
-int64_t available_memory(const at::Device& device);
+/// Bytes that each of the `local_ranks` processes of this machine can still allocate: of its card, or its
+/// part of memory and of the control group's limit.
+int64_t available_memory(const at::Device& device, int64_t local_ranks = 1);
 /// Highest use so far: of the card's allocator, or of this process.
 int64_t peak_memory_bytes(const at::Device& device);
 

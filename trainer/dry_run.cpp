@@ -166,19 +166,21 @@ at::Device device_of(const Settings& settings, std::string& warning) {
   }
 }
 
-std::string memory_lines(RunPlan& plan, const at::Device& device) {
+// Of one rank: what TrainingRun would plan, but with the longest row that there is.
+std::string memory_lines(RunPlan& plan, const at::Device& device, int64_t local_ranks) {
   const Settings& settings = plan.settings();
-  std::string text;
   const int64_t row = settings.packing ? settings.max_length : plan.train_summary().longest;
-  const int64_t available = available_memory(device);
+  const int64_t available = available_memory(device, local_ranks), world = plan.world_size();
   const PlannedRun run{settings,
                        plan.config(),
                        plan.table(),
                        plan.trained_mask(),
                        settings.per_device_train_batch_size * row,
                        !device.is_cpu(),
-                       operator_threads(settings, 1)};
-  const MemoryPlan memory = plan_memory(run, {}, available);
+                       operator_threads(settings, local_ranks)};
+  const StageChoice choice = choose_zero_stage(run, world, available);
+  const MemoryPlan memory =
+      plan_memory(run, {world, choice.stage, shard_group_size(settings, world)}, available);
   std::string parts;
   for (const auto& [name, bytes] : memory.items()) {
     if (bytes > 0) {
@@ -186,9 +188,14 @@ std::string memory_lines(RunPlan& plan, const at::Device& device) {
           fmt::format("{}{} {}", parts.empty() ? "" : ", ", name, format_bytes(static_cast<double>(bytes)));
     }
   }
-  text += line("memory", fmt::format("{} estimated ({}); {} available on {}",
-                                     format_bytes(static_cast<double>(memory.total())), parts,
-                                     format_bytes(static_cast<double>(available)), device.str()));
+  const bool several = world > 1;
+  std::string text = several ? line("sharding", choice.reason) : "";
+  text +=
+      line("memory",
+           fmt::format(
+               "{}{} estimated ({}); {} available on {}{}", format_bytes(static_cast<double>(memory.total())),
+               several ? " a rank" : "", parts, format_bytes(static_cast<double>(available)), device.str(),
+               several && device.is_cpu() ? fmt::format(" for each of its {} ranks", local_ranks) : ""));
   if (memory.total() > available)
     text += "WARNING     the estimate is more than this machine has available\n";
   return text;
@@ -217,14 +224,15 @@ std::string example_lines(RunPlan& plan) {
 
 }  // namespace
 
-std::string dry_run_report(RunPlan& plan) {
+std::string dry_run_report(RunPlan& plan, int64_t local_ranks) {
   refuse_used_folder(plan.settings());
   require_writable(plan.settings().output_dir);
-  use_threads(plan.settings());  // the machine that a snapshot's is compared with has the run's threads
+  // The machine that a snapshot's is compared with has the run's threads.
+  use_threads(plan.settings(), local_ranks);
   std::string warning;
   const at::Device device = device_of(plan.settings(), warning);
   return model_lines(plan) + data_lines(plan) + step_lines(plan) + disk_lines(plan) + warning +
-         memory_lines(plan, device) + resume_line(plan, device) + example_lines(plan);
+         memory_lines(plan, device, local_ranks) + resume_line(plan, device) + example_lines(plan);
 }
 
 }  // namespace satune

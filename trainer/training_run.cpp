@@ -48,8 +48,7 @@ MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordi
                        settings.per_device_train_batch_size * settings.max_length,
                        !device.is_cpu(),
                        operator_threads(settings, local_ranks)};
-  // The ranks of a machine share its memory, and none has taken any yet.
-  const int64_t available = available_memory(device) / (device.is_cpu() ? local_ranks : 1);
+  const int64_t available = available_memory(device, local_ranks);  // none has taken any yet
   const int64_t world_size = coordinator.world().size;
   if (coordinator.world().rank == 0) {
     const StageChoice choice = choose_zero_stage(run, world_size, available);

@@ -31,6 +31,30 @@ def test_dry_run_plans_for_the_ranks_and_starts_none(satune, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_plans_the_memory_of_each_rank(satune, tiny, tmp_path):
+    """What `satune plan` says, whoever is to start the ranks."""
+    settings = [tiny / "config.json", "packing=true", "zero_stage=3", f"output_dir={tmp_path / 'run'}"]
+
+    def planned(ranks, stage):
+        table = call(satune, "plan", *settings, "--device", "cpu", "--world-size", ranks).stdout
+        (totals,) = [line.split()[1:] for line in table.splitlines() if line.startswith("total ")]
+        return " ".join(totals[2 * stage:2 * stage + 2])
+
+    def estimated(*arguments, env=QUIET):
+        report = call(satune, "train", *settings, "--dry-run", *arguments, env=env).stdout
+        (line,) = [line for line in report.splitlines() if line.startswith("memory ")]
+        return line.split(" ", 1)[1].strip()
+
+    alone, of_four = planned(1, 0), planned(4, 3)
+    assert alone != of_four
+    assert estimated().startswith(f"{alone} estimated")
+    for line in (estimated("--nproc-per-node", "4"), estimated(env=rank_environment(0, 4))):
+        assert line.startswith(f"{of_four} a rank estimated") and line.endswith("for each of its 4 ranks"), line
+    two_machines = rank_environment(0, 4) | {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}
+    assert estimated(env=two_machines).startswith(f"{of_four} a rank estimated")
+    assert estimated(env=two_machines).endswith("for each of its 2 ranks")
+
+
 def test_options_for_the_launcher_are_refused_in_a_rank(satune, tiny):
     for option in ("--nproc-per-node=2", "--max-restarts=1"):
         line = refused(satune, "train", tiny / "config.json", option, env=rank_environment(1, 2))

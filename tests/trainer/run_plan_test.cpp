@@ -189,6 +189,18 @@ TEST_F(RunPlanTest, DryRunTellsThePlanAndWritesNothing) {
   EXPECT_FALSE(std::filesystem::exists(run_->output("never-made")));
 }
 
+TEST_F(RunPlanTest, DryRunPlansMemoryForARankAndItsMachine) {
+  const auto report = [](const std::string& stage, int64_t ranks, int64_t local_ranks) {
+    RunPlan p = plan({"max_steps=2", "zero_stage=" + stage}, ranks);
+    return dry_run_report(p, local_ranks);
+  };
+  const std::string alone = report("3", 1, 1), cut = report("3", 4, 2), whole = report("0", 4, 2);
+  EXPECT_THAT(alone, AllOf(HasSubstr("available on cpu\n"), Not(HasSubstr("zero_stage"))));
+  EXPECT_THAT(cut, AllOf(HasSubstr("zero_stage: 3, as configured"), HasSubstr(" a rank estimated (weights "),
+                         HasSubstr(", gathered weights "), HasSubstr("on cpu for each of its 2 ranks\n")));
+  EXPECT_THAT(whole, AllOf(HasSubstr("zero_stage: 0, as configured"), Not(HasSubstr("gathered weights"))));
+}
+
 TEST_F(RunPlanTest, DryRunSeesWhatARunWouldRefuse) {
   ASSERT_EQ(run_->train("used", {"max_steps=3"}), kExitOk);
   const auto report = [](const std::vector<std::string>& more) {

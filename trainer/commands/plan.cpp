@@ -93,7 +93,7 @@ Report make_report(const PlanOptions& options) {
   if (report.device.on_card) {
     report.available = report.device.memory_bytes;
   } else {  // all ranks on this machine
-    report.available = available_memory(at::kCPU) / world;
+    report.available = available_memory(at::kCPU, world);
     report.threads = operator_threads(report.settings, world);
   }
   const PlannedRun run = report.run();

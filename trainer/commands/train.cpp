@@ -93,8 +93,9 @@ Settings settings_of(const TrainCommand& command, std::vector<std::string> overr
 // Of all ranks that a launcher may have started, one prints.
 int print_dry_run(const TrainCommand& command, const Settings& settings, const RankEnvironment& ranks) {
   if (ranks.world.rank != 0) return kExitOk;
-  RunPlan plan(settings, ranks.launched ? ranks.world.size : process_count(command.ranks, settings));
-  fmt::print("{}", dry_run_report(plan));
+  const int64_t local = ranks.launched ? ranks.local_world_size : process_count(command.ranks, settings);
+  RunPlan plan(settings, ranks.launched ? ranks.world.size : local);
+  fmt::print("{}", dry_run_report(plan, local));
   return kExitOk;
 }
 
