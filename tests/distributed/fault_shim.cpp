@@ -5,6 +5,7 @@
 //   SATUNE_FAULT="call=backward n=5 signal=19"          of a backward pass
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 errno=28"   3rd system call on files below such a path fails
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 signal=9"
+//   ... await=FILE                                      when FILE is there: the call waits for it
 //   ... rank=1 attempt=0                                only in the process with that RANK and restart count
 //   SATUNE_FAULT_LOG=FILE                               a line when it happens
 #include <dlfcn.h>
@@ -24,7 +25,7 @@
 namespace {
 
 struct Fault {
-  std::string call, path;
+  std::string call, path, awaited;
   long n = 0;
   int signal = 0, error = 0;
 };
@@ -47,8 +48,12 @@ const Fault& fault() {
     const std::string s = text ? text : "";
     if (!matches(value_of(s, "rank"), "RANK")) return Fault{};
     if (!matches(value_of(s, "attempt"), "TORCHELASTIC_RESTART_COUNT")) return Fault{};
-    return Fault{value_of(s, "call"), value_of(s, "path"), std::atol(value_of(s, "n").c_str()),
-                 std::atoi(value_of(s, "signal").c_str()), std::atoi(value_of(s, "errno").c_str())};
+    return Fault{value_of(s, "call"),
+                 value_of(s, "path"),
+                 value_of(s, "await"),
+                 std::atol(value_of(s, "n").c_str()),
+                 std::atoi(value_of(s, "signal").c_str()),
+                 std::atoi(value_of(s, "errno").c_str())};
   }();
   return parsed;
 }
@@ -73,6 +78,7 @@ void log_fault() {
 /// True when this call is the one that fails.
 bool strikes(const char* call) {
   if (fault().call != call || ++calls != fault().n) return false;
+  while (!fault().awaited.empty() && access(fault().awaited.c_str(), F_OK) != 0) usleep(1000);
   log_fault();
   if (fault().signal != 0) raise(fault().signal);
   errno = fault().error;
