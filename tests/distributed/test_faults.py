@@ -72,7 +72,7 @@ def test_a_rank_killed_while_others_wait_for_it(satune, model, undisturbed, tmp_
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_hung_rank_is_named_within_the_timeout(satune, model, undisturbed, tmp_path, rank):
     output = tmp_path / "run"
-    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs")
+    ranks = Ranks(satune, settings(model, output, heartbeat_timeout=3, **CHANGES), COUNT, tmp_path / "logs")
     await_rows(output, 3)
     ranks.send(signal.SIGSTOP, rank)
     try:
@@ -139,7 +139,7 @@ def test_a_resumed_run_lets_go_of_the_snapshot_it_came_from(satune, model, tmp_p
 def test_sigterm_during_an_evaluation(satune, model, shim, tmp_path):
     """The evaluation after step 2 is dropped; the resumed run does it first and logs the step once."""
     held_out = tmp_path / "heldout.json"
-    held_out.write_text(json.dumps(json.loads((model / "train.json").read_text()) * 30))  # seconds of evaluation
+    held_out.write_text(json.dumps(json.loads((model / "train.json").read_text()) * 10))  # a second of evaluation or more
     changes = CHANGES | {"eval_steps": 2, "max_steps": 3, "val_size": 0, "eval_file": str(held_out)}
     whole, output = tmp_path / "whole", tmp_path / "run"
     run(satune, settings(model, whole, **changes), COUNT, tmp_path / "logs")

@@ -1,6 +1,7 @@
 """Many processes train as one: the same numbers, on any layout, before and after a resume."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -32,8 +33,9 @@ def test_stages_leave_the_same_state(satune, model, tmp_path):
     states = []
     for stage in range(4):
         output = tmp_path / f"stage-{stage}"
-        run(satune, settings(model, output, zero_stage=stage, **accumulated(2)), 2, tmp_path / "logs")
-        states.append((trajectory(output), state(output, 8)))
+        config = settings(model, output, zero_stage=stage, max_steps=4, save_steps=4, **accumulated(2))
+        run(satune, config, 2, tmp_path / "logs")
+        states.append((trajectory(output), state(output, 4)))
     for other in states[1:]:
         assert other[0] == states[0][0]
         assert same_state(other[1], states[0][1])
@@ -44,11 +46,11 @@ def test_a_resume_on_the_same_layout_is_bitwise(satune, model, tmp_path, precisi
     changes = {"precision": precision, "zero_stage": stage, **accumulated(2)}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(satune, settings(model, whole, **changes), 2, tmp_path / "logs")
-    run(satune, settings(model, parts, **changes), 2, tmp_path / "logs")
+    shutil.copytree(whole, parts)
     # As if it had been killed after step 4: later snapshots and rows are gone or cut.
     for name in snapshots(parts):
         if name > "step-00000004":
-            subprocess.run(["rm", "-r", parts / "snapshots" / name], check=True)
+            shutil.rmtree(parts / "snapshots" / name)
     run(satune, settings(model, parts, **changes), 2, tmp_path / "logs")
     assert trajectory(parts) == trajectory(whole)
     assert same_state(state(parts, 8), state(whole, 8))
