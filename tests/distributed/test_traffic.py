@@ -80,6 +80,7 @@ def large(satune, model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.xdist_group("large-memory")
 @pytest.mark.parametrize("stage,precision", [(0, "fp32"), (2, "fp32"), (3, "bf16")])
 def test_memory_of_a_rank_within_five_percent(satune, large, tmp_path, stage, precision):
     """Anonymous memory of the ranks together above its value before loading, sampled from outside."""
