@@ -96,12 +96,12 @@ class Network:
         self.switch.call("ip", "link", "set", f"port-{node.number}", "down")
 
     def mute(self, node):
-        """The switch drops what comes from the node and what goes there, and nobody is told."""
+        """The switch drops what comes from the node and what goes there, for good, and nobody is told."""
         self.switch.call("bridge", "link", "set", "dev", f"port-{node.number}", "state", "0")
 
     def mend(self, node):
+        """The cable is plugged in again. The switch forwards as soon as it has seen the carrier."""
         self.switch.call("ip", "link", "set", f"port-{node.number}", "up")
-        self.switch.call("bridge", "link", "set", "dev", f"port-{node.number}", "state", "3")
 
     def end(self):
         for namespaces in [*self.nodes, self.switch]:
