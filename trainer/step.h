@@ -13,9 +13,6 @@
 
 namespace satune {
 
-/// A batch as the model takes it, on `device`.
-DeviceBatch to_device(const Batch& batch, const at::Device& device);
-
 /// The rows of each micro-batch that `world.rank` computes: rank r's micro-batch m starts at row
 /// (m * size + r) * rows_per_micro_batch of the step. The last ones may be shorter or empty.
 std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_per_micro_batch,

@@ -11,6 +11,8 @@
 
 #include "data/files/error.h"
 #include "data/tokenizer.h"
+#include "evaluation/device_batch.h"
+#include "tests/model_configs.h"
 #include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/memory_plan.h"
@@ -210,15 +212,7 @@ TEST(NonFinite, SkipLeavesTheStepOutAndCounts) {
 }
 
 TEST(MemoryPlan, CountsWhatFactsMeasured) {
-  ModelConfig config;  // Llama-3-8B
-  config.vocab_size = 128256;
-  config.hidden_size = 4096;
-  config.intermediate_size = 14336;
-  config.num_hidden_layers = 32;
-  config.num_attention_heads = 32;
-  config.num_key_value_heads = 8;
-  config.head_dim = 128;
-  config.sharing = SharingPlan(32);
+  const ModelConfig config = model_configs::llama3("8b");
   EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kKeep, 1000, 2) / 1e6, 139, 1);
   EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kSelective, 1000, 2) / 1e6, 94, 1);
   EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kRecompute, 1000, 2) / 1e6, 8.2, 0.1);

@@ -45,7 +45,7 @@ int run_share(const ShareOptions& options) {
   require_new_directory(options.out);
   const std::filesystem::path directory = resolve_model_directory(options.model);
   ModelConfig config = read_model_config(directory);
-  const bool dense_source = settle_sharing(config, options.sharing, options.anchor);
+  const bool dense_source = settle_sharing(config, options.sharing, options.anchor, directory.string());
   const Checkpoint checkpoint(directory);
   const TensorTable table(config);
   const std::vector<std::string> skipped = check_checkpoint(checkpoint, table, dense_source);
