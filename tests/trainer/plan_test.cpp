@@ -261,6 +261,22 @@ TEST(MemoryPlan, StatesOfAShareAreCut) {
   EXPECT_EQ(plan_memory(shape.run(), {4, 3}, 0).master, 0);
 }
 
+// Narrow models once had tiles of kTileElements / inputs outputs planned, which the products cap.
+TEST(MemoryPlan, TilesOfANarrowModelAreThoseOfItsProducts) {
+  ModelConfig config = small_config(1, false);
+  config.vocab_size = 6000;
+  const auto working = [&](bool widened, int64_t gradient_element) {
+    PassShape shape{config, 600};
+    shape.element = 2;
+    shape.gradient_element = gradient_element;
+    shape.widened = widened;
+    return pass_bytes(shape, {Recording::kKeep}).working;
+  };
+  // The head's is the largest: 4096 of its rows at a time, against all 600 tokens.
+  EXPECT_EQ(working(true, 2) - working(false, 2), 4 * (600 * (4096 + 64) + 4096 * 64));
+  EXPECT_EQ(working(true, 4) - working(true, 2), -4 * 4096 * 64);
+}
+
 TEST(MemoryPlan, OneProcessHasNoCommunicationBuffers) {
   const ShapeRun shape("8b");
   const MemoryPlan plan = plan_memory(shape.run(), {}, 0);
