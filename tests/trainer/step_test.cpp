@@ -5,9 +5,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "data/files/error.h"
 #include "data/tokenizer.h"
@@ -39,6 +41,22 @@ TEST(MicroBatches, CoverTheRowsOfAStepOnceOverAllRanks) {
   EXPECT_EQ(describe(micro_batches(step, 2, {0, 2})), "40+2 44+2 48+2 ");
   // The second rank's last micro-batch is empty, but it is there: ranks gather and reduce together.
   EXPECT_EQ(describe(micro_batches(step, 2, {1, 2})), "42+2 46+2 50+0 ");
+}
+
+TEST(LongestRows, AreThoseOfTheMostTokensWhereverTheyStand) {
+  const TinyRun tiny;
+  for (const char* packing : {"packing=false", "packing=true"}) {
+    RunPlan plan(tiny.settings("unused", {packing, "val_size=0"}));
+    BatchSource& data = plan.train();
+    std::vector<int64_t> lengths;
+    for (int64_t row = 0; row < data.rows(0); ++row) lengths.push_back(data.token_count(0, row, 1));
+    std::sort(lengths.rbegin(), lengths.rend());
+    const int64_t rows = std::min<int64_t>(3, data.rows(0));
+    const Batch batch = make_batch(longest_rows(data, 0, rows));
+    EXPECT_EQ(static_cast<int64_t>(batch.tokens.size()),
+              std::accumulate(lengths.begin(), lengths.begin() + rows, int64_t{0}));
+    EXPECT_EQ(longest_rows(data, 0, 1000).size(), 40U) << "no more than there are";
+  }
 }
 
 /// Model, optimizer and data of a tiny run, without the run.
