@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = pathlib.Path(os.environ.get("SATUNE_BUILD_DIR", ROOT / "build" / "release"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from programs import built
 
 # Two cores carry four ranks: threads that wait must sleep.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "SLURM_", "TORCHELASTIC"))}
@@ -26,13 +27,6 @@ ARCH = {
     "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "torch_dtype": "float32",
 }
 WORDS = "river stone seven cloud green quick light north table music".split()
-
-
-def built(name):
-    path = BUILD / name
-    if not path.exists():
-        pytest.skip(f"{name} is not built at {path} (set SATUNE_BUILD_DIR)")
-    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,13 @@
 """`satune plan` against real ranks: bytes counted by their process groups, and the memory of each."""
 
 import json
-import os
-import pathlib
 import subprocess
 import time
 
 import pytest
 
 from conftest import ENVIRONMENT, Ranks, rows, run, settings
+from programs import status_bytes
 
 STEPS, MICRO_STEPS = 2, 3
 
@@ -83,16 +82,6 @@ def large(satune, model, tmp_path_factory):
     return folder
 
 
-def anonymous_bytes(pid):
-    try:
-        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
 @pytest.mark.parametrize("stage,precision", [(0, "fp32"), (2, "fp32"), (3, "bf16")])
 def test_memory_of_a_rank_within_five_percent(satune, large, tmp_path, stage, precision):
     """Anonymous memory of the ranks together above its value before loading, sampled from outside."""
@@ -104,7 +93,7 @@ def test_memory_of_a_rank_within_five_percent(satune, large, tmp_path, stage, pr
     before, peaks = None, [0, 0]
     try:
         while any(process.poll() is None for process in ranks.processes):
-            now = [anonymous_bytes(process.pid) for process in ranks.processes]
+            now = [status_bytes(process.pid, "RssAnon") for process in ranks.processes]
             if before is None and (output / "config.json").exists() and None not in now:
                 before = now
             peaks = [max(peak, value or 0) for peak, value in zip(peaks, now)]

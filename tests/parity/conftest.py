@@ -1,7 +1,9 @@
 """Shared by the parity tests: where the built program and the second transformers are, and no network."""
 
+import json
 import os
 import pathlib
+import sys
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,14 +13,9 @@ os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="satune_hf_mod
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 
-
-def built(name):
-    """The program `name` of the build folder (SATUNE_BUILD_DIR, default build/release); skips without it."""
-    path = pathlib.Path(os.environ.get("SATUNE_BUILD_DIR", ROOT / "build" / "release")) / name
-    if not path.exists():
-        pytest.skip(f"{name} is not built at {path} (set SATUNE_BUILD_DIR)")
-    return str(path)
+from programs import built
 
 
 @pytest.fixture(scope="session")
@@ -41,4 +38,28 @@ def realdata():
     path = pathlib.Path(os.environ.get("SATUNE_REALDATA", ROOT.parent / "shared" / "realdata"))
     if not path.exists():
         pytest.skip(f"real data is not at {path} (set SATUNE_REALDATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shim():
+    return built("libfault_shim.so")
+
+
+@pytest.fixture(scope="session")
+def stories(realdata):
+    path = realdata / "stories260K_hf"
+    if not path.exists():
+        pytest.skip(f"needs real data {path}")
+    return path
+
+
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "records.json"
+    rows = [
+        {"instruction": f"Tell me about {thing}", "input": thing if i % 2 else "", "output": f"The {thing} was red. " * (1 + i % 3)}
+        for i, thing in enumerate(["ball", "park", "girl", "dog", "caf\u00e9", "tree", "house"])
+    ]
+    path.write_text(json.dumps(rows))
     return path

@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import pytest
+from programs import call, refused, status_bytes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOLERANCE = 0.05
@@ -21,19 +22,6 @@ ARCHITECTURE = {
     "num_hidden_layers": 4, "num_attention_heads": 10, "num_key_value_heads": 5, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "dtype": "float32",
 }
-
-
-def call(program, *arguments, code=0):
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def refused(program, *arguments, code=2):
-    lines = [line for line in call(program, *arguments, code=code).stderr.splitlines()
-             if line.startswith("satune: error: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def plan(program, *arguments):
@@ -62,17 +50,6 @@ def model(satune, tmp_path_factory):
     return directory
 
 
-def anonymous_bytes(pid):
-    """None while the process is being made or taken down."""
-    try:
-        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
-
-
 def measured_peak(program, config, output, overrides):
     """Highest RssAnon of a run above its value when the run folder's config.json appears: the next thing that a
     run does is to load its weights."""
@@ -81,7 +58,7 @@ def measured_peak(program, config, output, overrides):
     run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     before, peak = None, 0
     while run.poll() is None:
-        if (now := anonymous_bytes(run.pid)) is not None:
+        if (now := status_bytes(run.pid, "RssAnon")) is not None:
             if before is None and (output / "config.json").exists():
                 before = now
             peak = max(peak, now)
