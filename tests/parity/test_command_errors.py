@@ -105,5 +105,5 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
 
 @pytest.mark.parametrize("command", ["init", "export", "share", "generate", "eval", "diff"])
 def test_help_shows_examples(satune, command):
-    text = call(satune, command, "--help").stdout.decode()
+    text = call(satune, command, "--help").stdout
     assert f"satune {command} " in text.split("Example")[-1]
