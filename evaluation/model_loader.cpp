@@ -19,35 +19,38 @@ at::ScalarType choose_type(std::string_view precision, DType stored) {
   throw bad_input("--precision", fmt::format("\"{}\"", precision), "auto, fp32 or bf16");
 }
 
-std::string describe_plan(const SharingPlan& plan) {
-  return plan.empty() ? "no sharing"
-                      : fmt::format("{} (anchor {})", plan.layers_text(), to_string(plan.rule()));
-}
-
 }  // namespace
 
-bool settle_sharing(ModelConfig& config, std::string_view layers, const std::optional<std::string>& anchor) {
+bool adopt_sharing(ModelConfig& config, SharingPlan asked, std::string_view key, std::string_view source) {
+  if (config.sharing.empty()) {
+    config.sharing = std::move(asked);
+    return true;
+  }
+  if (asked != config.sharing) {
+    throw bad_input(
+        key, describe_sharing(asked),
+        fmt::format("{}, the plan of {} (or no {})", describe_sharing(config.sharing), source, key));
+  }
+  return false;
+}
+
+bool settle_sharing(ModelConfig& config, std::string_view layers, const std::optional<std::string>& anchor,
+                    std::string_view source) {
   if (layers.empty()) {
     if (anchor) throw bad_input("--anchor " + *anchor, "no --sharing", "--sharing LAYERS beside it");
     return false;
   }
   const AnchorRule rule = anchor ? parse_anchor_rule(*anchor) : AnchorRule::kBefore;
-  SharingPlan plan = SharingPlan::parse(layers, rule, static_cast<int>(config.num_hidden_layers));
-  if (config.sharing.empty()) {
-    config.sharing = std::move(plan);
-    return true;
-  }
-  if (plan != config.sharing)
-    throw bad_input("--sharing", describe_plan(plan),
-                    fmt::format("the plan of the exported model, {}", describe_plan(config.sharing)));
-  return false;
+  return adopt_sharing(config, SharingPlan::parse(layers, rule, static_cast<int>(config.num_hidden_layers)),
+                       "--sharing", source);
 }
 
 ModelSource find_model(const ModelRequest& request) {
   ModelSource source;
   source.directory = resolve_model_directory(request.name_or_path);
   source.config = read_model_config(source.directory);
-  source.dense_source = settle_sharing(source.config, request.sharing, request.anchor);
+  source.dense_source =
+      settle_sharing(source.config, request.sharing, request.anchor, source.directory.string());
   source.type = choose_type(request.precision, source.config.dtype);
   source.device = request.device;
   return source;
@@ -61,12 +64,18 @@ Llama load_model(const ModelSource& source) {
   return model;
 }
 
-std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source) {
-  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(source.directory);
-  if (tokenizer->vocab_size() > source.config.vocab_size)
-    throw bad_input(source.directory.string() + ": tokenizer",
-                    fmt::format("{} tokens", tokenizer->vocab_size()),
-                    fmt::format("at most {}, the vocab_size of config.json", source.config.vocab_size));
+void check_vocabulary(const Tokenizer& tokenizer, std::string_view tokenizer_source, int64_t vocab_size,
+                      std::string_view limit) {
+  if (tokenizer.vocab_size() <= vocab_size) return;
+  throw bad_input(fmt::format("{}: tokenizer", tokenizer_source),
+                  fmt::format("{} ids", tokenizer.vocab_size()),
+                  fmt::format("at most {}, {}", vocab_size, limit));
+}
+
+std::unique_ptr<Tokenizer> load_model_tokenizer(const std::filesystem::path& directory,
+                                                const ModelConfig& config) {
+  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(directory);
+  check_vocabulary(*tokenizer, directory.string(), config.vocab_size, "the vocab_size of its config.json");
   return tokenizer;
 }
 

@@ -37,16 +37,25 @@ struct ModelSource {
 /// without sharing, an unknown precision.
 ModelSource find_model(const ModelRequest& request);
 
-/// Puts the plan that `layers` and `anchor` describe into `config`; returns whether the checkpoint is a dense
-/// one that has q and k for layers that share now. Empty `layers` keep the checkpoint's plan. Throws as
-/// above.
-bool settle_sharing(ModelConfig& config, std::string_view layers, const std::optional<std::string>& anchor);
+/// Gives `config` the plan that somebody asks for: a dense model takes it, one that was exported with a plan
+/// must have the same. Returns whether the checkpoint is a dense one that has q and k for layers that share
+/// now. `key`: what asks, `source`: whose config it is. Throws BadInput naming both plans.
+bool adopt_sharing(ModelConfig& config, SharingPlan asked, std::string_view key, std::string_view source);
+
+/// The same for --sharing and --anchor of a command line; empty `layers` keep the checkpoint's plan.
+bool settle_sharing(ModelConfig& config, std::string_view layers, const std::optional<std::string>& anchor,
+                    std::string_view source);
 
 /// Loads the weights once, streamed, in source.type. Logs what is skipped.
 Llama load_model(const ModelSource& source);
 
-/// The directory's tokenizer. Throws BadInput when it has more tokens than the model's vocabulary.
-std::unique_ptr<Tokenizer> load_model_tokenizer(const ModelSource& source);
+/// Throws BadInput when the tokenizer has more ids than `vocab_size`, which `limit` names.
+void check_vocabulary(const Tokenizer& tokenizer, std::string_view tokenizer_source, int64_t vocab_size,
+                      std::string_view limit);
+
+/// The directory's tokenizer, checked against the vocabulary of its config.
+std::unique_ptr<Tokenizer> load_model_tokenizer(const std::filesystem::path& directory,
+                                                const ModelConfig& config);
 
 /// The template of that name or file; without one, the template that an exported model was trained with,
 /// else "alpaca". Throws BadInput, also where the tokenizer lacks a token that the template emits.

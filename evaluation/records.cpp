@@ -8,17 +8,9 @@
 #include <stdexcept>
 
 #include "data/files/error.h"
+#include "evaluation/device_batch.h"
 
 namespace satune {
-namespace {
-
-at::Tensor int64_tensor(const std::vector<int32_t>& values, at::Device device) {
-  const at::Tensor narrow =
-      at::from_blob(const_cast<int32_t*>(values.data()), {static_cast<int64_t>(values.size())}, at::kInt);
-  return narrow.to(at::kLong).to(device);
-}
-
-}  // namespace
 
 EvaluationRecords read_evaluation_records(const std::filesystem::path& data, const TaskOptions& options,
                                           const Tokenizer& tokenizer, const PromptTemplate& prompt_template) {
@@ -56,16 +48,6 @@ std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengt
     tokens += length;
   }
   return batches;
-}
-
-DeviceBatch to_device(const Batch& batch, at::Device device) {
-  DeviceBatch result;
-  result.tokens_N = int64_tensor(batch.tokens, device);
-  result.targets_N = int64_tensor(batch.targets, device);
-  result.positions_N = int64_tensor(batch.positions, device);
-  result.document_starts.assign(batch.document_starts.begin(), batch.document_starts.end());
-  result.target_count = batch.target_count;
-  return result;
 }
 
 std::vector<double> document_losses(Llama& model, const Batch& batch) {

@@ -28,9 +28,6 @@ std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengt
 /// Tokens of a forward pass with --batch-size auto: enough to fill a CPU's caches and cores.
 inline constexpr int64_t kAutomaticBatchTokens = 2048;
 
-/// The batch on the model's device.
-DeviceBatch to_device(const Batch& batch, at::Device device);
-
 /// Sums of -log p per document of the batch, in fp64. Throws std::runtime_error when one is not finite.
 std::vector<double> document_losses(Llama& model, const Batch& batch);
 

@@ -1,4 +1,5 @@
-// A Hugging Face directory out of any source of tensors.
+#include "model/export.h"
+
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -8,14 +9,13 @@
 namespace satune {
 namespace {
 
-constexpr int64_t kPieceElements = int64_t{8} << 20;
+constexpr int64_t kPieceElements = int64_t{4} << 20;
 
-/// Appends a tensor's elements in `type`, a piece at a time so that no second copy of it exists.
-void write_streamed(SafetensorsWriter& writer, const at::Tensor& tensor, at::ScalarType type) {
-  const at::Tensor flat = tensor.reshape({-1});
-  for (int64_t first = 0; first < flat.numel(); first += kPieceElements) {
-    const int64_t count = std::min(kPieceElements, flat.numel() - first);
-    const at::Tensor piece = flat.narrow(0, first, count).to(at::kCPU, type).contiguous();
+void write_streamed(SafetensorsWriter& writer, size_t tensor, int64_t numel, const ReadElements& read,
+                    at::ScalarType type) {
+  for (int64_t begin = 0; begin < numel; begin += kPieceElements) {
+    const int64_t count = std::min(kPieceElements, numel - begin);
+    const at::Tensor piece = read(tensor, begin, count).to(at::kCPU, type).contiguous();
     writer.write(std::span(static_cast<const std::byte*>(piece.const_data_ptr()), piece.nbytes()));
   }
 }
@@ -24,6 +24,17 @@ void write_streamed(SafetensorsWriter& writer, const at::Tensor& tensor, at::Sca
 
 void export_model(const std::filesystem::path& directory, const ModelConfig& config, const TensorTable& table,
                   const std::function<at::Tensor(size_t)>& read, DType dtype, const ExportOptions& options) {
+  at::Tensor flat;
+  const auto piece = [&](size_t tensor, int64_t begin, int64_t count) {
+    if (begin == 0) flat = read(tensor).reshape({-1});
+    return flat.narrow(0, begin, count);
+  };
+  export_pieces(directory, config, table, piece, dtype, options);
+}
+
+void export_pieces(const std::filesystem::path& directory, const ModelConfig& config,
+                   const TensorTable& table, const ReadElements& read, DType dtype,
+                   const ExportOptions& options) {
   AtomicDirectory target(directory);
   ModelConfig written = config;
   written.dtype = dtype;
@@ -32,8 +43,9 @@ void export_model(const std::filesystem::path& directory, const ModelConfig& con
   for (const ExportShard& shard : shards) {
     SafetensorsWriter writer(target.path() / shard.file_name, shard.tensors);
     for (const TensorSpec& spec : shard.tensors) {
-      const size_t index = static_cast<size_t>(table.find(spec.name) - table.tensors().data());
-      write_streamed(writer, read(index), scalar_type(dtype));
+      const TensorInfo* info = table.find(spec.name);
+      const auto index = static_cast<size_t>(info - table.tensors().data());
+      write_streamed(writer, index, info->numel(), read, scalar_type(dtype));
     }
     writer.commit();
   }

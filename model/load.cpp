@@ -8,6 +8,7 @@
 #include <numbers>
 
 #include "data/files/error.h"
+#include "data/files/hash.h"
 #include "model/parameters.h"
 
 namespace satune {
@@ -24,18 +25,9 @@ at::ScalarType stored_type(const StoredTensor& stored) {
   throw bad_input(stored.name, stored.dtype, "F32, BF16, F16 or F64");
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014) as a hash of a counter.
-uint64_t mix(uint64_t z) {
-  z += 0x9e3779b97f4a7c15ULL;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
-
-uint64_t hash_name(std::string_view name) {
-  uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ULL;
-  return hash;
+/// A hash of a counter.
+uint64_t mix(uint64_t counter) {
+  return mix_bits(counter + kGoldenGamma);
 }
 
 /// Standard normal deviates 2i and 2i + 1 of a stream (Box and Muller 1958).

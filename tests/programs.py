@@ -1,9 +1,11 @@
-"""Where the built programs are, and a port for them."""
+"""The built programs as the tests of every folder call them."""
 
 import os
 import pathlib
 import random
+import resource
 import socket
+import subprocess
 
 import pytest
 
@@ -30,3 +32,24 @@ def free_port():
             except OSError:
                 continue
             return port
+
+
+def call(program, *arguments, code=0, env=None, limit=None):
+    """A finished process that ended with `code`. `limit`: bytes that it may allocate (RLIMIT_DATA)."""
+    def set_limit():
+        if limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600, env=env,
+                          preexec_fn=set_limit)
+    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(program, *arguments, code=2, env=None, limit=None):
+    """The one line of an error. Only a run and a plan say other things before it."""
+    lines = call(program, *arguments, code=code, env=env, limit=limit).stderr.splitlines()
+    errors = [line for line in lines if line.startswith("satune: error: ")]
+    assert len(errors) == 1, lines
+    assert arguments[0] in ("train", "plan") or lines == errors, lines
+    return errors[0]

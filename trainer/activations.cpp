@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <numeric>
 
+#include "model/ops/linear_fp32.h"
+
 namespace satune {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
-constexpr int64_t kTileTokens = 1024, kTileElements = int64_t{1} << 21;  // of linear_fp32.cpp
 constexpr int64_t kLogitsElements = int64_t{1} << 26;  // of a chunk of the loss (linear_cross_entropy.cpp)
 
 constexpr int64_t kHeapLimit = int64_t{32} << 20;  // bytes: M_MMAP_THRESHOLD of main.cpp
@@ -70,22 +71,22 @@ Buffers kept_of(const PassShape& shape, int layer, Recording recording) {
           shape.tokens * config.key_value_size() * shape.element};
 }
 
-/// A weight's gradient of `numel` elements while its product is made: where the gradient is wider than the
-/// operands, rounded to their type, then added; through fp32, tiles of the weight and of the tokens' two
-/// sides.
-Buffers weight_gradient(const PassShape& shape, int64_t numel, int64_t gradient_element) {
+/// While the gradient of a weight [outputs, inputs] is made: where it is wider than the operands, the product
+/// in their type, then added; through fp32, tiles of the tokens' two sides, and of the gradient where it is
+/// narrower.
+Buffers weight_gradient(const PassShape& shape, int64_t outputs, int64_t inputs, int64_t gradient_element) {
   if (!shape.widened) {
     if (gradient_element == shape.element) return {};
-    return {numel * shape.element};
+    return {outputs * inputs * shape.element};
   }
-  const int64_t tokens = std::min(shape.tokens, kTileTokens);
-  const auto width = [](int64_t inputs) { return inputs + std::max<int64_t>(1, kTileElements / inputs); };
-  const int64_t widest = std::max(width(shape.config.hidden_size), width(shape.config.intermediate_size));
-  return {std::min(numel, kTileElements) * kFloatBytes, tokens * widest * kFloatBytes};
+  const Fp32Tile tile(shape.tokens, outputs, inputs);
+  Buffers buffers = {tile.tokens * tile.outputs * kFloatBytes, tile.tokens * tile.inputs * kFloatBytes};
+  if (gradient_element < kFloatBytes) buffers.push_back(tile.outputs * tile.inputs * kFloatBytes);
+  return buffers;
 }
 
-/// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the largest fused
-/// weight, and the norm (in fp32 steps on a card).
+/// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the fused
+/// weights, and the norm (in fp32 steps on a card).
 void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live) {
   const ModelConfig& config = shape.config;
   const int64_t stream = shape.tokens * config.hidden_size;
@@ -98,8 +99,11 @@ void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live)
   live.add(2 * shape.tokens * config.intermediate_size * shape.element);
   most.raise_to(live);
   weights.add(stream * shape.element);
+  Live down = weights;
+  down.add(weight_gradient(shape, config.hidden_size, config.intermediate_size, shape.gradient_element));
+  most.raise_to(down);
   weights.add(
-      weight_gradient(shape, 2 * config.intermediate_size * config.hidden_size, shape.gradient_element));
+      weight_gradient(shape, 2 * config.intermediate_size, config.hidden_size, shape.gradient_element));
   if (shape.on_card) weights.add(6 * stream * kFloatBytes);
   most.raise_to(weights);
 }
@@ -117,7 +121,7 @@ void raise_to_head(Live& most, const PassShape& shape, Live live) {
   }
   const bool summed_wide = rows < shape.tokens && shape.gradient_element < kFloatBytes;
   if (summed_wide) live.add(vocabulary * hidden * kFloatBytes);
-  live.add(weight_gradient(shape, vocabulary * hidden, summed_wide ? kFloatBytes : shape.gradient_element));
+  live.add(weight_gradient(shape, vocabulary, hidden, summed_wide ? kFloatBytes : shape.gradient_element));
   most.raise_to(live);
 }
 

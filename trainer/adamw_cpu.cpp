@@ -1,15 +1,5 @@
 #include "trainer/adamw_kernels.h"
-
-// One clone per instruction set, chosen when the program starts: memory-bound loops that must vectorise, in a
-// program that may be built on another machine. Without contraction all clones give the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("O3", "fp-contract=off", "no-math-errno", "no-trapping-math")
-#define SATUNE_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#pragma STDC FP_CONTRACT OFF
-#define SATUNE_CLONES
-#endif
-#define SATUNE_INLINE inline __attribute__((always_inline))
+#include "trainer/cpu_clones.h"
 
 namespace satune {
 namespace {

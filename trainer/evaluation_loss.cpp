@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "evaluation/device_batch.h"
 #include "trainer/collective.h"
-#include "trainer/step.h"
 
 namespace satune {
 

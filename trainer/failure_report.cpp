@@ -17,10 +17,10 @@ namespace satune {
 namespace {
 
 // LibTorch has no type for memory that a CPU does not have (c10/core/impl/alloc_cpu.cpp).
-int exit_code_of(const c10::Error& error) {
-  const bool out_of_memory = std::string_view(error.what_without_backtrace()).find("can't allocate memory") !=
-                             std::string_view::npos;
-  return out_of_memory ? kExitEnvironment : kExitFailure;
+bool is_out_of_memory(const c10::Error& error) {
+  return dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
+         std::string_view(error.what_without_backtrace()).find("can't allocate memory") !=
+             std::string_view::npos;
 }
 
 std::string hex(unsigned char byte) {
@@ -41,7 +41,7 @@ Failure current_failure() {
   } catch (const c10::OutOfMemoryError& error) {
     return {std::string("out of device memory: ") + error.what_without_backtrace(), kExitEnvironment};
   } catch (const c10::Error& error) {
-    return {error.what_without_backtrace(), exit_code_of(error)};
+    return {error.what_without_backtrace(), is_out_of_memory(error) ? kExitEnvironment : kExitFailure};
   } catch (const std::bad_alloc&) {
     return {"out of memory", kExitEnvironment};
   } catch (const std::system_error& error) {  // of a file system, standard output, threads
@@ -70,6 +70,18 @@ std::string error_line(std::string_view message) {
   line.resize(kLongest);
   if (const auto cut = find_invalid_utf8(line)) line.resize(*cut);  // in the middle of a character
   return line + " ...";
+}
+
+bool out_of_memory() {
+  try {
+    throw;
+  } catch (const c10::Error& error) {
+    return is_out_of_memory(error);
+  } catch (const std::bad_alloc&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
 }
 
 void print_error(const std::string& message) {

@@ -21,6 +21,9 @@ Failure current_failure();
 /// \\xHH, and an end where it is very long, since messages may quote a user's file.
 std::string error_line(std::string_view message);
 
+/// Whether it says that memory ran out, the machine's or a card's; likewise.
+bool out_of_memory();
+
 /// "satune: error: MESSAGE" on stderr, in one line.
 void print_error(const std::string& message);
 

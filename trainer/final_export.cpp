@@ -1,6 +1,8 @@
 #include "trainer/final_export.h"
 
 #include <ATen/ATen.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include <system_error>
@@ -8,39 +10,38 @@
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "data/template_file.h"
+#include "model/export.h"
 
 namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-/// An earlier export out of the way: brought back when the new one does not come, deleted when it is there.
-/// Its name is that of a temporary folder of ours, so that what a crash leaves is removed at the next start.
-class ReplacedFolder {
- public:
-  explicit ReplacedFolder(const fs::path& folder)
-      : folder_(folder),
-        aside_(folder.parent_path() / fmt::format(".{}-old.tmp-{}", folder.filename().string(), ::getpid())) {
-    std::error_code error;
-    if (!fs::exists(folder, error)) return;
-    fs::rename(folder, aside_, error);
-    if (error) {
-      throw EnvironmentError(fmt::format("{}: cannot be replaced: {}", folder.string(), error.message()));
-    }
-  }
-  ~ReplacedFolder() {
-    std::error_code ignored;
-    if (fs::exists(folder_, ignored)) {
-      fs::remove_all(aside_, ignored);
-    } else {
-      fs::rename(aside_, folder_, ignored);
-    }
-  }
-  ReplacedFolder(const ReplacedFolder&) = delete;
-  ReplacedFolder& operator=(const ReplacedFolder&) = delete;
+/// ".NAME-WHAT.tmp-PID" beside a folder: a name of ours, so that what a crash leaves goes at the next start.
+fs::path temporary_beside(const fs::path& folder, std::string_view what) {
+  return folder.parent_path() / fmt::format(".{}-{}.tmp-{}", folder.filename().string(), what, ::getpid());
+}
 
- private:
-  fs::path folder_, aside_;
-};
+/// Puts the folder `made` in the place of `target`. An earlier one stays there until then, and is deleted.
+void replace_folder(const fs::path& made, const fs::path& target) {
+  std::error_code error;
+  if (!fs::exists(target, error)) {
+    fs::rename(made, target, error);
+  } else if (::renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
+    fs::remove_all(made, error);
+    return;
+  } else {  // a file system that cannot exchange
+    const fs::path aside = temporary_beside(target, "old");
+    fs::rename(target, aside, error);
+    if (!error) fs::rename(made, target, error);
+    std::error_code ignored;
+    if (error) fs::rename(aside, target, ignored);
+    fs::remove_all(aside, ignored);
+  }
+  if (!error) return;
+  const std::string reason = error.message();
+  fs::remove_all(made, error);
+  throw EnvironmentError(fmt::format("{}: cannot be replaced: {}", target.string(), reason));
+}
 
 constexpr std::string_view kExportsFile = "exports.json";
 
@@ -104,12 +105,14 @@ void export_run(const fs::path& directory, RunPlan& plan, const SnapshotReader& 
   const bool plain_text = plan.train().dataset().cache().format() == DataFormat::kText;
   const ExportOptions options =
       export_options(plan.model_directory(), plan.prompt_template(), plan.tokenizer(), plain_text);
-  {
-    const ReplacedFolder earlier(directory);
-    export_model(
-        directory, plan.config(), plan.table(), [&](size_t i) { return snapshot.tensor(i); },
-        export_dtype(plan.settings(), plan.config()), options);
-  }
+  const fs::path made = temporary_beside(directory, "new");
+  std::error_code ignored;
+  fs::remove_all(made, ignored);  // of a dead process that had our id
+  export_pieces(
+      made, plan.config(), plan.table(),
+      [&](size_t tensor, int64_t begin, int64_t count) { return snapshot.elements(tensor, begin, count); },
+      export_dtype(plan.settings(), plan.config()), options);
+  replace_folder(made, directory);
   Json exports = read_exports(directory.parent_path());
   exports[directory.filename().string()] = record_json(record);
   write_file_atomic(directory.parent_path() / kExportsFile, write_json(exports));

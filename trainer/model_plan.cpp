@@ -4,6 +4,7 @@
 
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "evaluation/model_loader.h"
 #include "model/files/hf_directory.h"
 #include "model/parameters.h"
 
@@ -11,23 +12,13 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-// The run's plan: the settings', which must not contradict one that the checkpoint was exported with.
-SharingPlan sharing_of(const Settings& settings, const ModelConfig& config, const fs::path& source) {
-  if (settings.sharing_layers.empty()) return config.sharing;
-  const auto layers = static_cast<int>(config.num_hidden_layers);
-  SharingPlan plan = SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers);
-  if (!config.sharing.empty() && !(plan == config.sharing)) {
-    throw bad_input("sharing.layers", describe_sharing(plan),
-                    fmt::format("{}, the plan of {} (or no sharing.layers)", describe_sharing(config.sharing),
-                                source.string()));
-  }
-  return plan;
-}
-
 void settle(ModelPlan& plan, const Settings& settings, const fs::path& config_file) {
-  const SharingPlan sharing = sharing_of(settings, plan.config, config_file);
-  plan.dense_source = plan.config.sharing.empty() && !sharing.empty();
-  plan.config.sharing = sharing;
+  if (!settings.sharing_layers.empty()) {
+    const auto layers = static_cast<int>(plan.config.num_hidden_layers);
+    plan.dense_source = adopt_sharing(
+        plan.config, SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers),
+        "sharing.layers", config_file.string());
+  }
   plan.table = TensorTable(plan.config);
   plan.trained_mask = match_unfrozen(plan.table, settings.unfrozen_parameters);
 }

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "data/files/error.h"
+#include "evaluation/model_loader.h"
 #include "trainer/device.h"
 
 namespace satune {
@@ -63,11 +64,7 @@ RunPlan::RunPlan(Settings settings, int64_t world_size, std::optional<int64_t> r
 }
 
 void RunPlan::plan_tokenizer() {
-  tokenizer_ = load_tokenizer(model_.directory);
-  if (tokenizer_->vocab_size() > model_.config.vocab_size) {
-    throw bad_input(model_.directory.string(), fmt::format("a tokenizer of {} ids", tokenizer_->vocab_size()),
-                    fmt::format("at most {}, the vocab_size of its config.json", model_.config.vocab_size));
-  }
+  tokenizer_ = load_model_tokenizer(model_.directory, model_.config);
   prompt_template_ = std::make_unique<PromptTemplate>(PromptTemplate::load(settings_.prompt_template));
   prompt_template_->check(*tokenizer_);
 }

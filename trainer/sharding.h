@@ -69,6 +69,9 @@ class Sharding final : public SegmentHooks {
   /// Lets every rank see what the optimizers have written. All ranks call it.
   void publish_weights();
 
+  /// Gives back what is gathered (stage 3), so that the next pass starts as the first one of a step does.
+  void forget_gathered();
+
   // The gradients of a step: begin_step(); per micro-batch a pass with gradients(), accumulate() and these
   // hooks, then end_micro_batch(); finish_gradients().
   void begin_step();
@@ -109,7 +112,6 @@ class Sharding final : public SegmentHooks {
   void start_gather(int segment, const std::vector<int>& needed);
   void wait_gathered(int segment);
   void give_back(int segment);
-  void forget_gathered();
   void open_gradients(int segment);
   void finish_reduction();
   void sum_over_replicas();

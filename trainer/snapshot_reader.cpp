@@ -13,10 +13,6 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-std::string hex(uint32_t checksum) {
-  return fmt::format("{:08x}", checksum);
-}
-
 /// [begin, end) of an entry of a shard's "ranges".
 ElementRange parse_range(const JsonFields& ranges, const std::string& name, int64_t elements) {
   const Json* range = ranges.find(name);
@@ -29,14 +25,30 @@ ElementRange parse_range(const JsonFields& ranges, const std::string& name, int6
   return parsed;
 }
 
-at::Tensor copy_stored(const StoredTensor& stored) {
-  const DType dtype = stored.dtype == "F64"   ? DType::kF64
-                      : stored.dtype == "F32" ? DType::kF32
-                      : stored.dtype == "F16" ? DType::kF16
-                                              : DType::kBF16;
-  at::Tensor tensor = at::empty(stored.shape, scalar_type(dtype));
-  std::memcpy(tensor.mutable_data_ptr(), stored.bytes.data(), stored.bytes.size());
-  return tensor;
+at::ScalarType stored_type(const StoredTensor& stored) {
+  return scalar_type(stored.dtype == "F64"   ? DType::kF64
+                     : stored.dtype == "F32" ? DType::kF32
+                     : stored.dtype == "F16" ? DType::kF16
+                                             : DType::kBF16);
+}
+
+/// Bytes [begin, begin + count) of a stored tensor, as one that can be released by itself.
+StoredTensor part_of(const StoredTensor& stored, size_t begin, size_t count) {
+  StoredTensor part = stored;
+  part.bytes = stored.bytes.subspan(begin, count);
+  return part;
+}
+
+/// CRC-32C of a tensor's bytes, which are given back as they are read.
+std::string checksum_of(const Checkpoint& base, const StoredTensor& stored) {
+  constexpr size_t kPiece = size_t{16} << 20;
+  uint32_t checksum = 0;
+  for (size_t begin = 0; begin < stored.bytes.size(); begin += kPiece) {
+    const StoredTensor part = part_of(stored, begin, std::min(kPiece, stored.bytes.size() - begin));
+    checksum = crc32c(part.bytes, checksum);
+    base.release(part);
+  }
+  return fmt::format("{:08x}", checksum);
 }
 
 }  // namespace
@@ -120,36 +132,49 @@ void SnapshotReader::read(std::string_view kind, size_t tensor, ElementRange ran
                       stored == nullptr ? "no tensor " + name : name + " of another type or size",
                       fmt::format("{} fp32 elements", stored_range.size()));
     }
-    const auto* from = stored->bytes.data() + static_cast<size_t>(begin - stored_range.begin) * sizeof(float);
-    std::memcpy(out.data() + (begin - range.begin), from, static_cast<size_t>(end - begin) * sizeof(float));
-    rank.file->release(*stored);
+    const StoredTensor part =
+        part_of(*stored, static_cast<size_t>(begin - stored_range.begin) * sizeof(float),
+                static_cast<size_t>(end - begin) * sizeof(float));
+    std::memcpy(out.data() + (begin - range.begin), part.bytes.data(), part.bytes.size());
+    rank.file->release(part);
   }
 }
 
-at::Tensor SnapshotReader::tensor(size_t tensor) const {
-  if (!trained_[tensor]) return frozen_tensor(tensor);
-  const TensorInfo& info = table_.tensors()[tensor];
-  at::Tensor values = at::empty(info.shape, at::kFloat);
-  const auto numel = static_cast<size_t>(info.numel());
-  read("master", tensor, {0, info.numel()}, {values.mutable_data_ptr<float>(), numel});
+at::Tensor SnapshotReader::elements(size_t tensor, int64_t begin, int64_t count) const {
+  if (trained_[tensor]) {
+    at::Tensor values = at::empty({count}, at::kFloat);
+    read("master", tensor, {begin, begin + count},
+         {values.mutable_data_ptr<float>(), static_cast<size_t>(count)});
+    return values;
+  }
+  if (begin == 0) check_frozen(tensor);
+  const StoredTensor& stored = frozen_tensor(tensor);
+  at::Tensor values = at::empty({count}, stored_type(stored));
+  const auto width = static_cast<size_t>(values.element_size());
+  const StoredTensor part =
+      part_of(stored, static_cast<size_t>(begin) * width, static_cast<size_t>(count) * width);
+  std::memcpy(values.mutable_data_ptr(), part.bytes.data(), part.bytes.size());
+  base_->release(part);
   return values;
 }
 
-at::Tensor SnapshotReader::frozen_tensor(size_t tensor) const {
+const StoredTensor& SnapshotReader::frozen_tensor(size_t tensor) const {
   if (!base_) base_ = std::make_unique<Checkpoint>(base_model_);
   const std::string& name = table_.tensors()[tensor].name;
   const StoredTensor* stored = base_->find(name);
   if (stored == nullptr) throw bad_input(base_model_.string(), "no tensor " + name, "the run's base model");
-  const std::string found = hex(crc32c(stored->bytes));
+  return *stored;
+}
+
+void SnapshotReader::check_frozen(size_t tensor) const {
+  const std::string& name = table_.tensors()[tensor].name;
+  const StoredTensor& stored = frozen_tensor(tensor);
+  const std::string found = checksum_of(*base_, stored);
   const Json& frozen = state_.at("frozen");
   const std::string expected = frozen.contains(name) ? frozen.at(name).get<std::string>() : "none";
-  if (found != expected) {
-    throw bad_input(base_->file_of(name).string(), fmt::format("{} with checksum {}", name, found),
-                    fmt::format("{}: the base model that {} was trained from", expected, folder_.string()));
-  }
-  at::Tensor copy = copy_stored(*stored);
-  base_->release(*stored);
-  return copy;
+  if (found == expected) return;
+  throw bad_input(base_->file_of(name).string(), fmt::format("{} with checksum {}", name, found),
+                  fmt::format("{}: the base model that {} was trained from", expected, folder_.string()));
 }
 
 Json frozen_checksums(const Checkpoint& base, const TensorTable& table, const std::vector<bool>& trained) {
@@ -159,8 +184,7 @@ Json frozen_checksums(const Checkpoint& base, const TensorTable& table, const st
     if (trained.empty() || trained[i]) continue;
     const StoredTensor* stored = base.find(tensors[i].name);
     if (stored == nullptr) continue;  // load_weights() has the error for this
-    checksums[tensors[i].name] = hex(crc32c(stored->bytes));
-    base.release(*stored);
+    checksums[tensors[i].name] = checksum_of(base, *stored);
   }
   return checksums;
 }

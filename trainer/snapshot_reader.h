@@ -49,10 +49,10 @@ class SnapshotReader {
   /// "master", "exp_avg" or "exp_avg_sq" of elements [range) of a trained tensor, whichever ranks wrote them.
   void read(std::string_view kind, size_t tensor, ElementRange range, std::span<float> out) const;
 
-  /// Any tensor of the table with its shape, on the CPU: fp32 master of a trained one; a frozen one comes
-  /// from base_model() in its stored dtype after its checksum is compared (BadInput when the base model is
-  /// gone or changed).
-  at::Tensor tensor(size_t tensor) const;
+  /// Elements [begin, begin + count) of any tensor of the table, flat, on the CPU: fp32 master of a trained
+  /// one; a frozen one comes from base_model() in its stored dtype, after its checksum is compared where
+  /// `begin` is 0 (BadInput when the base model is gone or changed). No page of a file stays.
+  at::Tensor elements(size_t tensor, int64_t begin, int64_t count) const;
 
  private:
   struct RankFile {
@@ -61,7 +61,8 @@ class SnapshotReader {
   };
   void open_ranks(const JsonFields& state);
   void check_coverage() const;
-  at::Tensor frozen_tensor(size_t tensor) const;
+  const StoredTensor& frozen_tensor(size_t tensor) const;
+  void check_frozen(size_t tensor) const;
 
   std::filesystem::path folder_;
   std::vector<ManifestEntry> manifest_;

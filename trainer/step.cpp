@@ -6,28 +6,15 @@
 #include <cmath>
 #include <limits>
 #include <span>
+#include <utility>
 
+#include "data/files/error.h"
+#include "evaluation/device_batch.h"
 #include "trainer/collective.h"
+#include "trainer/failure_report.h"
 #include "trainer/gradient_norm.h"
 
 namespace satune {
-namespace {
-
-at::Tensor ids_to_device(const std::vector<int32_t>& values, const at::Device& device) {
-  at::Tensor ids = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
-  std::copy(values.begin(), values.end(), ids.mutable_data_ptr<int64_t>());
-  return ids.to(device);
-}
-
-}  // namespace
-
-DeviceBatch to_device(const Batch& batch, const at::Device& device) {
-  return {ids_to_device(batch.tokens, device),
-          ids_to_device(batch.targets, device),
-          ids_to_device(batch.positions, device),
-          {batch.document_starts.begin(), batch.document_starts.end()},
-          batch.target_count};
-}
 
 std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_per_micro_batch,
                                         const World& world) {
@@ -39,6 +26,21 @@ std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_p
     batches.push_back({step.epoch, step.first_row + first, last - first});
   }
   return batches;
+}
+
+std::vector<SampleView> longest_rows(BatchSource& data, int64_t epoch, int64_t count) {
+  std::vector<std::pair<int64_t, int64_t>> rows;  // (-tokens, row): of equal ones the first
+  for (int64_t row = 0; row < data.rows(epoch); ++row)
+    rows.emplace_back(-data.token_count(epoch, row, 1), row);
+  const auto end = rows.begin() + std::min(count, static_cast<int64_t>(rows.size()));
+  std::partial_sort(rows.begin(), end, rows.end());
+  std::vector<SampleView> documents;
+  for (auto row = rows.begin(); row != end; ++row) {
+    for (const int64_t index : data.plan(epoch).row(row->second)) {
+      documents.push_back(data.dataset().sample(index));
+    }
+  }
+  return documents;
 }
 
 TrainingStep::TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, const ProcessGroups& groups,
@@ -114,6 +116,32 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
   sharding_.publish_weights();
   result.updated = true;
   return result;
+}
+
+void TrainingStep::rehearse(int64_t epoch) {
+  const std::vector<SampleView> documents = longest_rows(data_, epoch, rows_per_micro_batch_);
+  const Batch batch = make_batch(documents);
+  const auto targets = static_cast<double>(std::max<int64_t>(1, batch.target_count));
+  try {
+    sharding_.begin_step();
+    model_.forward_backward(to_device(batch, model_.weights().device()), 1.0 / targets, sharding_.gradients(),
+                            false, recording_, sharding_);
+    sharding_.end_micro_batch();
+    sharding_.finish_gradients();
+    sharding_.forget_gathered();
+  } catch (...) {
+    if (!out_of_memory()) throw;
+    const auto longest = std::max_element(
+        documents.begin(), documents.end(),
+        [](const SampleView& a, const SampleView& b) { return a.tokens.size() < b.tokens.size(); });
+    throw EnvironmentError(
+        fmt::format("out of memory: found no room for the largest micro-batch ({} rows, {} tokens, record {} "
+                    "of {}), expected "
+                    "it to fit before training starts (smaller: per_device_train_batch_size, max_length, "
+                    "gradient_checkpointing)",
+                    rows_per_micro_batch_, batch.tokens.size(), longest->record_number,
+                    data_.dataset().cache().data_file().string()));
+  }
 }
 
 bool TrainingStep::row_is_finite(const StepPosition& row, int64_t rank) {

@@ -13,13 +13,13 @@
 
 namespace satune {
 
-/// A batch as the model takes it, on `device`.
-DeviceBatch to_device(const Batch& batch, const at::Device& device);
-
 /// The rows of each micro-batch that `world.rank` computes: rank r's micro-batch m starts at row
 /// (m * size + r) * rows_per_micro_batch of the step. The last ones may be shorter or empty.
 std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_per_micro_batch,
                                         const World& world);
+
+/// The documents of the `count` rows of an epoch that have the most tokens.
+std::vector<SampleView> longest_rows(BatchSource& data, int64_t epoch, int64_t count);
 
 struct StepResult {
   double loss = 0;       ///< mean over the step's targets; NaN for a step without any
@@ -49,6 +49,11 @@ class TrainingStep {
   /// number `update` (1-based) follows unless loss or norm is not finite. What a checkpoint throws leaves
   /// weights and moments as they were, on all ranks.
   StepResult run(const StepPosition& position, double learning_rate, int64_t update, double loss_scale = 1);
+
+  /// Forward and backward of the largest micro-batch of `epoch`, so that a run whose longest samples do not
+  /// fit into memory ends before its first step and not when they come. Overwrites the gradients; nothing
+  /// else changes. Throws EnvironmentError naming the record.
+  void rehearse(int64_t epoch);
 
   /// Records of a step whose loss or gradient is not finite on its own; those of a whole row where no single
   /// record shows it. Overwrites the gradients.

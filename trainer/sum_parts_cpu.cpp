@@ -1,14 +1,5 @@
+#include "trainer/cpu_clones.h"
 #include "trainer/sum_kernels.h"
-
-// As in adamw_cpu.cpp: one clone per instruction set, all with the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("O3", "fp-contract=off", "no-trapping-math")
-#define SATUNE_CLONES __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#else
-#pragma STDC FP_CONTRACT OFF
-#define SATUNE_CLONES
-#endif
-#define SATUNE_INLINE inline __attribute__((always_inline))
 
 namespace satune {
 namespace {

@@ -139,6 +139,7 @@ ExitCode TrainingRun::train() {
   try {
     if (state_.unlogged) after_step();
     export_epoch();
+    rehearse();
     while (!finished()) {
       coordinator_.at_step(state_.step + 1);
       coordinator_.checkpoint();
@@ -168,6 +169,12 @@ bool TrainingRun::any_rank_stops() {
   const std::vector<double> all = in_collective(coordinator_, "exchange after the last save",
                                                 [&] { return ranks_.groups().all.exchange(mine); });
   return std::any_of(all.begin(), all.end(), [](double stops) { return stops > 0; });
+}
+
+void TrainingRun::rehearse() {
+  if (finished()) return;
+  coordinator_.at_step(state_.step + 1);
+  step_->rehearse(plan_.position(state_.step).epoch);
 }
 
 void TrainingRun::one_step() {

@@ -54,6 +54,8 @@ class TrainingRun {
 
   void load_weights_and_state(const SnapshotReader* snapshot);
   bool finished() const;
+  /// Tries the longest rows first: where memory is short a run ends here.
+  void rehearse();
   void one_step();
   void after_step();
   void evaluate_and_log();

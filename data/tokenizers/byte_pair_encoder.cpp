@@ -5,6 +5,8 @@
 #include <queue>
 #include <stdexcept>
 
+#include "data/files/hash.h"
+
 namespace satune {
 namespace {
 
@@ -26,7 +28,7 @@ PairTable::PairTable(size_t expected) {
 }
 
 size_t PairTable::slot_of(uint64_t key) const {
-  const uint64_t product = key * 0x9E3779B97F4A7C15;
+  const uint64_t product = key * kGoldenGamma;
   size_t i = (product ^ product >> 32) & (slots_.size() - 1);
   while (slots_[i].key != key && slots_[i].key != UINT64_MAX) i = (i + 1) & (slots_.size() - 1);
   return i;

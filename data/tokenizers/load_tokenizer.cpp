@@ -1,5 +1,6 @@
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
+#include "data/files/sentencepiece_files.h"
 #include "data/tokenizer.h"
 #include "data/tokenizers/bpe_tokenizer.h"
 #include "data/tokenizers/sentencepiece_tokenizer.h"

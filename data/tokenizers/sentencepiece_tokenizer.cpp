@@ -166,9 +166,4 @@ std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(const std::filesystem::p
   return std::make_unique<SentencePieceTokenizer>(path, model, special_tokens);
 }
 
-bool looks_like_sentencepiece(std::string_view model) {
-  // Field 1 (pieces), a length-delimited message, which begins with its own field 1 (the piece's text).
-  return model.size() > 4 && model[0] == '\x0A' && (model[2] == '\x0A' || model[3] == '\x0A');
-}
-
 }  // namespace satune

@@ -20,7 +20,4 @@ std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(const std::filesystem::p
                                                         std::string_view model,
                                                         const SpecialTokens& special_tokens);
 
-/// Whether these bytes begin like a SentencePiece ModelProto (and not like a rank file).
-bool looks_like_sentencepiece(std::string_view model);
-
 }  // namespace satune

@@ -3,11 +3,13 @@
 #include <cstring>
 #include <utility>
 
+#include "data/files/hash.h"
+
 namespace satune {
 namespace {
 
 uint64_t mix(uint64_t h) {
-  h *= 0x9E3779B97F4A7C15;
+  h *= kGoldenGamma;
   return h ^ h >> 32;
 }
 

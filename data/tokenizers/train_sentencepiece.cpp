@@ -4,7 +4,7 @@
 
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
-#include "data/files/json.h"
+#include "data/files/sentencepiece_files.h"
 #include "data/tokenizer.h"
 #include "data/tokenizers/code_points.h"
 
@@ -58,17 +58,6 @@ std::unordered_map<std::string, std::string> trainer_arguments(const SentencePie
   };
 }
 
-Json tokenizer_config() {
-  return Json{{"tokenizer_class", "LlamaTokenizer"},
-              {"bos_token", "<s>"},
-              {"eos_token", "</s>"},
-              {"unk_token", "<unk>"},
-              {"add_bos_token", true},
-              {"add_eos_token", false},
-              {"legacy", false},
-              {"clean_up_tokenization_spaces", false}};
-}
-
 /// sentencepiece's messages begin with the source line and the condition that failed, in brackets.
 std::string reason(const sentencepiece::util::Status& status) {
   const std::string message = status.error_message();
@@ -91,7 +80,8 @@ void train_sentencepiece(const std::vector<std::string>& texts, const SentencePi
   }
   std::filesystem::create_directories(directory);
   write_file_atomic(directory / "tokenizer.model", model);
-  write_file_atomic(directory / "tokenizer_config.json", write_json(tokenizer_config()));
+  write_file_atomic(directory / "tokenizer_config.json",
+                    write_json(sentencepiece_tokenizer_config(/*legacy=*/false)));
 }
 
 }  // namespace satune

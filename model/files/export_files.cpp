@@ -4,6 +4,7 @@
 #include "data/files/atomic_file.h"
 #include "data/files/json.h"
 #include "data/files/mapped_file.h"
+#include "data/files/sentencepiece_files.h"
 #include "model/files/export_python.h"
 #include "model/files/hf_directory.h"
 
@@ -49,27 +50,16 @@ std::optional<std::string> added_token(const Json& tokenizer, std::optional<int6
   return std::nullopt;
 }
 
-// A SentencePiece model is a protobuf whose first field is the list of pieces; a rank file is text.
 bool has_sentencepiece_model(const fs::path& source) {
   const fs::path model = source / "tokenizer.model";
-  return file_exists(model) && MappedFile(model).text().starts_with('\n');
+  return file_exists(model) && looks_like_sentencepiece(MappedFile(model).text());
 }
 
 // tokenizer_config.json for a source that has none: without tokenizer_class, AutoTokenizer looks at
 // config.json's model_type and knows none for "sa_llama".
 Json default_tokenizer_config(const fs::path& source, const ModelConfig& config) {
+  if (has_sentencepiece_model(source)) return sentencepiece_tokenizer_config(/*legacy=*/true);
   Json json = Json::object();
-  if (has_sentencepiece_model(source)) {
-    json = {{"tokenizer_class", "LlamaTokenizer"},
-            {"legacy", true},
-            {"add_bos_token", true},
-            {"add_eos_token", false},
-            {"bos_token", "<s>"},
-            {"eos_token", "</s>"},
-            {"unk_token", "<unk>"},
-            {"clean_up_tokenization_spaces", false}};
-    return json;
-  }
   json["tokenizer_class"] = "PreTrainedTokenizerFast";
   json["clean_up_tokenization_spaces"] = false;
   if (!file_exists(source / "tokenizer.json")) return json;

@@ -78,10 +78,7 @@ void cross_entropy_rows(T* logits, const int64_t* targets, accumulate_t<T>* loss
 #define SATUNE_INSTANTIATE(T)                                                         \
   template void cross_entropy_rows<T>(T*, const int64_t*, accumulate_t<T>*, int64_t*, \
                                       const accumulate_t<T>*, int64_t, int64_t, int64_t);
-SATUNE_INSTANTIATE(float)
-SATUNE_INSTANTIATE(double)
-SATUNE_INSTANTIATE(c10::BFloat16)
-SATUNE_INSTANTIATE(c10::Half)
+SATUNE_FOR_EACH_TYPE(SATUNE_INSTANTIATE)
 #undef SATUNE_INSTANTIATE
 
 }  // namespace satune::kernels

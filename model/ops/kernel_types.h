@@ -48,3 +48,10 @@ inline c10::BFloat16 store<c10::BFloat16>(float value) {
 }
 
 }  // namespace satune::kernels
+
+/// INSTANTIATE(T) for every element type that the kernels are compiled for.
+#define SATUNE_FOR_EACH_TYPE(INSTANTIATE) \
+  INSTANTIATE(float)                      \
+  INSTANTIATE(double)                     \
+  INSTANTIATE(c10::BFloat16)              \
+  INSTANTIATE(c10::Half)

@@ -9,19 +9,12 @@
 namespace satune {
 namespace {
 
-/// Tokens and elements of a weight that are widened at a time: small enough for the last-level cache, large
-/// enough that a product does not notice.
-constexpr int64_t kTileTokens = 1024;
-constexpr int64_t kTileElements = int64_t{1} << 21;
+constexpr int64_t kTileTokens = 1024, kTileElements = int64_t{1} << 21;
 
 /// Calls f(first, count) over [0, size) in steps of at most `step`.
 template <typename F>
 void for_each_tile(int64_t size, int64_t step, F&& f) {
   for (int64_t first = 0; first < size; first += step) f(first, std::min(step, size - first));
-}
-
-int64_t tile_outputs(int64_t inputs) {
-  return std::clamp<int64_t>(kTileElements / std::max<int64_t>(inputs, 1), 64, 4096);
 }
 
 at::Tensor widened(const at::Tensor& x) {
@@ -30,13 +23,20 @@ at::Tensor widened(const at::Tensor& x) {
 
 }  // namespace
 
+Fp32Tile::Fp32Tile(int64_t all_tokens, int64_t all_outputs, int64_t all_inputs)
+    : tokens(std::min(all_tokens, kTileTokens)),
+      outputs(std::min(all_outputs,
+                       std::clamp<int64_t>(kTileElements / std::max<int64_t>(all_inputs, 1), 64, 4096))),
+      inputs(all_inputs) {}
+
 at::Tensor linear_fp32_forward(const at::Tensor& x_NI, const at::Tensor& weight_OI,
                                const at::Tensor& residual_NO) {
   const int64_t outputs = weight_OI.size(0);
+  const Fp32Tile tile(x_NI.size(0), outputs, weight_OI.size(1));
   at::Tensor y_NO = at::empty({x_NI.size(0), outputs}, x_NI.options());
-  for_each_tile(x_NI.size(0), kTileTokens, [&](int64_t token, int64_t tokens) {
+  for_each_tile(x_NI.size(0), tile.tokens, [&](int64_t token, int64_t tokens) {
     const at::Tensor x = widened(x_NI.narrow(0, token, tokens));
-    for_each_tile(outputs, tile_outputs(weight_OI.size(1)), [&](int64_t output, int64_t count) {
+    for_each_tile(outputs, tile.outputs, [&](int64_t output, int64_t count) {
       const at::Tensor weight = widened(weight_OI.narrow(0, output, count));
       const auto place = [&](const at::Tensor& of) {
         return of.narrow(0, token, tokens).narrow(1, output, count);
@@ -51,10 +51,11 @@ at::Tensor linear_fp32_forward(const at::Tensor& x_NI, const at::Tensor& weight_
 
 at::Tensor linear_fp32_backward_input(const at::Tensor& d_y_NO, const at::Tensor& weight_OI) {
   const int64_t outputs = weight_OI.size(0), inputs = weight_OI.size(1);
+  const Fp32Tile tile(d_y_NO.size(0), outputs, inputs);
   at::Tensor d_x_NI = at::empty({d_y_NO.size(0), inputs}, d_y_NO.options());
-  for_each_tile(d_y_NO.size(0), kTileTokens, [&](int64_t token, int64_t tokens) {
+  for_each_tile(d_y_NO.size(0), tile.tokens, [&](int64_t token, int64_t tokens) {
     at::Tensor sum = at::zeros({tokens, inputs}, d_y_NO.options().dtype(at::kFloat));
-    for_each_tile(outputs, tile_outputs(inputs), [&](int64_t output, int64_t count) {
+    for_each_tile(outputs, tile.outputs, [&](int64_t output, int64_t count) {
       const at::Tensor d_y = d_y_NO.narrow(0, token, tokens).narrow(1, output, count);
       at::addmm_out(sum, sum, widened(d_y), widened(weight_OI.narrow(0, output, count)));
     });
@@ -67,11 +68,12 @@ void linear_fp32_backward_weight(const at::Tensor& d_y_NO, const at::Tensor& x_N
                                  const at::Tensor& d_weight_OI, bool accumulate) {
   const bool direct = d_weight_OI.scalar_type() == at::kFloat;
   const int64_t outputs = d_weight_OI.size(0), inputs = d_weight_OI.size(1);
-  for_each_tile(outputs, tile_outputs(inputs), [&](int64_t output, int64_t count) {
+  const Fp32Tile tile(x_NI.size(0), outputs, inputs);
+  for_each_tile(outputs, tile.outputs, [&](int64_t output, int64_t count) {
     at::Tensor gradient = d_weight_OI.narrow(0, output, count);
     at::Tensor sum = direct ? gradient : at::empty({count, inputs}, x_NI.options().dtype(at::kFloat));
     if (!direct || !accumulate) sum.zero_();
-    for_each_tile(x_NI.size(0), kTileTokens, [&](int64_t token, int64_t tokens) {
+    for_each_tile(x_NI.size(0), tile.tokens, [&](int64_t token, int64_t tokens) {
       const at::Tensor d_y = widened(d_y_NO.narrow(0, token, tokens).narrow(1, output, count));
       at::addmm_out(sum, sum, d_y.t(), widened(x_NI.narrow(0, token, tokens)));
     });

@@ -77,10 +77,7 @@ void rms_norm_backward(const T* d_y, const T* x, const T* weight, const accumula
                                     double);                                                             \
   template void rms_norm_backward<T>(const T*, const T*, const T*, const accumulate_t<T>*, const T*, T*, \
                                      accumulate_t<T>*, int64_t, int64_t, int64_t);
-SATUNE_INSTANTIATE(float)
-SATUNE_INSTANTIATE(double)
-SATUNE_INSTANTIATE(c10::BFloat16)
-SATUNE_INSTANTIATE(c10::Half)
+SATUNE_FOR_EACH_TYPE(SATUNE_INSTANTIATE)
 #undef SATUNE_INSTANTIATE
 
 }  // namespace satune::kernels

@@ -29,10 +29,7 @@ void rope_apply(T* x, int64_t row_stride, const int64_t* positions, const accumu
 #define SATUNE_INSTANTIATE(T)                                                                              \
   template void rope_apply<T>(T*, int64_t, const int64_t*, const accumulate_t<T>*, const accumulate_t<T>*, \
                               int64_t, int64_t, int64_t, int64_t, int);
-SATUNE_INSTANTIATE(float)
-SATUNE_INSTANTIATE(double)
-SATUNE_INSTANTIATE(c10::BFloat16)
-SATUNE_INSTANTIATE(c10::Half)
+SATUNE_FOR_EACH_TYPE(SATUNE_INSTANTIATE)
 #undef SATUNE_INSTANTIATE
 
 }  // namespace satune::kernels

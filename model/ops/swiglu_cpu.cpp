@@ -41,10 +41,7 @@ void swiglu_backward(const T* d_act, const T* gate_up, T* d_gate_up, int64_t beg
 #define SATUNE_INSTANTIATE(T)                                               \
   template void swiglu_forward<T>(const T*, T*, int64_t, int64_t, int64_t); \
   template void swiglu_backward<T>(const T*, const T*, T*, int64_t, int64_t, int64_t);
-SATUNE_INSTANTIATE(float)
-SATUNE_INSTANTIATE(double)
-SATUNE_INSTANTIATE(c10::BFloat16)
-SATUNE_INSTANTIATE(c10::Half)
+SATUNE_FOR_EACH_TYPE(SATUNE_INSTANTIATE)
 #undef SATUNE_INSTANTIATE
 
 }  // namespace satune::kernels

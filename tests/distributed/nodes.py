@@ -4,7 +4,6 @@ The nodes' network cards are plugged into a switch (a bridge) that has a network
 the machine's own network is touched. No namespace has a name: each lives as long as a process that ends with this one.
 """
 
-import os
 import pathlib
 import shutil
 import subprocess

@@ -1,6 +1,5 @@
 """Ranks on several machines (nodes.py): the numbers of one machine, and a link that is cut."""
 
-import pathlib
 import re
 import time
 

@@ -6,6 +6,7 @@
 
 #include "data/tokenizer.h"
 #include "model/llama.h"
+#include "tests/model_configs.h"
 
 namespace satune {
 
@@ -52,14 +53,8 @@ class ByteTokenizer final : public Tokenizer {
 };
 
 inline Llama byte_model(const std::string& sharing = "", at::ScalarType type = at::kFloat) {
-  ModelConfig config;
-  config.vocab_size = 259;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 4;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
+  ModelConfig config = model_configs::config_of(
+      {.vocabulary = 259, .hidden = 32, .ffn = 48, .layers = 4, .heads = 4, .kv_heads = 2, .head_dim = 8});
   config.max_position_embeddings = 256;
   config.sharing = sharing.empty() ? SharingPlan(4) : SharingPlan::parse(sharing, AnchorRule::kBefore, 4);
   Llama model(config, {}, type, at::kCPU);

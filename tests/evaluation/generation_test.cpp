@@ -104,7 +104,7 @@ TEST(Generation, StopIdsComeFromAllPlacesThatNameOne) {
 TEST(Generation, ARealModelTellsItsKnownStory) {
   SATUNE_REALDATA_OR_SKIP(directory, "stories260K_hf");
   const ModelSource source = find_model({.name_or_path = directory.string()});
-  const auto tokenizer = load_model_tokenizer(source);
+  const auto tokenizer = load_model_tokenizer(source.directory, source.config);
   const Llama model = load_model(source);
   const std::vector<int32_t> prompt = encode_raw_prompt("", *tokenizer);
   ASSERT_EQ(prompt, (std::vector<int32_t>{*tokenizer->bos_id()}));

@@ -6,19 +6,14 @@
 #include <numeric>
 
 #include "data/files/error.h"
+#include "tests/model_configs.h"
 
 namespace satune {
 namespace {
 
 ModelConfig decode_config(const std::string& sharing, AnchorRule rule, bool tied = false) {
-  ModelConfig config;
-  config.vocab_size = 61;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 7;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
+  ModelConfig config = model_configs::config_of(
+      {.vocabulary = 61, .hidden = 32, .ffn = 48, .layers = 7, .heads = 4, .kv_heads = 2, .head_dim = 8});
   config.tie_word_embeddings = tied;
   config.sharing = sharing.empty() ? SharingPlan(7) : SharingPlan::parse(sharing, rule, 7);
   return config;

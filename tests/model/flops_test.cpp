@@ -7,32 +7,19 @@
 namespace satune {
 namespace {
 
-ModelConfig llama3_8b() {
-  ModelConfig config;
-  config.vocab_size = 128256;
-  config.hidden_size = 4096;
-  config.intermediate_size = 14336;
-  config.num_hidden_layers = 32;
-  config.num_attention_heads = 32;
-  config.num_key_value_heads = 8;
-  config.head_dim = 128;
-  config.sharing = SharingPlan(32);
-  return config;
-}
-
 double flops(const ModelConfig& config, double length, const std::vector<bool>& trained = {}) {
   return training_flops_per_token(config, TensorTable(config), trained, length);
 }
 
 TEST(TrainingFlops, Llama3AsPublished) {
-  const ModelConfig config = llama3_8b();
+  const ModelConfig config = model_configs::llama3("8b");
   EXPECT_NEAR(flops(config, 1024) / 1e9, 45.8, 0.05);
   EXPECT_NEAR(flops(config, 2048) / 1e9, 46.6, 0.05);
   EXPECT_NEAR(flops(config, 8192) / 1e9, 51.5, 0.05);
 }
 
 TEST(TrainingFlops, ASharedLayerLosesItsProjectionsAndItsScores) {
-  const ModelConfig dense = llama3_8b();
+  const ModelConfig dense = model_configs::llama3("8b");
   ModelConfig shared = dense;
   shared.sharing = SharingPlan::parse("23-26", AnchorRule::kBefore, 32);
   const double projections = 6.0 * 4 * (4096.0 * 4096 + 4096.0 * 1024);

@@ -1,9 +1,13 @@
 // 16-bit projections and attention on the CPU: sums in fp32, one rounding, whichever way the CPU takes.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -64,6 +68,40 @@ TEST_P(LinearFp32, WeightGradientRoundsOnceAndStaysWideInAWideBuffer) {
   EXPECT_LT(relative_difference(wide, exact), 1e-6);
   linear_fp32_backward_weight(d_y, x, wide, true);
   EXPECT_LT(relative_difference(wide, 2 * exact), 1e-6);
+}
+
+/// Bytes of tensors that this thread has made and not freed, and their most.
+class TensorBytes final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
+    now_ += bytes;
+    most_ = std::max(most_, now_);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t most() const { return most_; }
+
+ private:
+  int64_t now_ = 0, most_ = 0;
+};
+
+// What trainer/activations.cpp plans by.
+TEST_P(LinearFp32, ScratchIsTheTile) {
+  for (const int64_t inputs : {48, 600, 40000}) {
+    const Fp32Tile tile(kTokens, 5000, inputs);
+    const at::Tensor wide_x = noise({kTokens, inputs}, 1, GetParam());
+    const at::Tensor wide_d_y = noise({kTokens, 5000}, 3, GetParam());
+    for (const bool narrow : {false, true}) {
+      at::Tensor gradient = at::empty({5000, inputs}, narrow ? GetParam() : at::kFloat);
+      const auto bytes = std::make_shared<TensorBytes>();
+      {
+        const c10::DebugInfoGuard watch(c10::DebugInfoKind::PROFILER_STATE, bytes);
+        linear_fp32_backward_weight(wide_d_y, wide_x, gradient, false);
+      }
+      const int64_t sides = tile.tokens * (tile.outputs + tile.inputs);
+      EXPECT_EQ(bytes->most(), 4 * (sides + (narrow ? tile.outputs * tile.inputs : 0)))
+          << inputs << " inputs, " << (narrow ? "rounded" : "fp32") << " gradient";
+    }
+  }
 }
 
 TEST_P(LinearFp32, IsTakenWhereTheCpuHasNoFastProducts) {

@@ -6,22 +6,22 @@
 #include <vector>
 
 #include "model/llama.h"
+#include "tests/model_configs.h"
 
 namespace satune::testing {
 
 inline ModelConfig small_config(int layers = 5, bool tied = false) {
-  ModelConfig config;
-  config.vocab_size = 67;
-  config.hidden_size = 48;
-  config.intermediate_size = 80;
-  config.num_hidden_layers = layers;
-  config.num_attention_heads = 6;
-  config.num_key_value_heads = 2;
-  config.head_dim = 16;  // not hidden_size / heads: an explicit head_dim
+  // An explicit head_dim: not hidden / heads.
+  ModelConfig config = model_configs::config_of({.vocabulary = 67,
+                                                 .hidden = 48,
+                                                 .ffn = 80,
+                                                 .layers = layers,
+                                                 .heads = 6,
+                                                 .kv_heads = 2,
+                                                 .head_dim = 16});
   config.rms_norm_eps = 1e-5;
   config.rope_theta = 10000.0;
   config.tie_word_embeddings = tied;
-  config.sharing = SharingPlan(layers);
   return config;
 }
 

@@ -127,7 +127,7 @@ TEST_F(ExportFiles, ChatTemplateReplacesTheSourcesOnes) {
 
 // transformers 4.57 found no tokenizer for a directory of model_type sa_llama without tokenizer_config.json.
 TEST_F(ExportFiles, MissingTokenizerConfigIsWritten) {
-  put("tokenizer.model", "\n\x05");
+  put("tokenizer.model", "\n\x0e\n\x05<unk>");
   write_export_files(out(), config("3-4"), options());
   EXPECT_EQ(read_json_file(out() / "tokenizer_config.json")["tokenizer_class"], "LlamaTokenizer");
   fs::remove(source() / "tokenizer.model");

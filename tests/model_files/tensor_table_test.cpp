@@ -3,22 +3,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/model_configs.h"
+
 namespace satune {
 namespace {
 
 using ::testing::ElementsAre;
 
 ModelConfig small_config() {
-  ModelConfig config;
-  config.vocab_size = 100;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 3;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 16;  // on purpose not hidden_size / heads
-  config.sharing = SharingPlan(3);
-  return config;
+  // head_dim is on purpose not hidden / heads.
+  return model_configs::config_of(
+      {.vocabulary = 100, .hidden = 32, .ffn = 48, .layers = 3, .heads = 4, .kv_heads = 2, .head_dim = 16});
 }
 
 std::vector<std::string> names(std::span<const TensorInfo> tensors) {
@@ -87,15 +82,7 @@ TEST(TensorTable, ATiedHeadIsNotListed) {
 }
 
 TEST(TensorTable, CountsLlama3) {
-  ModelConfig config;
-  config.vocab_size = 128256;
-  config.hidden_size = 4096;
-  config.intermediate_size = 14336;
-  config.num_hidden_layers = 32;
-  config.num_attention_heads = 32;
-  config.num_key_value_heads = 8;
-  config.head_dim = 128;
-  EXPECT_EQ(TensorTable(config).parameter_count(), 8030261248);
+  EXPECT_EQ(TensorTable(model_configs::llama3("8b")).parameter_count(), 8030261248);
 }
 
 TEST(TensorTable, ACopyFindsItsOwnTensors) {

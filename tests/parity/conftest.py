@@ -1,5 +1,6 @@
 """Shared by the parity tests: the built programs, the real data, and no network."""
 
+import json
 import os
 import pathlib
 import tempfile
@@ -32,4 +33,28 @@ def realdata():
     path = pathlib.Path(os.environ.get("SATUNE_REALDATA", ROOT.parent / "shared" / "realdata"))
     if not path.exists():
         pytest.skip(f"real data is not at {path} (set SATUNE_REALDATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shim():
+    return built("libfault_shim.so")
+
+
+@pytest.fixture(scope="session")
+def stories(realdata):
+    path = realdata / "stories260K_hf"
+    if not path.exists():
+        pytest.skip(f"needs real data {path}")
+    return path
+
+
+@pytest.fixture
+def records(tmp_path):
+    path = tmp_path / "records.json"
+    rows = [
+        {"instruction": f"Tell me about {thing}", "input": thing if i % 2 else "", "output": f"The {thing} was red. " * (1 + i % 3)}
+        for i, thing in enumerate(["ball", "park", "girl", "dog", "caf\u00e9", "tree", "house"])
+    ]
+    path.write_text(json.dumps(rows))
     return path

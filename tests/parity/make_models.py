@@ -8,12 +8,18 @@ are by the format's definition.
 import argparse
 import json
 import os
+import pathlib
 import shutil
 import zlib
 
 import torch
 from safetensors.torch import save_file
 
+# What shared/realdata/stories260K_hf tells from BOS on, as transformers decodes it greedily in fp32.
+STORY = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she "
+    "saw a big, red ball. She wanted to play with it, but it was too high."
+)
 EXPORT_CODE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "model", "export")
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -137,6 +143,17 @@ def write_model(directory, shape_name, layers="", anchor="before", seed=0, dtype
         for name in ("configuration_sa_llama.py", "modeling_sa_llama.py"):
             shutil.copy(os.path.join(EXPORT_CODE, name), directory)
     return config
+
+
+def write_architecture(directory, **changes):
+    """The file that `satune init` takes; a value of None leaves the key out."""
+    keys = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+    } | changes
+    path = pathlib.Path(directory) / "arch.json"
+    path.write_text(json.dumps({key: value for key, value in keys.items() if value is not None}))
+    return path
 
 
 def random_batch(vocab_size, lengths, seed, targets_from=0.3):

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 from memory import grown_peaks
-from programs import ROOT
+from programs import ROOT, call, refused
 
 TOLERANCE = 0.05
 THREADS = 2
@@ -20,19 +20,6 @@ ARCHITECTURE = {
     "num_hidden_layers": 4, "num_attention_heads": 10, "num_key_value_heads": 5, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "dtype": "float32",
 }
-
-
-def call(program, *arguments, code=0):
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def refused(program, *arguments, code=2):
-    lines = [line for line in call(program, *arguments, code=code).stderr.splitlines()
-             if line.startswith("satune: error: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def plan(program, *arguments):

@@ -7,12 +7,8 @@ import json
 import os
 import subprocess
 
-import pytest
+import make_models
 
-STORY = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
-    "One day, she saw a big, red ball. She wanted to play with it, but it was too high."
-)
 CONFIG = {
     "template": "alpaca", "max_length": 512, "packing": True, "val_size": 0, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1, "learning_rate": 2e-3, "warmup_steps": 10, "precision": "fp32",
@@ -26,15 +22,10 @@ def run(*command):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def stories(realdata):
-    return realdata / "stories260K_hf"
-
-
 def test_tells_its_known_story(satune, stories):
     found = json.loads(run(satune, "generate", stories, "--prompt", "", "--max-new-tokens", 64,
                            "--temperature", 0, "--precision", "fp32", "--json"))
-    assert found["text"].strip().startswith(STORY)
+    assert found["text"].strip().startswith(make_models.STORY)
 
 
 def test_sharing_is_won_back_by_fine_tuning(satune, stories, realdata, tmp_path, capsys):

@@ -2,7 +2,6 @@
 the tokenizers library for tokenizer.json, tiktoken for Llama-3's rank file."""
 
 import json
-import pathlib
 import random
 import subprocess
 
@@ -11,7 +10,7 @@ import sentencepiece
 import tiktoken
 import tiktoken.load
 import tokenizers
-from programs import ROOT, built
+from programs import built
 from tokenizers import pre_tokenizers
 
 LLAMA3_PATTERN = (

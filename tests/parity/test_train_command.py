@@ -1,34 +1,14 @@
 """`satune train` as a user meets it: the configs that ship, --dry-run on true-shape models, errors and help."""
 
 import json
-import resource
 import shutil
 import struct
-import subprocess
 
 import make_models
 import pytest
-from programs import ROOT
+from programs import ROOT, call, refused
 
 GIB = 1 << 30
-
-
-def call(program, *arguments, code=0, env=None, limit=None):
-    def set_limit():
-        if limit:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600, env=env,
-                          preexec_fn=set_limit)
-    assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def refused(program, *arguments, code=2, env=None):
-    lines = [line for line in call(program, *arguments, code=code, env=env).stderr.splitlines()
-             if line.startswith("satune: error: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def write_sparse_model(directory, config, tokenizer):

@@ -7,7 +7,8 @@ import subprocess
 import time
 
 import pytest
-from test_train_command import ROOT, call, refused, tiny  # noqa: F401 (tiny is a fixture)
+from programs import call, refused
+from test_train_command import ROOT, tiny  # noqa: F401 (tiny is a fixture)
 
 TORCHRUN = ROOT / ".venv" / "bin" / "torchrun"
 QUIET = os.environ | {"GOMP_SPINCOUNT": "0"}

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "data/random.h"
+#include "tests/model_configs.h"
 #include "trainer/adamw_kernels.h"
 #include "trainer/gradient_norm.h"
 
@@ -16,16 +17,8 @@ namespace satune::trainer_test {
 namespace {
 
 ModelConfig config_of_two_layers() {
-  ModelConfig config;
-  config.vocab_size = 1500;
-  config.hidden_size = 40;
-  config.intermediate_size = 72;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 10;
-  config.sharing = SharingPlan(2);
-  return config;
+  return model_configs::config_of(
+      {.vocabulary = 1500, .hidden = 40, .ffn = 72, .layers = 2, .heads = 4, .kv_heads = 2, .head_dim = 10});
 }
 
 void fill(const at::Tensor& tensor, double scale, std::string_view name) {

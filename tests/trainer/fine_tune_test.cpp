@@ -95,7 +95,7 @@ TEST(FineTune, HalfPrecisionWeightsMoveAtSmallLearningRates) {
   const auto master_after = [&](int64_t step) {
     const SnapshotReader snapshot(tiny.output("run") / "snapshots" / snapshot_name(step));
     const TensorInfo* info = snapshot.table().find("model.layers.0.mlp.up_proj.weight");
-    return snapshot.tensor(static_cast<size_t>(info - snapshot.table().tensors().data()));
+    return snapshot.elements(static_cast<size_t>(info - snapshot.table().tensors().data()), 0, info->numel());
   };
   const at::Tensor first = master_after(1), last = master_after(20);
   double moved = 0;
@@ -181,7 +181,7 @@ TEST(FineTune, FrozenTensorsHaveNoState) {
 
   const SnapshotReader snapshot(tiny.output("run") / "snapshots/step-00000010");
   for (size_t i = 0; i < snapshot.table().tensors().size(); ++i) {
-    const at::Tensor tensor = snapshot.tensor(i);
+    const at::Tensor tensor = snapshot.elements(i, 0, snapshot.table().tensors()[i].numel());
     const StoredTensor* stored = exported.find(snapshot.table().tensors()[i].name);
     ASSERT_EQ(stored->bytes.size(), tensor.nbytes());
     EXPECT_EQ(std::memcmp(stored->bytes.data(), tensor.const_data_ptr(), tensor.nbytes()), 0);

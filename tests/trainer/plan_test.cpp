@@ -4,17 +4,13 @@
 #include <numeric>
 
 #include "model/flops.h"
+#include "tests/model_configs.h"
 #include "trainer/memory_plan.h"
 #include "trainer/shard.h"
 #include "trainer/traffic_plan.h"
 
 namespace satune::trainer_test {
 namespace {
-
-ModelConfig shape(const std::string& name) {
-  const std::string file = std::string(SATUNE_SOURCE_DIR) + "/configs/arch-llama3-" + name + ".json";
-  return parse_model_config(read_json_file(file, {.allow_comments = true}), file);
-}
 
 /// A run over a shape, all tensors trained unless `mask` says otherwise.
 struct ShapeRun {
@@ -23,7 +19,7 @@ struct ShapeRun {
   TensorTable table;
   std::vector<bool> mask;
 
-  explicit ShapeRun(const std::string& name) : config(shape(name)), table(config) {
+  explicit ShapeRun(const std::string& name) : config(model_configs::llama3(name)), table(config) {
     settings.gradient_accumulation_steps = 2;
   }
   PlannedRun run() const { return {settings, config, table, mask, settings.max_length, true}; }
@@ -39,15 +35,14 @@ std::vector<int> gathered(const std::vector<ScheduledPass>& passes) {
 }
 
 ModelConfig small_config(int layers, bool tied) {
-  ModelConfig config;
-  config.vocab_size = 100000;
-  config.hidden_size = 64;
-  config.intermediate_size = 128;
-  config.num_hidden_layers = layers;
-  config.num_attention_heads = config.num_key_value_heads = 2;
-  config.head_dim = 32;
+  ModelConfig config = model_configs::config_of({.vocabulary = 100000,
+                                                 .hidden = 64,
+                                                 .ffn = 128,
+                                                 .layers = layers,
+                                                 .heads = 2,
+                                                 .kv_heads = 2,
+                                                 .head_dim = 32});
   config.tie_word_embeddings = tied;
-  config.sharing = SharingPlan(layers);
   return config;
 }
 
@@ -264,6 +259,22 @@ TEST(MemoryPlan, StatesOfAShareAreCut) {
   shape.settings.precision = Precision::kFp32;
   shape.settings.optimizer_offload = OptimizerOffload::kNone;
   EXPECT_EQ(plan_memory(shape.run(), {4, 3}, 0).master, 0);
+}
+
+// Narrow models once had tiles of kTileElements / inputs outputs planned, which the products cap.
+TEST(MemoryPlan, TilesOfANarrowModelAreThoseOfItsProducts) {
+  ModelConfig config = small_config(1, false);
+  config.vocab_size = 6000;
+  const auto working = [&](bool widened, int64_t gradient_element) {
+    PassShape shape{config, 600};
+    shape.element = 2;
+    shape.gradient_element = gradient_element;
+    shape.widened = widened;
+    return pass_bytes(shape, {Recording::kKeep}).working;
+  };
+  // The head's is the largest: 4096 of its rows at a time, against all 600 tokens.
+  EXPECT_EQ(working(true, 2) - working(false, 2), 4 * (600 * (4096 + 64) + 4096 * 64));
+  EXPECT_EQ(working(true, 4) - working(true, 2), -4 * 4096 * 64);
 }
 
 TEST(MemoryPlan, OneProcessHasNoCommunicationBuffers) {

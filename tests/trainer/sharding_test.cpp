@@ -8,6 +8,7 @@
 #include <cmath>
 #include <mutex>
 
+#include "evaluation/device_batch.h"
 #include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/evaluation_loss.h"

@@ -10,6 +10,7 @@
 
 #include "data/files/error.h"
 #include "tests/files/faulty_file_ops.h"
+#include "tests/model_configs.h"
 #include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/resume.h"
@@ -27,16 +28,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 ModelConfig small_config() {
-  ModelConfig config;
-  config.vocab_size = 3000;
-  config.hidden_size = 8;
-  config.intermediate_size = 8;
-  config.num_hidden_layers = 1;
-  config.num_attention_heads = 2;
-  config.num_key_value_heads = 1;
-  config.head_dim = 4;
-  config.sharing = SharingPlan(1);
-  return config;
+  return model_configs::config_of(
+      {.vocabulary = 3000, .hidden = 8, .ffn = 8, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 4});
 }
 
 /// A new one for every save: keys of a run are written once.

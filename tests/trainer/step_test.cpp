@@ -5,12 +5,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "data/files/error.h"
 #include "data/tokenizer.h"
+#include "evaluation/device_batch.h"
+#include "tests/model_configs.h"
 #include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/memory_plan.h"
@@ -37,6 +41,22 @@ TEST(MicroBatches, CoverTheRowsOfAStepOnceOverAllRanks) {
   EXPECT_EQ(describe(micro_batches(step, 2, {0, 2})), "40+2 44+2 48+2 ");
   // The second rank's last micro-batch is empty, but it is there: ranks gather and reduce together.
   EXPECT_EQ(describe(micro_batches(step, 2, {1, 2})), "42+2 46+2 50+0 ");
+}
+
+TEST(LongestRows, AreThoseOfTheMostTokensWhereverTheyStand) {
+  const TinyRun tiny;
+  for (const char* packing : {"packing=false", "packing=true"}) {
+    RunPlan plan(tiny.settings("unused", {packing, "val_size=0"}));
+    BatchSource& data = plan.train();
+    std::vector<int64_t> lengths;
+    for (int64_t row = 0; row < data.rows(0); ++row) lengths.push_back(data.token_count(0, row, 1));
+    std::sort(lengths.rbegin(), lengths.rend());
+    const int64_t rows = std::min<int64_t>(3, data.rows(0));
+    const Batch batch = make_batch(longest_rows(data, 0, rows));
+    EXPECT_EQ(static_cast<int64_t>(batch.tokens.size()),
+              std::accumulate(lengths.begin(), lengths.begin() + rows, int64_t{0}));
+    EXPECT_EQ(longest_rows(data, 0, 1000).size(), 40U) << "no more than there are";
+  }
 }
 
 /// Model, optimizer and data of a tiny run, without the run.
@@ -210,15 +230,7 @@ TEST(NonFinite, SkipLeavesTheStepOutAndCounts) {
 }
 
 TEST(MemoryPlan, CountsWhatFactsMeasured) {
-  ModelConfig config;  // Llama-3-8B
-  config.vocab_size = 128256;
-  config.hidden_size = 4096;
-  config.intermediate_size = 14336;
-  config.num_hidden_layers = 32;
-  config.num_attention_heads = 32;
-  config.num_key_value_heads = 8;
-  config.head_dim = 128;
-  config.sharing = SharingPlan(32);
+  const ModelConfig config = model_configs::llama3("8b");
   EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kKeep, 1000, 2) / 1e6, 139, 1);
   EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kSelective, 1000, 2) / 1e6, 94, 1);
   EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kRecompute, 1000, 2) / 1e6, 8.2, 0.1);

@@ -7,6 +7,7 @@
 #include "data/random.h"
 #include "data/tokenizer.h"
 #include "model/parameters.h"
+#include "tests/model_configs.h"
 #include "trainer/snapshot.h"
 
 namespace satune::trainer_test {
@@ -33,17 +34,10 @@ void write_records(const fs::path& path, int records) {
 }
 
 void write_model(const fs::path& path, const fs::path& tokenizer, bool tied, double head_scale) {
-  ModelConfig config;
-  config.vocab_size = 320;
-  config.hidden_size = 32;
-  config.intermediate_size = 48;
-  config.num_hidden_layers = 4;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 8;
+  ModelConfig config = model_configs::config_of(
+      {.vocabulary = 320, .hidden = 32, .ffn = 48, .layers = 4, .heads = 4, .kv_heads = 2, .head_dim = 8});
   config.tie_word_embeddings = tied;
   config.max_position_embeddings = 512;
-  config.sharing = SharingPlan(4);
   Weights weights(TensorTable(config), {}, at::kFloat, at::kCPU);
   initialise_weights(weights, 0.05, 11);
   if (!tied) weights.tensor("lm_head.weight").mul_(head_scale);

@@ -171,7 +171,7 @@ int run_eval(EvalOptions options) {
   if (options.output) require_new_file(*options.output, "--output");
   options.task.batch_size = parse_batch_size(options.batch_size);
   const ModelSource source = find_model_for(options.model);
-  const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source);
+  const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source.directory, source.config);
   const std::optional<PromptTemplate> prompt_template = load_template(options, source, *tokenizer);
   options.task.columns = parse_columns(options.columns);
   options.task.max_length = bounded_length(options, source);

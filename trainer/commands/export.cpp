@@ -1,4 +1,6 @@
 // satune export: a Hugging Face directory from a snapshot.
+#include "model/export.h"
+
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
@@ -51,9 +53,10 @@ int run_export(const CommandOptions& options) {
   const ExportOptions files = export_options(snapshot.base_model(), text.prompt_template, *tokenizer,
                                              text.format == DataFormat::kText);
   snapshot.verify();
-  export_model(
-      options.out, snapshot.config(), snapshot.table(), [&](size_t i) { return snapshot.tensor(i); }, dtype,
-      files);
+  export_pieces(
+      options.out, snapshot.config(), snapshot.table(),
+      [&](size_t tensor, int64_t begin, int64_t count) { return snapshot.elements(tensor, begin, count); },
+      dtype, files);
   spdlog::info("{}: step {}, {} parameters in {}", options.out, snapshot.step(),
                snapshot.table().parameter_count(), torch_name(dtype));
   return kExitOk;

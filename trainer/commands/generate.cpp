@@ -101,7 +101,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 int run_generate(GenerateOptions options) {
   check(options);
   const ModelSource source = find_model_for(options.model);
-  const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source);
+  const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source.directory, source.config);
   const Prompt prompt = make_prompt(options, source, *tokenizer);
   options.generation.max_new_tokens = bounded_answer(options, prompt, source);
   options.generation.stop_ids =

@@ -102,9 +102,6 @@ void settle_vocabulary(Json& architecture, const InitOptions& options, const Tok
 
 /// The ids that the config names must be the tokenizer's; those it does not name are taken from there.
 void settle_special_ids(ModelConfig& config, const std::string& source, const Tokenizer& tokenizer) {
-  if (tokenizer.vocab_size() > config.vocab_size)
-    throw bad_input(source + ": vocab_size", fmt::format("{}", config.vocab_size),
-                    fmt::format("at least {}, the tokenizer's", tokenizer.vocab_size()));
   if (const auto bos = tokenizer.bos_id()) {
     if (config.bos_token_id && *config.bos_token_id != *bos)
       throw bad_input(source + ": bos_token_id", fmt::format("{}", *config.bos_token_id),
@@ -137,8 +134,13 @@ int run_init(const InitOptions& options) {
       tokenizer_source.empty() ? nullptr : load_tokenizer(tokenizer_source);
   settle_vocabulary(architecture, options, tokenizer.get());
   ModelConfig config = parse_model_config(architecture, options.architecture);
-  if (tokenizer) settle_special_ids(config, options.architecture, *tokenizer);
-  settle_sharing(config, options.sharing, options.anchor);
+  if (tokenizer) {
+    check_vocabulary(
+        *tokenizer, tokenizer_source.string(), config.vocab_size,
+        options.vocab_size ? "as --vocab-size says" : "the vocab_size of " + options.architecture);
+    settle_special_ids(config, options.architecture, *tokenizer);
+  }
+  settle_sharing(config, options.sharing, options.anchor, options.architecture);
 
   const DType dtype = options.dtype ? parse_export_dtype(*options.dtype) : config.dtype;
   Weights weights(TensorTable(config), {}, scalar_type(dtype), at::kCPU);

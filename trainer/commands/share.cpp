@@ -7,6 +7,7 @@
 #include "data/files/error.h"
 #include "data/template_file.h"
 #include "evaluation/generation.h"
+#include "model/export.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
 
@@ -45,19 +46,22 @@ int run_share(const ShareOptions& options) {
   require_new_directory(options.out);
   const std::filesystem::path directory = resolve_model_directory(options.model);
   ModelConfig config = read_model_config(directory);
-  const bool dense_source = settle_sharing(config, options.sharing, options.anchor);
+  const bool dense_source = settle_sharing(config, options.sharing, options.anchor, directory.string());
   const Checkpoint checkpoint(directory);
   const TensorTable table(config);
   const std::vector<std::string> skipped = check_checkpoint(checkpoint, table, dense_source);
   const DType dtype = options.dtype ? parse_export_dtype(*options.dtype) : widest_dtype(checkpoint, table);
 
-  const StoredTensor* in_use = nullptr;
-  const auto read = [&](size_t index) {
+  std::optional<StoredTensor> in_use;
+  const auto read = [&](size_t tensor, int64_t begin, int64_t count) {
     if (in_use) checkpoint.release(*in_use);
-    in_use = checkpoint.find(table.tensors()[index].name);
+    in_use = *checkpoint.find(table.tensors()[tensor].name);
+    const DType stored = dtype_of(*in_use);
+    in_use->bytes = in_use->bytes.subspan(static_cast<size_t>(begin * dtype_bytes(stored)),
+                                          static_cast<size_t>(count * dtype_bytes(stored)));
     // from_blob wants a mutable pointer; the map is read-only and is only read.
-    return at::from_blob(const_cast<std::byte*>(in_use->bytes.data()), table.tensors()[index].shape,
-                         at::TensorOptions(scalar_type(dtype_of(*in_use))));
+    return at::from_blob(const_cast<std::byte*>(in_use->bytes.data()), {count},
+                         at::TensorOptions(scalar_type(stored)));
   };
   ExportOptions export_options;
   export_options.tokenizer_source = directory;
@@ -66,7 +70,7 @@ int run_share(const ShareOptions& options) {
     export_options.template_file = write_json(template_json(*trained_with));
   }
   export_options.eos_token_ids = eos_token_ids(directory, config);
-  export_model(options.out, config, table, read, dtype, export_options);
+  export_pieces(options.out, config, table, read, dtype, export_options);
   spdlog::info("{}: {} parameters in {}, {} of {} layers share attention, {} tensors left out", options.out,
                table.parameter_count(), torch_name(dtype), config.sharing.num_shared(),
                config.num_hidden_layers, skipped.size());
