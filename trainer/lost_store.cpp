@@ -6,8 +6,8 @@
 
 namespace satune {
 
-Failure lost_store(const RankEnvironment& environment, const std::optional<Heartbeat>& leader,
-                   const std::string& reason) {
+RunFailure lost_store(const RankEnvironment& environment, const std::optional<Heartbeat>& leader,
+                      const std::string& reason) {
   if (environment.agent_store || environment.world.rank == 0) {
     const char* holder = environment.agent_store ? "the launcher" : "this process";
     return {0, true, kExitEnvironment, fmt::format("{} ({} holds it)", reason, holder)};
