@@ -7,8 +7,11 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <sched.h>
 #include <torch/version.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <string_view>
@@ -36,6 +39,26 @@ int64_t number_in(const char* file, int64_t otherwise) {
   return stream >> value ? value : otherwise;
 }
 
+/// Of the calling thread for 0.
+int64_t processors_of_process(pid_t process) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(process, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+/// The kernel cuts a wish for every processor down to what the control group allows, whatever its version and
+/// wherever it is mounted.
+int64_t processors_of_control_group() {
+  cpu_set_t own, every;
+  std::memset(&every, 0xff, sizeof(every));
+  if (sched_getaffinity(0, sizeof(own), &own) != 0 || sched_setaffinity(0, sizeof(every), &every) != 0) {
+    return processors_of_process(0);
+  }
+  const int64_t allowed = processors_of_process(0);
+  sched_setaffinity(0, sizeof(own), &own);
+  return allowed;
+}
+
 int64_t card_count() {
   return at::hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
 }
@@ -52,31 +75,54 @@ std::string build_id() {
 }  // namespace
 
 int64_t usable_processors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+  return processors_of_process(0);
+}
+
+int64_t processors_of_rank(int64_t available, int64_t affinity, int64_t local_ranks) {
+  const bool bound = affinity * local_ranks <= available;
+  return std::max<int64_t>(1, bound ? affinity : affinity / local_ranks);
+}
+
+int64_t processors_before_binding() {
+  // Neither of these binds, and each is the parent of its ranks.
+  if (std::getenv("TORCHELASTIC_RUN_ID") != nullptr) {
+    return std::max(usable_processors(), processors_of_process(::getppid()));
+  }
+  return processors_of_control_group();
 }
 
 int64_t operator_threads(const Settings& settings, int64_t local_ranks) {
-  return settings.num_threads.value_or(std::max<int64_t>(1, usable_processors() / local_ranks));
+  if (settings.num_threads) return *settings.num_threads;
+  return processors_of_rank(processors_before_binding(), usable_processors(), local_ranks);
+}
+
+int64_t operator_threads_unbound(const Settings& settings, int64_t local_ranks) {
+  return settings.num_threads.value_or(
+      processors_of_rank(usable_processors(), usable_processors(), local_ranks));
 }
 
 void use_threads(const Settings& settings, int64_t local_ranks) {
   at::set_num_threads(static_cast<int>(operator_threads(settings, local_ranks)));
 }
 
+int64_t card_of_rank(int64_t visible, int64_t local_rank) {
+  return visible == 1 ? 0 : local_rank;
+}
+
 at::Device choose_device(DeviceChoice choice, int64_t local_rank) {
   if (choice == DeviceChoice::kCpu) return at::kCPU;
   const int64_t cards = card_count();
   if (cards == 0 && choice == DeviceChoice::kAuto) return at::kCPU;
-  if (local_rank >= cards) {
+  const int64_t card = card_of_rank(cards, local_rank);
+  if (card >= cards) {
     throw EnvironmentError(
         fmt::format("device: found {} CUDA cards, expected {} (one for each process of this machine; \"cpu\" "
                     "runs without)",
                     cards, local_rank + 1));
   }
-  at::accelerator::setDeviceIndex(static_cast<at::DeviceIndex>(local_rank));
-  return {at::kCUDA, static_cast<at::DeviceIndex>(local_rank)};
+  const auto index = static_cast<at::DeviceIndex>(card);
+  at::accelerator::setDeviceIndex(index);
+  return {at::kCUDA, index};
 }
 
 int64_t available_memory(const at::Device& device, int64_t local_ranks) {

@@ -14,15 +14,29 @@ namespace satune {
 
 /// Processors this process may use.
 int64_t usable_processors();
-/// Threads of LibTorch's operators: `num_threads`, or this process's part of the processors that the
-/// `local_ranks` processes of this machine share; at least 1.
+/// Processors for one of the `local_ranks` ranks of a machine, at least 1. `affinity`: those that the process
+/// may use; `available`: those it could use if it had not been bound. Launchers that bind (srun
+/// --cpus-per-task, mpirun --bind-to core) give each rank processors of its own, so that all ranks' fit into
+/// what is available, and then the rank uses all of its own. Where they do not fit (torchrun, our launcher),
+/// the ranks share.
+int64_t processors_of_rank(int64_t available, int64_t affinity, int64_t local_ranks);
+/// Processors that this process could use had nobody bound it as a rank: those of its launcher, where that is
+/// torchrun's agent or ours, else all that the control group allows.
+int64_t processors_before_binding();
+/// Threads of LibTorch's operators: `num_threads`, or the processors of one of `local_ranks` ranks, which
+/// this process is one of. The second form is for ranks that are still to be started by somebody who does not
+/// bind them.
 int64_t operator_threads(const Settings& settings, int64_t local_ranks = 1);
+int64_t operator_threads_unbound(const Settings& settings, int64_t local_ranks);
 /// Sets them. LibTorch's own default is OMP_NUM_THREADS, which launchers set to 1. Call it before the first
 /// operator.
 void use_threads(const Settings& settings, int64_t local_ranks = 1);
 
-/// "auto" takes a card where there is one: card `local_rank` of those visible, which becomes the current one.
-/// Throws EnvironmentError for "cuda" without one, and when there are fewer cards than ranks.
+/// Number of the card that a rank takes of the visible ones: its local rank's, or the one that is there
+/// (srun --gpus-per-task=1 shows each rank its own alone). It may be `visible` or more.
+int64_t card_of_rank(int64_t visible, int64_t local_rank);
+/// "auto" takes a card where there is one: card_of_rank(), which becomes the current one. Throws
+/// EnvironmentError for "cuda" without one, and when there are fewer cards than ranks, unless it is one.
 at::Device choose_device(DeviceChoice choice, int64_t local_rank = 0);
 
 /// Bytes that each of the `local_ranks` processes of this machine can still allocate: of its card, or its

@@ -14,7 +14,10 @@ double evaluation_loss(Llama& model, BatchSource& data, int64_t rows_per_batch, 
   // As many passes on every rank: the last ones may be over nothing.
   for (int64_t row = 0; row < data.rows(0); row += rows_per_batch * world.size) {
     const Batch batch = data.make_batch(0, row + world.rank * rows_per_batch, rows_per_batch);
-    mine.push_back(model.evaluate(to_device(batch, model.weights().device()), hooks).loss.item<double>());
+    const DeviceBatch there = in_collective(coordinator, "upload of a batch",
+                                            [&] { return to_device(batch, model.weights().device()); });
+    const at::Tensor loss = model.evaluate(there, hooks).loss;
+    mine.push_back(in_collective(coordinator, "loss of a batch", [&] { return loss.item<double>(); }));
   }
   const std::vector<double> all =
       in_collective(coordinator, "exchange of evaluation losses", [&] { return group.exchange(mine); });

@@ -12,6 +12,7 @@
 #include "data/utf8.h"
 #include "trainer/coordinator.h"
 #include "trainer/parent_death.h"
+#include "trainer/rank_error_file.h"
 
 namespace satune {
 namespace {

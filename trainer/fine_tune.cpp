@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "data/files/error.h"
+#include "trainer/common_ground.h"
 #include "trainer/device.h"
 #include "trainer/failure_report.h"
 #include "trainer/ranks.h"
@@ -48,6 +49,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   const SnapshotStore store(folder.snapshots(), *options.file_ops);
   std::unique_ptr<SnapshotReader> snapshot = agree_on_snapshot(settings, store, ranks);
   const auto plan = plan_run(settings, ranks, snapshot.get());
+  check_common_ground(common_ground(*plan, device), ranks.coordinator());
   if (ranks.is_leader()) {
     if (snapshot) check_continuation(*snapshot, *plan, run_machine_json(device, ranks.world()));
     check_disk(folder.path(), disk_need(*plan), free_disk_bytes(folder.path()));
@@ -71,7 +73,7 @@ int run_training(const Settings& settings, const TrainOptions& options) {
   if (world.rank > 0) spdlog::set_level(std::max(spdlog::get_level(), spdlog::level::warn));
   shard_group_size(settings,
                    world.size);  // what is wrong with it each rank finds by itself, before they meet
-  SignalWatch signals;
+  SignalWatch signals(options.stopped_file);
   const auto end_process = [&options](const std::string& message, int code) {
     if (options.report) options.report(message, code);
     std::_Exit(code);

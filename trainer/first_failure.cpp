@@ -7,12 +7,12 @@
 
 namespace satune {
 
-std::optional<Failure> read_failure(RunStore& store) {
+std::optional<RunFailure> read_failure(RunStore& store) {
   const auto text = store.get(kFailureKey);
   return text ? std::optional(decode_failure(*text)) : std::nullopt;
 }
 
-Failure announce_first(RunStore& store, const Failure& failure) {
+RunFailure announce_first(RunStore& store, const RunFailure& failure) {
   if (store.add("failure/tickets", 1) > 1) {
     // Between ticket and record the first one may have died: then this record takes its place.
     constexpr int kTries = 50;

@@ -10,9 +10,9 @@ namespace satune {
 
 class RunStore;
 
-std::optional<Failure> read_failure(RunStore& store);
+std::optional<RunFailure> read_failure(RunStore& store);
 
 /// Announces `failure` and returns the one that stands. Throws EnvironmentError when the store is lost.
-Failure announce_first(RunStore& store, const Failure& failure);
+RunFailure announce_first(RunStore& store, const RunFailure& failure);
 
 }  // namespace satune

@@ -6,8 +6,8 @@
 
 namespace satune {
 
-Failure lost_store(const RankEnvironment& environment, const std::optional<Heartbeat>& leader,
-                   const std::string& reason) {
+RunFailure lost_store(const RankEnvironment& environment, const std::optional<Heartbeat>& leader,
+                      const std::string& reason) {
   const ProcessState there =
       leader ? state_of(leader->process, this_process().machine) : ProcessState::kElsewhere;
   // The agent that holds the store is rank 0's own: on another machine the two are lost together.

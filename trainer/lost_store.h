@@ -10,7 +10,7 @@
 namespace satune {
 
 /// `leader`: rank 0's last heartbeat. `reason`: what RunStore's exception says, which names the server.
-Failure lost_store(const RankEnvironment& environment, const std::optional<Heartbeat>& leader,
-                   const std::string& reason);
+RunFailure lost_store(const RankEnvironment& environment, const std::optional<Heartbeat>& leader,
+                      const std::string& reason);
 
 }  // namespace satune

@@ -10,7 +10,12 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <sstream>
+#include <utility>
+#include <vector>
 
 #include "data/files/error.h"
 
@@ -49,28 +54,70 @@ std::optional<std::pair<sockaddr_storage, socklen_t>> source_towards(const addri
   return std::pair(source, size);
 }
 
-/// The first address, IPv4 before IPv6, of an interface that is up and leads elsewhere.
-std::string address_of_an_interface() {
+std::vector<InterfaceAddress> interface_addresses() {
   ifaddrs* first = nullptr;
   if (::getifaddrs(&first) != 0) {
     throw EnvironmentError(fmt::format("network interfaces: {}", std::strerror(errno)));
   }
   const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> list(first, ::freeifaddrs);
-  for (const int family : {AF_INET, AF_INET6}) {
-    for (const ifaddrs* one = first; one != nullptr; one = one->ifa_next) {
-      if (one->ifa_addr == nullptr || one->ifa_addr->sa_family != family) continue;
-      if ((one->ifa_flags & IFF_UP) == 0 || (one->ifa_flags & IFF_LOOPBACK) != 0) continue;
-      const auto* v6 = reinterpret_cast<const sockaddr_in6*>(one->ifa_addr);
-      if (family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr)) continue;
-      return digits(one->ifa_addr, family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
-    }
+  std::vector<InterfaceAddress> addresses;
+  for (const ifaddrs* one = first; one != nullptr; one = one->ifa_next) {
+    if (one->ifa_addr == nullptr) continue;
+    const int family = one->ifa_addr->sa_family;
+    if (family != AF_INET && family != AF_INET6) continue;
+    const auto* v6 = reinterpret_cast<const sockaddr_in6*>(one->ifa_addr);
+    const bool link_local = family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr);
+    const socklen_t size = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+    addresses.push_back({one->ifa_name, one->ifa_flags, family, link_local, digits(one->ifa_addr, size)});
   }
+  return addresses;
+}
+
+std::string address_of_an_interface() {
+  std::ifstream file("/proc/net/route");
+  const std::string routes{std::istreambuf_iterator<char>(file), {}};
+  const std::vector<InterfaceAddress> addresses = interface_addresses();
+  if (const auto* chosen = choose_interface(addresses, default_route_interface(routes)))
+    return chosen->address;
   throw EnvironmentError(
-      "network interfaces: found none that is up beside the loopback, expected one that reaches the other "
-      "ranks' machines");
+      "network interfaces: found none that is up and running beside the loopback, expected one that reaches "
+      "the other ranks' machines");
 }
 
 }  // namespace
+
+const InterfaceAddress* choose_interface(std::span<const InterfaceAddress> addresses,
+                                         const std::optional<std::string>& default_route) {
+  constexpr unsigned int kNeeded = IFF_UP | IFF_RUNNING;
+  const InterfaceAddress* best = nullptr;
+  const auto rank = [&](const InterfaceAddress& one) {
+    return std::pair(one.interface != default_route, one.family != AF_INET);
+  };
+  for (const InterfaceAddress& one : addresses) {
+    if ((one.flags & kNeeded) != kNeeded || (one.flags & IFF_LOOPBACK) != 0 || one.link_local) continue;
+    if (best == nullptr || rank(one) < rank(*best)) best = &one;
+  }
+  return best;
+}
+
+// Lines of: interface, destination, gateway, flags, references, use, metric, mask ...; addresses in hex.
+std::optional<std::string> default_route_interface(std::string_view routes) {
+  std::istringstream lines{std::string(routes)};
+  std::optional<std::string> best;
+  int64_t lowest = 0;
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream fields(line);
+    std::string interface, destination, gateway, flags, references, use, mask;
+    int64_t metric = 0;
+    if (!(fields >> interface >> destination >> gateway >> flags >> references >> use >> metric >> mask))
+      continue;
+    if (destination != "00000000" || mask != "00000000") continue;
+    if (best && metric >= lowest) continue;
+    best = interface;
+    lowest = metric;
+  }
+  return best;
+}
 
 std::string network_address(const RankEnvironment& environment) {
   const std::string& host = environment.master_address;

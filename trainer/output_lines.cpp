@@ -38,18 +38,19 @@ bool read_available(int fd, OutputLines& lines) {
   }
 }
 
-void write_all(int fd, std::string_view text) {
+bool write_all(int fd, std::string_view text) {
   while (!text.empty()) {
     const ssize_t count = ::write(fd, text.data(), text.size());
     if (count > 0) {
       text.remove_prefix(static_cast<size_t>(count));
-    } else if (errno == EAGAIN) {
+    } else if (count < 0 && errno == EAGAIN) {
       pollfd ready{fd, POLLOUT, 0};
       ::poll(&ready, 1, -1);
-    } else if (errno != EINTR) {
-      return;
+    } else if (count == 0 || errno != EINTR) {
+      return false;
     }
   }
+  return true;
 }
 
 }  // namespace satune

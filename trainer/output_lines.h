@@ -27,7 +27,8 @@ class OutputLines {
 /// Reads what is there without waiting. False once the other end has closed and all has been read.
 bool read_available(int fd, OutputLines& lines);
 
-/// Writes all of it, as one piece where the system takes that. Errors are ignored: there is nobody to tell.
-void write_all(int fd, std::string_view text);
+/// Writes all of it, as one piece where the system takes that, and waits where the descriptor does not.
+/// Whether it could.
+bool write_all(int fd, std::string_view text);
 
 }  // namespace satune

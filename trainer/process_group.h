@@ -4,7 +4,8 @@
 // Buffers are 1-D and contiguous. Every rank calls the same collectives in the same order. A collective
 // starts when it is called and is complete, for the device's current stream, when wait() has returned; its
 // buffers must live and stay untouched until then. On the CPU wait() blocks; on a card it makes the stream
-// wait.
+// wait, and the host waits wherever it next waits for that stream. Whoever calls names start, wait and such
+// places (trainer/collective.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,7 +34,7 @@ class Work {
   /// Throws EnvironmentError when a peer is gone or the group's timeout has passed since wait() was called.
   /// On Gloo the message names the first peer whose transfer failed, in the order of the ranks. On a card
   /// that is not noticed here: the stream would wait for ever, and the Coordinator's time limit ends the
-  /// process.
+  /// process when the host waits for the stream in a named place.
   virtual void wait() = 0;
 };
 

@@ -90,8 +90,14 @@ class NcclGroup final : public ProcessGroup {
   void shut_down() override {
     // The communicator may go only when the streams have done with it, on every rank.
     const double done = 1;
-    exchange({&done, 1});
-    std::exchange(backend_, {})->shutdown();
+    try {
+      exchange({&done, 1});
+      std::exchange(backend_, {})->shutdown();
+    } catch (const EnvironmentError&) {
+      throw;
+    } catch (const std::exception& error) {
+      throw EnvironmentError("NCCL: " + one_line(error));
+    }
   }
 
   void abort() override {

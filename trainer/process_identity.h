@@ -20,7 +20,7 @@ enum class ProcessState {
   kRunning,
   kStopped,    ///< by SIGSTOP or a debugger
   kGone,       ///< ended; a zombie counts
-  kElsewhere,  ///< cannot be seen from here: another machine or pid namespace
+  kElsewhere,  ///< cannot be seen from here: another machine or pid namespace, or /proc that cannot be read
 };
 
 /// Costs one read of /proc/PID/stat for a process on this machine. `here` is this_process().machine.

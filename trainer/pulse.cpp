@@ -130,7 +130,7 @@ bool Pulse::lead(double seconds) {
     if (others_know(heartbeats)) status_->learn_others_know();
     return false;
   }
-  std::optional<Failure> failure = watch_.look(heartbeats, seconds);
+  std::optional<RunFailure> failure = watch_.look(heartbeats, seconds);
   if (!failure) failure = unanswered_stop(heartbeats, seconds);
   if (failure) {
     accuse(*failure, watch_.vigil(failure->rank));
@@ -161,15 +161,15 @@ void Pulse::lead_stop(const std::vector<std::optional<Heartbeat>>& heartbeats) {
   bulletin_.stop_after = agree_on_stop(posted);
 }
 
-std::optional<Failure> Pulse::unanswered_stop(const std::vector<std::optional<Heartbeat>>& heartbeats,
-                                              double seconds) {
+std::optional<RunFailure> Pulse::unanswered_stop(const std::vector<std::optional<Heartbeat>>& heartbeats,
+                                                 double seconds) {
   if (bulletin_.stop_reason.empty() || bulletin_.stop_after) return std::nullopt;
   unanswered_.look(0, seconds);
   if (!unanswered_.too_long()) return std::nullopt;
   for (size_t i = 0; i < heartbeats.size(); ++i) {
     if (heartbeats[i] && heartbeats[i]->halted_at) continue;
     const auto rank = static_cast<int64_t>(i);
-    return Failure{
+    return RunFailure{
         rank, true, kExitEnvironment,
         fmt::format("{} has not answered to {} within {:.3g} s{}", describe_rank(rank, heartbeats[i]),
                     bulletin_.stop_reason, unanswered_.seconds(),
@@ -192,7 +192,7 @@ bool Pulse::others_know(const std::vector<std::optional<Heartbeat>>& heartbeats)
 
 // A rank may have left in an orderly way, said why it fails, or beaten after all, between what was read and
 // the end of its process: its last word is read again.
-void Pulse::accuse(const Failure& failure, RankVigil& vigil) {
+void Pulse::accuse(const RunFailure& failure, RankVigil& vigil) {
   const auto records = read({kFailureKey, heartbeat_key(failure.rank)});
   if (records[0]) return learn(decode_failure(*records[0]));
   if (vigil.lost() && !vigil.look(heartbeat_in(records[1]), 0)) return;
@@ -200,7 +200,7 @@ void Pulse::accuse(const Failure& failure, RankVigil& vigil) {
 }
 
 // The others may be waiting to hear that this rank knows; its main thread may end the process at once.
-void Pulse::learn(const Failure& failure) {
+void Pulse::learn(const RunFailure& failure) {
   if (status_->known_failure()) return;
   try {
     write_heartbeat(/*knows_failure=*/true);

@@ -39,11 +39,11 @@ class Pulse {
   void follow(double seconds);
   bool lead(double seconds);
   void lead_stop(const std::vector<std::optional<Heartbeat>>& heartbeats);
-  std::optional<Failure> unanswered_stop(const std::vector<std::optional<Heartbeat>>& heartbeats,
-                                         double seconds);
+  std::optional<RunFailure> unanswered_stop(const std::vector<std::optional<Heartbeat>>& heartbeats,
+                                            double seconds);
   bool others_know(const std::vector<std::optional<Heartbeat>>& heartbeats) const;
-  void accuse(const Failure& failure, RankVigil& vigil);
-  void learn(const Failure& failure);
+  void accuse(const RunFailure& failure, RankVigil& vigil);
+  void learn(const RunFailure& failure);
 
   const RankEnvironment environment_;
   const CoordinatorOptions options_;

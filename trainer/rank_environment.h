@@ -40,9 +40,4 @@ struct RankEnvironment {
 RankEnvironment read_rank_environment(
     const std::function<std::optional<std::string>(const std::string&)>& get = {});
 
-/// Writes `message` to `environment.error_file` in the format that torchrun's summary reads
-/// ({"message": {"message", "errorCode", "extraInfo": {"py_callstack", "timestamp"}}}), atomically. Never
-/// throws; does nothing where there is no error file, or where an earlier cause already stands in it.
-void write_error_file(const RankEnvironment& environment, const std::string& message, int exit_code);
-
 }  // namespace satune

@@ -1,11 +1,13 @@
+#include "trainer/rank_error_file.h"
+
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <ctime>
-#include <string_view>
 
 #include "data/files/json.h"
-#include "trainer/rank_environment.h"
+#include "trainer/output_lines.h"
 
 namespace satune {
 namespace {
@@ -20,16 +22,6 @@ std::string error_json(const std::string& message, int exit_code) {
         {"extraInfo", {{"py_callstack", message}, {"timestamp", std::to_string(std::time(nullptr))}}}}}};
   // A message may quote bytes of a file that are no UTF-8.
   return document.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-bool write_all(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t written = ::write(fd, text.data(), text.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return false;
-    text.remove_prefix(static_cast<size_t>(written));
-  }
-  return true;
 }
 
 }  // namespace

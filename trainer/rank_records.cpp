@@ -76,11 +76,11 @@ Bulletin decode_bulletin(const std::string& text) {
           optional_number(json.at("stop_after"))};
 }
 
-std::string encode(const Failure& f) {
+std::string encode(const RunFailure& f) {
   return dump({{"rank", f.rank}, {"lost", f.lost}, {"exit_code", f.exit_code}, {"message", f.message}});
 }
 
-Failure decode_failure(const std::string& text) {
+RunFailure decode_failure(const std::string& text) {
   const Json json = Json::parse(text);
   return {json.at("rank").get<int64_t>(), json.at("lost").get<bool>(), json.at("exit_code").get<int>(),
           json.at("message").get<std::string>()};

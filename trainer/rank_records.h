@@ -21,7 +21,7 @@ struct Heartbeat {
   int64_t passed = 0;                ///< checkpoints
   std::optional<int64_t> halted_at;  ///< the number posted in the agreement on a stop
   std::string stop_signal;           ///< that this process got
-  bool knows_failure = false;        ///< has read the Failure: needs the store no more
+  bool knows_failure = false;        ///< has read the failure: needs the store no more
   bool left = false;                 ///< ended in an orderly way
 };
 
@@ -33,7 +33,7 @@ struct Bulletin {
 };
 
 /// Why the run ends. Key kFailureKey, written once.
-struct Failure {
+struct RunFailure {
   int64_t rank = 0;  ///< behind it
   bool lost = false;
   int exit_code = 0;
@@ -46,10 +46,10 @@ inline constexpr const char* kFailureKey = "failure";
 
 std::string encode(const Heartbeat& heartbeat);
 std::string encode(const Bulletin& bulletin);
-std::string encode(const Failure& failure);
+std::string encode(const RunFailure& failure);
 Heartbeat decode_heartbeat(const std::string& text);
 Bulletin decode_bulletin(const std::string& text);
-Failure decode_failure(const std::string& text);
+RunFailure decode_failure(const std::string& text);
 
 /// "step 12, backward of segment 3, reduce-scatter of gradients"
 std::string describe_position(const Heartbeat& heartbeat);

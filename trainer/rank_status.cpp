@@ -211,7 +211,7 @@ void RankStatus::store_answered() {
   ++answers_;
 }
 
-void RankStatus::learn(const Failure& failure) {
+void RankStatus::learn(const RunFailure& failure) {
   const Lock lock(mutex_);
   if (failure_ || done_) return;
   failure_ = failure;
@@ -245,7 +245,7 @@ void RankStatus::learn_others_know() {
   changed_.notify_all();
 }
 
-std::optional<Failure> RankStatus::known_failure() const {
+std::optional<RunFailure> RankStatus::known_failure() const {
   const Lock lock(mutex_);
   return failure_;
 }

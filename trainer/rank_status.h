@@ -56,11 +56,11 @@ class RankStatus {
   /// What to write, `seconds` after the last one.
   Heartbeat next_heartbeat(double seconds);
   void store_answered();
-  void learn(const Failure& failure);
+  void learn(const RunFailure& failure);
   void learn(const Bulletin& bulletin);
   void learn_leader(const std::optional<Heartbeat>& heartbeat);
   void learn_others_know();
-  std::optional<Failure> known_failure() const;
+  std::optional<RunFailure> known_failure() const;
   /// This rank's leaving is written down, and for rank 0 that of all others.
   void has_left();
   void beat_done();
@@ -102,7 +102,7 @@ class RankStatus {
   std::string stop_reason_;
   bool signal_noted_ = false;
 
-  std::optional<Failure> failure_;
+  std::optional<RunFailure> failure_;
   Clock::time_point known_since_;
   std::optional<Clock::time_point> delivered_at_;
   bool others_know_ = false, ended_ = false;

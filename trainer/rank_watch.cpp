@@ -19,13 +19,13 @@ RankVigil::RankVigil(int64_t rank, const CoordinatorOptions& options, LookAtProc
       absence_(options.start_within),
       silence_(options.lost_after) {}
 
-std::optional<Failure> RankVigil::look(const std::optional<Heartbeat>& heartbeat, double seconds) {
+std::optional<RunFailure> RankVigil::look(const std::optional<Heartbeat>& heartbeat, double seconds) {
   const std::optional<std::string> how = how_lost(heartbeat, seconds);
   lost_ = how.has_value();
   if (!how) return std::nullopt;
   std::string message = describe_rank(rank_, heartbeat_) + " " + *how;
   if (heartbeat_) message += "; it was in " + describe_position(*heartbeat_);
-  return Failure{rank_, true, kExitEnvironment, message};
+  return RunFailure{rank_, true, kExitEnvironment, message};
 }
 
 std::optional<std::string> RankVigil::how_lost(const std::optional<Heartbeat>& heartbeat, double seconds) {
@@ -50,11 +50,11 @@ RankWatch::RankWatch(int64_t ranks, const CoordinatorOptions& options, const Loo
   for (int64_t rank = 0; rank < ranks; ++rank) vigils_.emplace_back(rank, options, look_at);
 }
 
-std::optional<Failure> RankWatch::look(const std::vector<std::optional<Heartbeat>>& heartbeats,
-                                       double seconds) {
-  std::optional<Failure> first;
+std::optional<RunFailure> RankWatch::look(const std::vector<std::optional<Heartbeat>>& heartbeats,
+                                          double seconds) {
+  std::optional<RunFailure> first;
   for (size_t rank = 0; rank < vigils_.size(); ++rank) {
-    std::optional<Failure> lost = vigils_[rank].look(heartbeats[rank], seconds);
+    std::optional<RunFailure> lost = vigils_[rank].look(heartbeats[rank], seconds);
     if (lost && !first) first = std::move(lost);
   }
   if (first) return first;
@@ -73,7 +73,7 @@ void RankWatch::count_rounds() {
 
 // A rank that has just read that it waits too long may come through at the next beat, as may one that slept:
 // two rounds of fresh heartbeats must find it in the same place.
-std::optional<Failure> RankWatch::stall() {
+std::optional<RunFailure> RankWatch::stall() {
   const auto too_long = std::find_if(vigils_.begin(), vigils_.end(), [&](const RankVigil& vigil) {
     return vigil.heartbeat() && vigil.heartbeat()->collective_seconds > options_.stalled_after;
   });
@@ -93,7 +93,7 @@ std::optional<Failure> RankWatch::stall() {
 
 // Behind are those with the fewest checkpoints, or, where all have as many, those that have not come to this
 // collective.
-Failure RankWatch::describe_stall(int64_t waiting_rank) const {
+RunFailure RankWatch::describe_stall(int64_t waiting_rank) const {
   const Heartbeat& waiting = *vigils_[static_cast<size_t>(waiting_rank)].heartbeat();
   int64_t fewest = waiting.passed;
   for (const RankVigil& vigil : vigils_) fewest = std::min(fewest, vigil.heartbeat()->passed);

@@ -38,7 +38,7 @@ class RankVigil {
 
   /// One look, `seconds` after the last. Why the rank counts as lost; nullopt while it does not, and for ever
   /// once it has left in an orderly way.
-  std::optional<Failure> look(const std::optional<Heartbeat>& heartbeat, double seconds);
+  std::optional<RunFailure> look(const std::optional<Heartbeat>& heartbeat, double seconds);
   const std::optional<Heartbeat>& heartbeat() const { return heartbeat_; }
   bool lost() const { return lost_; }  ///< what the last look said
 
@@ -59,15 +59,15 @@ class RankWatch {
   RankWatch(int64_t ranks, const CoordinatorOptions& options, const LookAtProcess& look_at);
 
   /// One look at every rank's heartbeat. A lost rank comes before a stall.
-  std::optional<Failure> look(const std::vector<std::optional<Heartbeat>>& heartbeats, double seconds);
+  std::optional<RunFailure> look(const std::vector<std::optional<Heartbeat>>& heartbeats, double seconds);
   /// How often every rank that has not left had moved on.
   int64_t rounds() const { return rounds_; }
   RankVigil& vigil(int64_t rank) { return vigils_[static_cast<size_t>(rank)]; }
 
  private:
   void count_rounds();
-  std::optional<Failure> stall();
-  Failure describe_stall(int64_t waiting_rank) const;
+  std::optional<RunFailure> stall();
+  RunFailure describe_stall(int64_t waiting_rank) const;
 
   CoordinatorOptions options_;
   std::vector<RankVigil> vigils_;

@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
 #include "trainer/attempt.h"
+#include "trainer/collective.h"
 #include "trainer/late_notice.h"
 #include "trainer/network_address.h"
 
@@ -84,12 +85,14 @@ std::unique_ptr<ProcessGroup> Ranks::connect_group(const std::string& name, cons
 void Ranks::connect_groups(const at::Device& device, int64_t shard_group_size) {
   const auto [rank, size] = world();
   const int64_t shard_group = rank / shard_group_size, share = rank % shard_group_size;
-  all_ = connect_group("all", world(), device);
-  if (shard_group_size < size) {
-    shards_ = connect_group(fmt::format("shards-{}", shard_group), {share, shard_group_size}, device);
-  }
-  replicas_ =
-      connect_group(fmt::format("replicas-{}", share), {shard_group, size / shard_group_size}, device);
+  const int64_t replicas = size / shard_group_size;
+  in_collective(*coordinator_, "connection of the process groups", [&] {
+    all_ = connect_group("all", world(), device);
+    if (replicas > 1) {
+      shards_ = connect_group(fmt::format("shards-{}", shard_group), {share, shard_group_size}, device);
+    }
+    replicas_ = connect_group(fmt::format("replicas-{}", share), {shard_group, replicas}, device);
+  });
   groups_.emplace(ProcessGroups{*all_, shards_ ? *shards_ : *all_, *replicas_});
 }
 
@@ -108,9 +111,11 @@ Traffic Ranks::traffic() const {
 
 void Ranks::end() {
   coordinator_->barrier("end");
-  for (ProcessGroup* group : {replicas_.get(), shards_.get(), all_.get()}) {
-    if (group != nullptr) group->shut_down();
-  }
+  in_collective(*coordinator_, "end of the process groups", [&] {
+    for (ProcessGroup* group : {replicas_.get(), shards_.get(), all_.get()}) {
+      if (group != nullptr) group->shut_down();
+    }
+  });
   coordinator_->leave();
 }
 

@@ -30,10 +30,10 @@ bool contains(const std::vector<int>& list, int value) {
   return std::find(list.begin(), list.end(), value) != list.end();
 }
 
-void wait_all(Coordinator& coordinator, const char* what, const std::vector<std::unique_ptr<Work>>& works) {
-  in_collective(coordinator, what, [&] {
-    for (const auto& work : works) work->wait();
-  });
+using Works = std::vector<std::unique_ptr<Work>>;
+
+void wait_all(const Works& works) {
+  for (const auto& work : works) work->wait();
 }
 
 /// Where a backward pass ends: 0 for a model that is trained whole.
@@ -106,11 +106,13 @@ void Sharding::publish_weights() {
   if (stage_ == 0 || sharded_parameters()) return;
   const ParameterBuffers& weights = model_.weights().trained;
   const std::vector<at::Tensor> shards = weight_shards();
-  std::vector<std::unique_ptr<Work>> works;
-  for (int i = 0; i < weights.num_segments(); ++i) {
-    if (weights.used(i) > 0) works.push_back(groups_.shards.all_gather(weights.flat(i), shards[i]));
-  }
-  wait_all(coordinator_, kGather, works);
+  in_collective(coordinator_, kGather, [&] {
+    Works works;
+    for (int i = 0; i < weights.num_segments(); ++i) {
+      if (weights.used(i) > 0) works.push_back(groups_.shards.all_gather(weights.flat(i), shards[i]));
+    }
+    wait_all(works);
+  });
 }
 
 std::vector<int> Sharding::read_by(int segment, bool backward) const {
@@ -142,15 +144,17 @@ void Sharding::start_gather(int segment, const std::vector<int>& needed) {
     buffers.attach(segment, parameter_pool_.take(numel));
     gathered.works.push_back(groups_.shards.all_gather(buffers.flat(segment), shard));
   };
-  gather(weights.trained, trained_shards_[segment]);
-  gather(weights.frozen, frozen_shards_[segment]);
+  in_collective(coordinator_, kGather, [&] {
+    gather(weights.trained, trained_shards_[segment]);
+    gather(weights.frozen, frozen_shards_[segment]);
+  });
   gathered_.push_back(std::move(gathered));
 }
 
 void Sharding::wait_gathered(int segment) {
   for (Gathered& gathered : gathered_) {
     if (gathered.segment != segment) continue;
-    wait_all(coordinator_, kGather, gathered.works);
+    in_collective(coordinator_, kGather, [&] { wait_all(gathered.works); });
     gathered.works.clear();
   }
 }
@@ -172,6 +176,7 @@ void Sharding::need_parameters(const std::vector<int>& now, const std::vector<in
 }
 
 void Sharding::forget_gathered() {
+  end_pass();
   for (const Gathered& gathered : gathered_) give_back(gathered.segment);
   gathered_.clear();
 }
@@ -235,24 +240,33 @@ std::vector<at::Tensor> Sharding::optimizer_gradients() {
       gathered_sums_.push_back(at::empty({gradients_.flat(i).numel()}, sums_[i].options()));
     }
   }
-  std::vector<std::unique_ptr<Work>> works;
-  for (int i = 0; i < gradients_.num_segments(); ++i) {
-    if (gradients_.used(i) > 0) works.push_back(groups_.shards.all_gather(gathered_sums_[i], sums_[i]));
-  }
-  wait_all(coordinator_, kGatherGradients, works);
+  in_collective(coordinator_, kGatherGradients, [&] {
+    Works works;
+    for (int i = 0; i < gradients_.num_segments(); ++i) {
+      if (gradients_.used(i) > 0) works.push_back(groups_.shards.all_gather(gathered_sums_[i], sums_[i]));
+    }
+    wait_all(works);
+  });
   return gathered_sums_;
 }
 
 // --- passes ---
+
+void Sharding::begin_pass() {
+  if (!direct_) pass_.emplace(coordinator_, model_.weights().device());
+}
 
 void Sharding::before_forward(int segment) {
   coordinator_.at_phase("forward", segment);
   coordinator_.checkpoint();
   const bool last = segment == head_segment();
   need_parameters(read_by(segment, false), last ? std::vector<int>() : read_by(segment + 1, false));
+  begin_pass();
 }
 
-void Sharding::after_forward(int) {}
+void Sharding::after_forward(int) {
+  end_pass();
+}
 
 void Sharding::before_backward(int segment) {
   coordinator_.at_phase("backward", segment);
@@ -261,15 +275,19 @@ void Sharding::before_backward(int segment) {
                   segment > lowest_ ? read_by(segment - 1, true) : std::vector<int>());
   open_gradients(segment);
   if (segment == head_segment() && model_.tied()) open_gradients(0);
+  begin_pass();
 }
 
 void Sharding::after_backward(int segment) {
+  end_pass();
   if (direct_ || gradients_.used(segment) == 0) return;
   finish_reduction();  // the segment before had this one's backward to arrive
   const at::Tensor& parts = gradients_.flat(segment);
   at::Tensor scratch = gradient_pool_.take(parts.numel());
-  auto work = groups_.shards.reduce_scatter(parts, scratch.narrow(0, 0, parts.numel()), sums_[segment],
-                                            micro_batches_ > 0);
+  auto work = in_collective(coordinator_, kReduce, [&] {
+    return groups_.shards.reduce_scatter(parts, scratch.narrow(0, 0, parts.numel()), sums_[segment],
+                                         micro_batches_ > 0);
+  });
   reduction_ = {segment, std::move(work), std::move(scratch)};
 }
 

@@ -21,10 +21,12 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/llama.h"
 #include "trainer/buffer_pool.h"
+#include "trainer/collective.h"
 #include "trainer/coordinator.h"
 #include "trainer/process_group.h"
 #include "trainer/shard.h"
@@ -112,6 +114,9 @@ class Sharding final : public SegmentHooks {
   void start_gather(int segment, const std::vector<int>& needed);
   void wait_gathered(int segment);
   void give_back(int segment);
+  /// Around the kernels of a pass, between the hooks before and after it.
+  void begin_pass();
+  void end_pass() { pass_.reset(); }
   void open_gradients(int segment);
   void finish_reduction();
   void sum_over_replicas();
@@ -129,6 +134,7 @@ class Sharding final : public SegmentHooks {
   BufferPool parameter_pool_, gradient_pool_, sum_pool_;
   std::deque<Gathered> gathered_;  ///< oldest first
   Reduction reduction_;
+  std::optional<QueuedBehind> pass_;
   int64_t micro_batches_ = 0;
 };
 

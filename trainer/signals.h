@@ -19,9 +19,10 @@ class Interrupted : public std::exception {
 class SignalWatch {
  public:
   /// From here on SIGTERM, SIGINT and SIGHUP (unless it is ignored, as under nohup) end the process at once
-  /// with exit code 4 (nothing is half-written that a later run would read), SIGUSR1 is remembered, and
-  /// SIGPIPE is ignored: a log that nobody reads any more ends no run.
-  SignalWatch();
+  /// (nothing is half-written that a later run would read), SIGUSR1 is remembered, and SIGPIPE is ignored: a
+  /// log that nobody reads any more ends no run. The exit code is 4, or 0 where a `stopped_file` is named
+  /// (see SATUNE_STOPPED_FILE in `satune train --help`) and could be made.
+  explicit SignalWatch(std::string stopped_file = "");
   ~SignalWatch();
   SignalWatch(const SignalWatch&) = delete;
   SignalWatch& operator=(const SignalWatch&) = delete;
@@ -39,6 +40,7 @@ class SignalWatch {
   bool take_save_request();
 
  private:
+  const std::string stopped_file_;  ///< the handler reads it
   struct sigaction previous_term_, previous_int_, previous_hup_, previous_usr1_, previous_pipe_;
 };
 

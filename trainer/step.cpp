@@ -15,6 +15,13 @@
 #include "trainer/gradient_norm.h"
 
 namespace satune {
+namespace {
+
+// Where the host waits for the card, and so for every collective that the card's streams wait for.
+constexpr const char* kUpload = "upload of a micro-batch";
+constexpr const char* kNorm = "norm of the gradients";
+
+}  // namespace
 
 std::vector<StepPosition> micro_batches(const StepPosition& step, int64_t rows_per_micro_batch,
                                         const World& world) {
@@ -56,21 +63,27 @@ TrainingStep::TrainingStep(Llama& model, Sharding& sharding, AdamW& optimizer, c
       max_grad_norm_(settings.max_grad_norm),
       recording_(std::move(recording)) {}
 
+DeviceBatch TrainingStep::upload(const Batch& batch) {
+  return in_collective(coordinator_, kUpload, [&] { return to_device(batch, model_.weights().device()); });
+}
+
 TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double loss_scale) {
   // Sum of squares of the share, then loss and right answers of each micro-batch.
   std::vector<double> mine(1);
   sharding_.begin_step();
   for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, groups_.all.world())) {
     const Batch batch = data_.make_batch(rows.epoch, rows.first_row, rows.rows);
-    const LossSums sums =
-        model_.forward_backward(to_device(batch, model_.weights().device()), loss_scale,
-                                sharding_.gradients(), sharding_.accumulate(), recording_, sharding_);
-    mine.push_back(sums.loss.item<double>());
-    mine.push_back(sums.correct.item<double>());
+    const LossSums sums = model_.forward_backward(upload(batch), loss_scale, sharding_.gradients(),
+                                                  sharding_.accumulate(), recording_, sharding_);
+    in_collective(coordinator_, "loss of a micro-batch", [&] {
+      mine.push_back(sums.loss.item<double>());
+      mine.push_back(sums.correct.item<double>());
+    });
     sharding_.end_micro_batch();
   }
   sharding_.finish_gradients();
-  mine[0] = gradient_sum_of_squares(sharding_.gradient_shares());
+  mine[0] = in_collective(coordinator_, kNorm,
+                          [&] { return gradient_sum_of_squares(sharding_.gradient_shares()); });
 
   const std::vector<double> all =
       in_collective(coordinator_, "exchange of loss and norm", [&] { return groups_.all.exchange(mine); });
@@ -112,7 +125,11 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
   const Held held(coordinator_);
   coordinator_.at_phase("update");
   const double gradient_scale = clip_factor(result.grad_norm, max_grad_norm_) / loss_scale;
-  optimizer_.update(sharding_.optimizer_gradients(), gradient_scale, learning_rate, update);
+  const std::vector<at::Tensor> gradients = sharding_.optimizer_gradients();
+  {
+    const QueuedBehind queued(coordinator_, model_.weights().device());
+    optimizer_.update(gradients, gradient_scale, learning_rate, update);
+  }
   sharding_.publish_weights();
   result.updated = true;
   return result;
@@ -150,22 +167,26 @@ bool TrainingStep::row_is_finite(const StepPosition& row, int64_t rank) {
   Batch batch;
   if (groups_.all.world().rank == rank) batch = data_.make_batch(row.epoch, row.first_row, row.rows);
   sharding_.begin_step();
-  const LossSums sums =
-      model_.forward_backward(to_device(batch, model_.weights().device()), 1.0 / static_cast<double>(targets),
-                              sharding_.gradients(), false, recording_, sharding_);
+  const LossSums sums = model_.forward_backward(upload(batch), 1.0 / static_cast<double>(targets),
+                                                sharding_.gradients(), false, recording_, sharding_);
   sharding_.end_micro_batch();
   sharding_.finish_gradients();
-  const double mine[] = {sums.loss.item<double>(), gradient_sum_of_squares(sharding_.gradient_shares())};
-  const std::vector<double> all = groups_.all.exchange(mine);
+  const std::vector<double> all = in_collective(coordinator_, "exchange about a row", [&] {
+    const double mine[] = {sums.loss.item<double>(), gradient_sum_of_squares(sharding_.gradient_shares())};
+    return groups_.all.exchange(mine);
+  });
   return std::all_of(all.begin(), all.end(), [](double value) { return std::isfinite(value); });
 }
 
 bool TrainingStep::record_is_finite(const SampleView& sample, int64_t rank) {
   Batch batch;
   if (groups_.all.world().rank == rank) batch = make_batch(std::span(&sample, 1));
-  const double loss[] = {
-      model_.evaluate(to_device(batch, model_.weights().device()), sharding_).loss.item<double>()};
-  return std::isfinite(sum_over_ranks(groups_.all.exchange(loss), groups_.all.world().size)[0]);
+  const at::Tensor loss = model_.evaluate(upload(batch), sharding_).loss;
+  const std::vector<double> all = in_collective(coordinator_, "exchange about a record", [&] {
+    const double mine[] = {loss.item<double>()};
+    return groups_.all.exchange(mine);
+  });
+  return std::isfinite(sum_over_ranks(all, groups_.all.world().size)[0]);
 }
 
 std::vector<NonFiniteRecord> TrainingStep::find_nonfinite_records(const StepPosition& position) {

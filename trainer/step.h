@@ -63,6 +63,7 @@ class TrainingStep {
   struct Sums {
     double loss = 0, correct = 0, squares = 0;
   };
+  DeviceBatch upload(const Batch& batch);
   Sums accumulate(const StepPosition& position, double loss_scale);
   bool row_is_finite(const StepPosition& row, int64_t rank);
   bool record_is_finite(const SampleView& sample, int64_t rank);

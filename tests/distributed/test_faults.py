@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,11 @@ def goes_on(satune, model, output, undisturbed, logs):
     assert leftovers == []
 
 
+def names_as_lost(error, rank):
+    """The watch's word, not an echo of a broken connection nor a healthy rank that takes the blame."""
+    return re.search(rf"\brank {rank} \(host [^)]*\) is (gone|lost)\b", error)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("where,what", [("forward", "call=forward n=90 signal=9"),
                                         ("backward", "call=backward n=75 signal=9"),
@@ -48,7 +54,7 @@ def test_a_killed_rank_is_named_and_nothing_is_lost(satune, model, shim, undistu
     assert codes[rank] == -signal.SIGKILL
     for survivor in set(range(COUNT)) - {rank}:
         assert codes[survivor] == 3, ranks.log(survivor)
-        assert f"rank {rank} " in ranks.error(survivor), ranks.log(survivor)
+        assert names_as_lost(ranks.error(survivor), rank), ranks.log(survivor)
     assert time.monotonic() - start < 40
     goes_on(satune, model, output, undisturbed, tmp_path / "logs")
 
@@ -65,7 +71,7 @@ def test_a_rank_killed_while_others_wait_for_it(satune, model, undisturbed, tmp_
     codes = ranks.wait(60)
     for survivor in set(range(COUNT)) - {rank}:
         assert codes[survivor] == 3, ranks.log(survivor)
-        assert f"rank {rank} " in ranks.error(survivor)
+        assert names_as_lost(ranks.error(survivor), rank), ranks.log(survivor)
     goes_on(satune, model, output, undisturbed, tmp_path / "logs")
 
 
@@ -78,7 +84,7 @@ def test_a_hung_rank_is_named_within_the_timeout(satune, model, undisturbed, tmp
     try:
         for survivor in set(range(COUNT)) - {rank}:
             assert ranks.processes[survivor].wait(40) == 3, ranks.log(survivor)
-            assert f"rank {rank} " in ranks.error(survivor)
+            assert names_as_lost(ranks.error(survivor), rank), ranks.log(survivor)
     finally:
         ranks.end()
     goes_on(satune, model, output, undisturbed, tmp_path / "logs")

@@ -136,3 +136,17 @@ def test_ranks_must_see_one_folder(satune, model, tmp_path):
     wrapper.chmod(0o755)
     ranks = run(str(wrapper), config, 2, tmp_path / "logs", codes=[3, 3])
     assert "output_dir relative" in ranks.error(1) and "one folder that all ranks share" in ranks.error(1)
+
+
+@pytest.mark.parametrize("change,difference", [("max_steps=5", "max_steps: found 5, expected 4"),
+                                               ("train_file=other.json", "train_file: found ")])
+def test_ranks_that_were_told_different_things_stop(satune, model, tmp_path, change, difference):
+    (tmp_path / "other.json").write_text(json.dumps(json.loads((model / "train.json").read_text())[1:]))
+    config = settings(model, tmp_path / "run", max_steps=4, **accumulated(2))
+    wrapper = tmp_path / "different.sh"
+    wrapper.write_text(f'#!/bin/sh\ncd "{tmp_path}"\n[ $RANK = 1 ] && set -- "$@" "{change}"\nexec "{satune}" "$@"\n')
+    wrapper.chmod(0o755)
+    ranks = run(str(wrapper), config, 2, tmp_path / "logs", codes=[2, 2])
+    for rank in range(2):
+        assert "rank 1 is not set up as rank 0 is: " in ranks.error(rank)
+        assert difference in ranks.error(rank)

@@ -8,6 +8,7 @@
 #include "trainer/attempt.h"
 #include "trainer/network_address.h"
 #include "trainer/process_group.h"
+#include "trainer/rank_error_file.h"
 #include "trainer/run_store.h"
 
 namespace satune {

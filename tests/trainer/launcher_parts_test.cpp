@@ -128,6 +128,8 @@ TEST(RankOptions, ThatWouldNotDoWhatTheySayAreRefused) {
   EXPECT_EQ(refusal({4, 0}, "never", false), "");
   EXPECT_EQ(refusal({}, "never", true), "");
   EXPECT_THAT(refusal({0, {}}, "auto", false), HasSubstr("--nproc-per-node: found 0"));
+  EXPECT_THAT(refusal({100000, {}}, "auto", false),
+              HasSubstr("--nproc-per-node: found 100000, expected at most "));
   EXPECT_THAT(refusal({2, -1}, "auto", false), HasSubstr("--max-restarts: found -1"));
   EXPECT_THAT(refusal({2, 1}, "never", false), HasSubstr("resume auto"));
   EXPECT_THAT(refusal({4, {}}, "auto", true), HasSubstr("--nproc-per-node: found rank 1 of 4"));

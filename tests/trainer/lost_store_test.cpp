@@ -27,7 +27,7 @@ Heartbeat leader(const ProcessIdentity& process) {
 // As when the link between two machines is cut: torchrun's agent beside rank 0 holds the store.
 TEST(LostStore, OfALauncherOnAnotherMachineNamesRank0AndItsHost) {
   const Heartbeat elsewhere = leader({"head", "another boot", 123, 1});
-  const Failure failure = lost_store(environment(/*agent_store=*/true), elsewhere, "no answer for 3 s");
+  const RunFailure failure = lost_store(environment(/*agent_store=*/true), elsewhere, "no answer for 3 s");
   EXPECT_EQ(
       failure.message,
       "rank 0 (host head, pid 123) is lost, and its launcher's store with it: no answer for 3 s; it was "

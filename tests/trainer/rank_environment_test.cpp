@@ -1,14 +1,18 @@
 #include "trainer/rank_environment.h"
 
 #include <gtest/gtest.h>
+#include <net/if.h>
+#include <sys/socket.h>
 
 #include <map>
 #include <thread>
+#include <vector>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "tests/temporary_directory.h"
 #include "trainer/network_address.h"
+#include "trainer/rank_error_file.h"
 
 namespace satune::trainer_test {
 namespace {
@@ -283,6 +287,38 @@ TEST(NetworkAddress, OfAnUnknownHostIsAnError) {
   } catch (const EnvironmentError& error) {
     EXPECT_TRUE(std::string(error.what()).starts_with("MASTER_ADDR no-such-host.invalid: ")) << error.what();
   }
+}
+
+TEST(NetworkAddress, IsThatOfTheDefaultRoutesInterface) {
+  constexpr unsigned int kRunning = IFF_UP | IFF_RUNNING;
+  const std::vector<InterfaceAddress> addresses = {
+      {"lo", kRunning | IFF_LOOPBACK, AF_INET, false, "127.0.0.1"},
+      {"docker0", IFF_UP, AF_INET, false, "172.17.0.1"},
+      {"br0", kRunning, AF_INET, false, "172.18.0.1"},
+      {"eth0", kRunning, AF_INET6, true, "fe80::1%eth0"},
+      {"eth0", kRunning, AF_INET6, false, "2001:db8::7"},
+      {"eth0", kRunning, AF_INET, false, "10.0.0.7"},
+      {"ib0", kRunning, AF_INET6, false, "2001:db8::8"}};
+  const auto chosen = [&](const std::optional<std::string>& route, size_t count = 7) -> std::string {
+    const auto* address = choose_interface(std::span(addresses).first(count), route);
+    return address == nullptr ? "" : address->address;
+  };
+  EXPECT_EQ(chosen("eth0"), "10.0.0.7");
+  EXPECT_EQ(chosen("ib0"), "2001:db8::8");
+  EXPECT_EQ(chosen(std::nullopt), "172.18.0.1") << "no default route";
+  EXPECT_EQ(chosen("gone"), "172.18.0.1");
+  EXPECT_EQ(chosen("docker0", 2), "") << "a bridge without containers";
+}
+
+TEST(NetworkAddress, ReadsTheKernelsRoutes) {
+  const std::string head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\n";
+  EXPECT_EQ(default_route_interface(head), std::nullopt);
+  EXPECT_EQ(default_route_interface(head + "eth0\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\n"),
+            std::nullopt);
+  EXPECT_EQ(default_route_interface(head + "wlan0\t00000000\t0100000A\t0003\t0\t0\t600\t00000000\t0\n" +
+                                    "eth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\n" +
+                                    "docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\n"),
+            "eth0");
 }
 
 TEST(NetworkAddress, IsNotTheLoopbackWhenRanksAreElsewhere) {

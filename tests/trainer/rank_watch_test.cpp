@@ -47,7 +47,7 @@ TEST(RankRecords, ComeBackAsTheyWere) {
   EXPECT_EQ(decode_heartbeat(encode(heartbeat_of(1, 1))).halted_at, std::nullopt);
   const Bulletin b = {3, "SIGINT on rank 1", 17};
   EXPECT_EQ(encode(decode_bulletin(encode(b))), encode(b));
-  const Failure f = {2, true, 3, "caf\xe9 \"quoted\"\n"};
+  const RunFailure f = {2, true, 3, "caf\xe9 \"quoted\"\n"};
   EXPECT_EQ(decode_failure(encode(f)).message, "caf\xef\xbf\xbd \"quoted\"\n");
 }
 
@@ -81,7 +81,7 @@ TEST(RankVigil, AnObserverThatSleptHearsAgainBeforeItJudges) {
 
 TEST(RankVigil, AStoppedProcessIsNamedSoOnceItIsLost) {
   RankVigil vigil(1, options(), always(ProcessState::kStopped));
-  std::optional<Failure> lost;
+  std::optional<RunFailure> lost;
   for (int i = 0; i < 100 && !lost; ++i) lost = vigil.look(heartbeat_of(9, 5), 0.5);
   ASSERT_TRUE(lost);
   EXPECT_THAT(lost->message,
@@ -102,7 +102,7 @@ TEST(RankVigil, AnEndedProcessIsLostAtOnceUnlessItHadLeft) {
 
 TEST(RankVigil, ARankThatNeverCame) {
   RankVigil vigil(2, options(), always(ProcessState::kElsewhere));
-  std::optional<Failure> lost;
+  std::optional<RunFailure> lost;
   double waited = 0;
   for (; !lost && waited < 1000; waited += 1) lost = vigil.look(std::nullopt, 1);
   ASSERT_TRUE(lost);
@@ -139,8 +139,8 @@ class StallTest : public ::testing::Test {
   }
 
   // Three looks with fresh heartbeats.
-  std::optional<Failure> watch() {
-    std::optional<Failure> failure;
+  std::optional<RunFailure> watch() {
+    std::optional<RunFailure> failure;
     for (int i = 0; i < 3; ++i) {
       std::vector<std::optional<Heartbeat>> now;
       for (Heartbeat& h : ranks_) {
@@ -187,7 +187,7 @@ TEST_F(StallTest, SaysSoWhenNobodyIsBehind) {
 }
 
 TEST_F(StallTest, ARankThatComesThroughIsNoStall) {
-  std::optional<Failure> failure;
+  std::optional<RunFailure> failure;
   for (int i = 0; i < 10; ++i) {
     std::vector<std::optional<Heartbeat>> now;
     for (Heartbeat& h : ranks_) {

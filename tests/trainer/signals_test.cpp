@@ -6,9 +6,12 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <filesystem>
+#include <string>
 #include <thread>
 
 #include "data/files/error.h"
+#include "tests/temporary_directory.h"
 
 namespace satune::trainer_test {
 namespace {
@@ -16,11 +19,11 @@ namespace {
 /// A process with a SignalWatch that leaves with exit code 0 once it is sent SIGUSR1. We are its parent.
 class Watching {
  public:
-  explicit Watching(bool deferring = true) {
+  explicit Watching(bool deferring = true, const std::string& stopped_file = "") {
     int ready[2];
     if (::pipe(ready) != 0) throw std::runtime_error("pipe");
     id_ = ::fork();
-    if (id_ == 0) ::_exit(watch(deferring, ready[1]));
+    if (id_ == 0) ::_exit(watch(deferring, stopped_file, ready[1]));
     char byte = 0;
     if (::read(ready[0], &byte, 1) != 1) throw std::runtime_error("the process did not start");
     ::close(ready[0]);
@@ -59,8 +62,8 @@ class Watching {
   }
 
  private:
-  static int watch(bool deferring, int ready) {
-    SignalWatch signals;
+  static int watch(bool deferring, const std::string& stopped_file, int ready) {
+    SignalWatch signals(stopped_file);
     if (deferring) signals.defer_stop();
     if (::write(ready, "x", 1) != 1) return 1;
     while (!signals.take_save_request()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -102,6 +105,16 @@ TEST(FirstSignal, IsNotThatOfALogThatNobodyReads) {
 
 TEST(FirstSignal, EndsAProcessThatHasNothingToSave) {
   EXPECT_EQ(Watching(/*deferring=*/false).from_parent(SIGTERM).wait(), kExitResumable);
+}
+
+TEST(FirstSignal, TellsOfTheStopInTheFileThatAScriptNames) {
+  const TemporaryDirectory directory;
+  const std::string file = (directory / "stopped").string();
+  EXPECT_EQ(Watching(/*deferring=*/false, file).from_parent(SIGTERM).wait(), kExitOk);
+  EXPECT_TRUE(std::filesystem::exists(file));
+  EXPECT_EQ(Watching(/*deferring=*/false, file).from_parent(SIGINT).wait(), kExitOk) << "of several ranks";
+  const std::string nowhere = (directory / "missing" / "stopped").string();
+  EXPECT_EQ(Watching(/*deferring=*/false, nowhere).from_parent(SIGTERM).wait(), kExitResumable);
 }
 
 }  // namespace

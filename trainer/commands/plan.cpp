@@ -94,7 +94,7 @@ Report make_report(const PlanOptions& options) {
     report.available = report.device.memory_bytes;
   } else {  // all ranks on this machine
     report.available = available_memory(at::kCPU, world);
-    report.threads = operator_threads(report.settings, world);
+    report.threads = operator_threads_unbound(report.settings, world);
   }
   const PlannedRun run = report.run();
   for (size_t i = 0; i < kStages; ++i) {

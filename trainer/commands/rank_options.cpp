@@ -19,6 +19,10 @@ namespace {
 constexpr const char* kProcesses = "--nproc-per-node";
 constexpr const char* kMaxRestarts = "--max-restarts";
 
+/// More than anybody tries on purpose, and few enough for a machine to refuse the run in an orderly way when
+/// the ranks do not fit into its memory. Steps set no bound: each rank adds rows to them.
+constexpr int64_t kRanksPerProcessor = 16;
+
 std::vector<std::string> own_arguments() {
   std::ifstream words("/proc/self/cmdline", std::ios::binary);
   std::vector<std::string> arguments;
@@ -31,7 +35,7 @@ std::vector<std::string> own_arguments() {
 // OpenMP's waiting threads spin at first, and where there are more than processors, those that have work wait
 // for them. The runtime reads this once, at its start.
 std::vector<std::string> waiting_policy(const Settings& settings, int64_t processes) {
-  const int64_t threads = processes * operator_threads(settings, processes);
+  const int64_t threads = processes * operator_threads_unbound(settings, processes);
   if (threads <= usable_processors()) return {};
   // What the user has set in either way says more.
   for (const char* name : {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}) {
@@ -62,6 +66,12 @@ void check_rank_options(const RankOptions& options, const Settings& settings,
                         const RankEnvironment& environment) {
   if (options.processes.value_or(1) < 1)
     throw bad_input(kProcesses, std::to_string(*options.processes), "1 or more");
+  const int64_t processors = usable_processors(), most = kRanksPerProcessor * processors;
+  if (options.processes.value_or(1) > most) {
+    throw bad_input(
+        kProcesses, std::to_string(*options.processes),
+        fmt::format("at most {}, {} for each of {} usable processors", most, kRanksPerProcessor, processors));
+  }
   if (options.max_restarts.value_or(0) < 0)
     throw bad_input(kMaxRestarts, std::to_string(*options.max_restarts), "0 or more");
   if (options.max_restarts.value_or(0) > 0 && settings.resume != "auto") {

@@ -12,6 +12,7 @@
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/rank_options.h"
+#include "trainer/descriptor_limit.h"
 #include "trainer/dry_run.h"
 #include "trainer/failure_report.h"
 #include "trainer/fine_tune.h"
@@ -106,8 +107,7 @@ std::filesystem::path stopped_file() {
   return file == nullptr || started_by_launcher() ? "" : file;
 }
 
-int with_stopped_file(const std::function<int()>& run) {
-  const std::filesystem::path file = stopped_file();
+int with_stopped_file(const std::filesystem::path& file, const std::function<int()>& run) {
   std::error_code ignored;
   if (!file.empty()) std::filesystem::remove(file, ignored);  // of an attempt before this one
   const int exit_code = run();
@@ -136,7 +136,10 @@ int run_train(const TrainCommand& command, const std::vector<std::string>& overr
   };
   check_rank_options(command.ranks, settings, options.ranks);
   if (command.dry_run) return print_dry_run(command, settings, options.ranks);
-  return with_stopped_file([&] { return run_or_start_ranks(command, settings, options); });
+  raise_descriptor_limit();
+  const std::filesystem::path file = stopped_file();
+  options.stopped_file = file.string();
+  return with_stopped_file(file, [&] { return run_or_start_ranks(command, settings, options); });
 }
 
 }  // namespace
