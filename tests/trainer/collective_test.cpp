@@ -143,10 +143,10 @@ class ReadsAreWaits {
   at::CallbackHandle handle_;
 };
 
-class Stages : public ::testing::TestWithParam<int> {};
+class CollectiveNames : public ::testing::TestWithParam<int> {};
 
 // Seen on cards: wait() returns at once, the host stands in item(), and a stall has no name and no end.
-TEST_P(Stages, EveryWaitHasAName) {
+TEST_P(CollectiveNames, EveryWaitHasAName) {
   const TinyRun tiny;
   HalfARun run(tiny, GetParam());
   const int64_t seen = ReadsAreWaits::seen();
@@ -166,7 +166,7 @@ TEST_P(Stages, EveryWaitHasAName) {
 }
 
 // Gloo notices a broken connection where a collective starts.
-TEST_P(Stages, WhatFailsAtItsStartNamesTheRankThatIsGone) {
+TEST_P(CollectiveNames, WhatFailsAtItsStartNamesTheRankThatIsGone) {
   const TinyRun tiny;
   HalfARun run(tiny, GetParam());
   run.group.broken = true;
@@ -184,7 +184,7 @@ TEST_P(Stages, WhatFailsAtItsStartNamesTheRankThatIsGone) {
   if (GetParam() == 1) expect_named([&] { run.sharding.publish_weights(); });
 }
 
-INSTANTIATE_TEST_SUITE_P(Zero, Stages, ::testing::Values(0, 1, 2, 3));
+INSTANTIATE_TEST_SUITE_P(Zero, CollectiveNames, ::testing::Values(0, 1, 2, 3));
 
 TEST(InCollective, WithAllRanksAliveTheErrorHasOneLineAndTheName) {
   const auto solo = make_solo_coordinator([] { return std::string(); });
