@@ -7,7 +7,8 @@ import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="satune_hf_modules_"))
+# One of its own for every process: what two of them write at once, transformers reads half.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="satune_hf_modules_")
 
 import pytest
 from programs import ROOT, built

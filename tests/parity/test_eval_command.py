@@ -164,7 +164,7 @@ def test_positions_beyond_the_model_are_refused(satune, stories, tmp_path, recor
 
 
 def test_reports_are_standard_json(satune, stories, tmp_path):
-    """A loss that is not finite must not make the report unreadable."""
+    """A loss that is not finite is no result, and no report holds what is not JSON."""
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("config.json", "tokenizer.model", "tokenizer_config.json"):
@@ -174,6 +174,7 @@ def test_reports_are_standard_json(satune, stories, tmp_path):
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "text.txt").write_text("Once upon a time")
-    done = call(satune, "eval", broken, "--task", f"perplexity={tmp_path / 'text.txt'}", "--json").stdout
-    assert json.loads(done, parse_constant=pytest.fail)["tasks"]["perplexity"]["perplexity"] is None
+    evaluation = ["--task", f"perplexity={tmp_path / 'text.txt'}", "--json"]
+    assert "not finite" in refused(satune, "eval", broken, *evaluation, code=1)
+    json.loads(call(satune, "eval", stories, *evaluation).stdout, parse_constant=pytest.fail)
     assert "not finite" in refused(satune, "generate", broken, "--prompt", "a", code=1)
