@@ -9,6 +9,7 @@
 
 #include "data/files/error.h"
 #include "data/files/hash.h"
+#include "model/files/stored_dtype.h"
 #include "model/parameters.h"
 
 namespace satune {
@@ -16,14 +17,6 @@ namespace {
 
 /// Bytes of a checkpoint that may be resident at a time while they are copied.
 constexpr int64_t kCopyBytes = int64_t{32} << 20;
-
-at::ScalarType stored_type(const StoredTensor& stored) {
-  if (stored.dtype == "F64") return at::kDouble;
-  if (stored.dtype == "F32") return at::kFloat;
-  if (stored.dtype == "F16") return at::kHalf;
-  if (stored.dtype == "BF16") return at::kBFloat16;
-  throw bad_input(stored.name, stored.dtype, "F32, BF16, F16 or F64");
-}
 
 /// A hash of a counter.
 uint64_t mix(uint64_t counter) {
@@ -62,7 +55,7 @@ void fill_normal(const at::Tensor& target, uint64_t stream, double deviation) {
 void load_elements(const at::Tensor& target, const Checkpoint& checkpoint, const TensorInfo& info,
                    int64_t begin) {
   const StoredTensor& stored = *checkpoint.find(info.name);
-  const at::ScalarType type = stored_type(stored);
+  const at::ScalarType type = scalar_type(dtype_of(stored));
   const auto element = static_cast<int64_t>(at::elementSize(type));
   // Piece by piece, each piece's pages given back, so that a large embedding is never resident twice.
   const int64_t step = kCopyBytes / element;

@@ -8,6 +8,7 @@
 
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "model/files/stored_dtype.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -23,13 +24,6 @@ ElementRange parse_range(const JsonFields& ranges, const std::string& name, int6
   if (parsed.begin < 0 || parsed.begin > parsed.end || parsed.end > elements)
     ranges.fail(name, fmt::format("[begin, end) within its {} elements", elements));
   return parsed;
-}
-
-at::ScalarType stored_type(const StoredTensor& stored) {
-  return scalar_type(stored.dtype == "F64"   ? DType::kF64
-                     : stored.dtype == "F32" ? DType::kF32
-                     : stored.dtype == "F16" ? DType::kF16
-                                             : DType::kBF16);
 }
 
 /// Bytes [begin, begin + count) of a stored tensor, as one that can be released by itself.
@@ -149,7 +143,7 @@ at::Tensor SnapshotReader::elements(size_t tensor, int64_t begin, int64_t count)
   }
   if (begin == 0) check_frozen(tensor);
   const StoredTensor& stored = frozen_tensor(tensor);
-  at::Tensor values = at::empty({count}, stored_type(stored));
+  at::Tensor values = at::empty({count}, scalar_type(dtype_of(stored)));
   const auto width = static_cast<size_t>(values.element_size());
   const StoredTensor part =
       part_of(stored, static_cast<size_t>(begin) * width, static_cast<size_t>(count) * width);

@@ -8,6 +8,7 @@
 #include "data/template_file.h"
 #include "evaluation/generation.h"
 #include "model/export.h"
+#include "model/files/stored_dtype.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
 
@@ -18,12 +19,6 @@ struct ShareOptions {
   std::string model, out, sharing;
   std::optional<std::string> anchor, dtype;
 };
-
-DType dtype_of(const StoredTensor& stored) {
-  for (const DType dtype : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16})
-    if (stored.dtype == safetensors_name(dtype)) return dtype;
-  throw bad_input("tensor " + stored.name, stored.dtype, "F64, F32, F16 or BF16");
-}
 
 /// The dtype that holds every tensor without loss: the common one, or where they differ the widest (fp32 for
 /// a mixture of F16 and BF16).
