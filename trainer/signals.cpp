@@ -114,7 +114,7 @@ void SignalWatch::defer_stop() {
 
 void SignalWatch::end_at_once() {
   deferring.store(false);
-  if (stop_requested()) _exit(kExitResumable);  // one that came just before
+  if (stop_requested()) end_as_stopped();  // one that came just before
 }
 
 bool SignalWatch::stop_requested() const {

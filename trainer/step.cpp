@@ -141,8 +141,8 @@ void TrainingStep::rehearse(int64_t epoch) {
   const auto targets = static_cast<double>(std::max<int64_t>(1, batch.target_count));
   try {
     sharding_.begin_step();
-    model_.forward_backward(to_device(batch, model_.weights().device()), 1.0 / targets, sharding_.gradients(),
-                            false, recording_, sharding_);
+    model_.forward_backward(upload(batch), 1.0 / targets, sharding_.gradients(), false, recording_,
+                            sharding_);
     sharding_.end_micro_batch();
     sharding_.finish_gradients();
     sharding_.forget_gathered();

@@ -107,6 +107,20 @@ TEST(FirstSignal, EndsAProcessThatHasNothingToSave) {
   EXPECT_EQ(Watching(/*deferring=*/false).from_parent(SIGTERM).wait(), kExitResumable);
 }
 
+TEST(FirstSignal, JustBeforeNothingIsDeferredAnyMoreEndsTheProcessAlike) {
+  const TemporaryDirectory directory;
+  const std::string file = (directory / "stopped").string();
+  const auto stopped_late = [](const std::string& stopped_file) {
+    SignalWatch signals(stopped_file);
+    signals.defer_stop();
+    raise(SIGTERM);
+    signals.end_at_once();
+  };
+  EXPECT_EXIT(stopped_late(""), ::testing::ExitedWithCode(kExitResumable), "");
+  EXPECT_EXIT(stopped_late(file), ::testing::ExitedWithCode(kExitOk), "");
+  EXPECT_TRUE(std::filesystem::exists(file));
+}
+
 TEST(FirstSignal, TellsOfTheStopInTheFileThatAScriptNames) {
   const TemporaryDirectory directory;
   const std::string file = (directory / "stopped").string();
