@@ -106,7 +106,7 @@ run_pytest() {
 
 # What the closing summary repeats of a stage: its totals, and the name and place of what failed.
 readonly CTEST_LINES='tests passed|tests failed|Total Test time|: Failure$|^\[  FAILED  \]'
-readonly PYTEST_LINES='^(FAILED|ERROR) | (passed|failed|error)'
+readonly PYTEST_LINES='^(FAILED|ERROR) |[0-9]+ (passed|failed|errors?).* in [0-9.]+s|^error:'
 
 stage "build release" 'ninja: |error' build release
 if ((${#failed[@]} > 0)); then finish; fi

@@ -18,7 +18,7 @@ struct Failure {
 Failure current_failure();
 
 /// `message` as one line of a terminal and of UTF-8: control characters and bytes that are not UTF-8 as
-/// \\xHH, and an end where it is very long, since messages may quote a user's file.
+/// \xHH, and an end where it is very long, since messages may quote a user's file.
 std::string error_line(std::string_view message);
 
 /// Whether it says that memory ran out, the machine's or a card's; likewise.
