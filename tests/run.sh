@@ -97,7 +97,7 @@ check_format() {
 # A parity test that skips because its program is missing would pass without testing anything.
 run_pytest() {
   local log=$LOGS/pytest-output.log
-  .venv/bin/python -m pytest -q -rs -p no:cacheprovider "$@" | tee "$log" || return 1
+  .venv/bin/python -m pytest -q -rfEs -p no:cacheprovider "$@" | tee "$log" || return 1
   if grep -q 'is not built at' "$log"; then
     echo "error: programs that parity tests need were not built" >&2
     return 1

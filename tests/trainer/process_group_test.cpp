@@ -270,7 +270,8 @@ TEST(GlooGroup, CollectivesThatAreDroppedLeaveTheGroupUsable) {
 
 TEST(GlooGroup, ARankThatLeavesIsNamedAtOnce) {
   const auto begin = std::chrono::steady_clock::now();
-  const auto errors = run_gloo(3, [](ProcessGroup& group) {
+  std::atomic<int> staying = 2;
+  const auto errors = run_gloo(3, [&](ProcessGroup& group) {
     group.exchange(std::vector<double>{1});
     if (group.world().rank == 2) throw std::runtime_error("leaves");
     const at::Tensor parts = at::ones({3 * 100000});
@@ -279,6 +280,10 @@ TEST(GlooGroup, ARankThatLeavesIsNamedAtOnce) {
     } catch (const EnvironmentError&) {
       // Later ones fail in the same way, whether they can be started or not.
       EXPECT_THROW(group.exchange(std::vector<double>{1}), EnvironmentError);
+      // The first to fail would be the one that left for the other.
+      --staying;
+      for (int i = 0; i < 1000 && staying > 0; ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
       throw;
     }
   });
