@@ -107,8 +107,11 @@ class SALlamaAttention(nn.Module):
         if past_key_values is not None:
             key, value = self.update_cache(past_key_values, key, value, {"cache_position": cache_position})
 
+        # transformers searches this text for the call of its version before it lets an implementation be set.
         attention = eager_attention_forward
-        if self.config._attn_implementation != "eager":
+        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
+        elif self.config._attn_implementation != "eager":
             attention = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         output, weights = attention(
             self,

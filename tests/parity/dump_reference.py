@@ -43,6 +43,8 @@ def record(model):
         layer.register_forward_hook(after_layer)
     record_attention_inputs(keep)
     model.set_attn_implementation("recording")
+    if model.config._attn_implementation != "recording":  # transformers only warns
+        raise SystemExit(f"error: {type(model).__name__} does not let its attention be recorded")
     return recorded
 
 

@@ -194,6 +194,20 @@ def test_checkpointing_gives_equal_gradients(export, anchor):
             assert difference < 1e-6, f"use_reentrant={use_reentrant} {name}: {difference}"
 
 
+def test_an_attention_implementation_can_be_set(export, monkeypatch):
+    """transformers reads the source of the class, and keeps what it finds where derived classes find it too."""
+    model = load(export("tied", "2-4", "before")[0])
+    for ancestor in type(model).__mro__:
+        monkeypatch.delattr(ancestor, "_can_set_attn_implementation_cached_value", raising=False)
+    tokens = tokens_of(length=30)
+    logits = {}
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        assert model.config._attn_implementation == implementation
+        logits[implementation] = model(tokens).logits
+    assert (logits["eager"] - logits["sdpa"]).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("trust", [{"trust_remote_code": False}, {}])
 @pytest.mark.parametrize("auto", ["AutoConfig", "AutoModel", "AutoModelForCausalLM"])
 def test_without_trust_it_fails(export, auto, trust):
