@@ -76,6 +76,8 @@ class RankCoordinator : public Coordinator {
   void at_phase(const char* phase, int segment) override { status_->at_phase(phase, segment); }
   void enter_collective(const char* what) override { status_->enter_collective(what); }
   void leave_collective() override { status_->leave_collective(); }
+  int64_t begin_file_call(const std::string& what) override { return status_->begin_file_call(what); }
+  void end_file_call(int64_t call) override { status_->end_file_call(call); }
   void checkpoint() override { status_->checkpoint(); }
   void hold() override { status_->hold(); }
   void release() override { status_->release(); }

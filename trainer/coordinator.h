@@ -45,7 +45,7 @@ struct CoordinatorOptions {
   double beat = 0.5;  ///< between two heartbeats
   double lost_after =
       30;  ///< without a heartbeat a rank counts as lost (at once if its process is known dead)
-  double stalled_after = 1800;  ///< inside one collective (setting ddp_timeout)
+  double stalled_after = 1800;  ///< inside one collective, or one call on a file (setting ddp_timeout)
   double start_within = 600;    ///< from the own start to the first heartbeat of every rank
   /// That a main thread has to come by (checkpoint(), wait_for() ...) when the run has failed, and again to
   /// destroy the coordinator after that, before its process is ended.
@@ -82,6 +82,11 @@ class Coordinator {
   /// Around every wait for a collective, which it names. `what` must be a string literal.
   virtual void enter_collective(const char* what) = 0;
   virtual void leave_collective() = 0;
+
+  /// Around a system call on a file that the run saves; `what` names both ("write of PATH"). By any thread. A
+  /// rank that stays inside for `stalled_after` ends the run. begin gives the number that end takes.
+  virtual int64_t begin_file_call(const std::string& what) = 0;
+  virtual void end_file_call(int64_t call) = 0;
 
   /// A stop was asked for on any rank and is agreed on or underway. Ranks learn of it at different moments.
   virtual bool stopping() const = 0;

@@ -12,6 +12,7 @@
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
 #include "trainer/training_run.h"
+#include "trainer/watched_file_ops.h"
 
 namespace satune {
 namespace {
@@ -46,19 +47,21 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   const RunFolder folder(settings, ranks.is_leader());
   check_one_folder(folder, ranks.coordinator());
 
-  const SnapshotStore store(folder.snapshots(), *options.file_ops);
+  WatchedFileOps files(*options.file_ops, ranks.coordinator());
+  const SnapshotStore store(folder.snapshots(), files);
   std::unique_ptr<SnapshotReader> snapshot = agree_on_snapshot(settings, store, ranks);
   const auto plan = plan_run(settings, ranks, snapshot.get());
   check_common_ground(common_ground(*plan, device), ranks.coordinator());
   if (ranks.is_leader()) {
     if (snapshot) check_continuation(*snapshot, *plan, run_machine_json(device, ranks.world()));
     check_disk(folder.path(), disk_need(*plan), free_disk_bytes(folder.path()));
-    write_file_atomic(folder.path() / "config.json", write_json(settings_json(settings)), *options.file_ops);
+    write_file_atomic(folder.path() / "config.json", write_json(settings_json(settings)), files);
   }
   ranks.coordinator().barrier("planned");
 
   ranks.connect_groups(device, shard_group);
-  TrainingRun run(*plan, folder, store, snapshot.get(), device, signals, ranks, options);
+  TrainingRun run(*plan, folder, store, snapshot.get(), device, signals, ranks, files,
+                  options.ranks.local_world_size);
   snapshot.reset();  // its files are mapped: while they are, removing the snapshot frees no disk
   const ExitCode code = run.train();
   if (code == kExitOk) run.finish();

@@ -179,11 +179,11 @@ std::optional<RunFailure> Pulse::unanswered_stop(const std::vector<std::optional
 }
 
 bool Pulse::others_know(const std::vector<std::optional<Heartbeat>>& heartbeats) const {
-  const int64_t behind = status_->known_failure()->rank;
+  const RunFailure failure = *status_->known_failure();
   for (size_t i = 0; i < heartbeats.size(); ++i) {
     const auto& heartbeat = heartbeats[i];
     const auto rank = static_cast<int64_t>(i);
-    if (rank == environment_.world.rank || rank == behind || !heartbeat) continue;
+    if (rank == environment_.world.rank || (failure.lost && rank == failure.rank) || !heartbeat) continue;
     if (heartbeat->knows_failure || heartbeat->left) continue;
     if (look_at_(heartbeat->process) != ProcessState::kGone) return false;
   }

@@ -37,6 +37,8 @@ std::string encode(const Heartbeat& h) {
                {"segment", h.segment},
                {"collective", h.collective},
                {"collective_seconds", h.collective_seconds},
+               {"file_call", h.file_call},
+               {"file_call_seconds", h.file_call_seconds},
                {"passed", h.passed},
                {"halted_at", optional_number(h.halted_at)},
                {"stop_signal", h.stop_signal},
@@ -57,6 +59,8 @@ Heartbeat decode_heartbeat(const std::string& text) {
   json.at("segment").get_to(h.segment);
   json.at("collective").get_to(h.collective);
   json.at("collective_seconds").get_to(h.collective_seconds);
+  json.at("file_call").get_to(h.file_call);
+  json.at("file_call_seconds").get_to(h.file_call_seconds);
   json.at("passed").get_to(h.passed);
   h.halted_at = optional_number(json.at("halted_at"));
   json.at("stop_signal").get_to(h.stop_signal);

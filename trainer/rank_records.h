@@ -18,6 +18,8 @@ struct Heartbeat {
   int segment = -1;
   std::string collective;
   double collective_seconds = 0;     ///< inside it so far
+  std::string file_call;             ///< of those in progress the longest; "" = none
+  double file_call_seconds = 0;      ///< inside it so far
   int64_t passed = 0;                ///< checkpoints
   std::optional<int64_t> halted_at;  ///< the number posted in the agreement on a stop
   std::string stop_signal;           ///< that this process got

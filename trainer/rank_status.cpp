@@ -46,6 +46,17 @@ void RankStatus::leave_collective() {
   ++collective_visits_;
 }
 
+int64_t RankStatus::begin_file_call(const std::string& what) {
+  const Lock lock(mutex_);
+  file_calls_.insert({++file_calls_begun_, {what, Silence(options_.stalled_after)}});
+  return file_calls_begun_;
+}
+
+void RankStatus::end_file_call(int64_t call) {
+  const Lock lock(mutex_);
+  file_calls_.erase(call);
+}
+
 void RankStatus::hold() {
   const Lock lock(mutex_);
   stop_.hold();
@@ -195,6 +206,12 @@ Heartbeat RankStatus::next_heartbeat(double seconds) {
   if (position_.collective != nullptr) {
     heartbeat.collective = position_.collective;
     heartbeat.collective_seconds = collective_silence_.seconds();
+  }
+  for (auto& [number, call] : file_calls_) {
+    call.silence.look(number, seconds);
+    if (call.silence.seconds() < heartbeat.file_call_seconds) continue;
+    heartbeat.file_call = call.what;
+    heartbeat.file_call_seconds = call.silence.seconds();
   }
   heartbeat.passed = stop_.passed();
   heartbeat.stop_signal = own_signal();

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -35,6 +36,8 @@ class RankStatus {
   void leave();
 
   // Any thread of the caller's.
+  int64_t begin_file_call(const std::string& what);
+  void end_file_call(int64_t call);
   bool stopping() const;
   std::string stop_reason() const;
   void throw_if_failed();
@@ -98,6 +101,12 @@ class RankStatus {
   Position position_;
   int64_t collective_visits_ = 0;
   Silence collective_silence_;
+  struct FileCall {
+    std::string what;
+    Silence silence;
+  };
+  std::map<int64_t, FileCall> file_calls_;  ///< those begun and not ended, by number
+  int64_t file_calls_begun_ = 0;
   StopAgreement stop_;
   std::string stop_reason_;
   bool signal_noted_ = false;

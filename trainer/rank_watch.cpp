@@ -59,7 +59,21 @@ std::optional<RunFailure> RankWatch::look(const std::vector<std::optional<Heartb
   }
   if (first) return first;
   count_rounds();
+  if (auto hung = hung_file_call()) return hung;
   return stall();
+}
+
+std::optional<RunFailure> RankWatch::hung_file_call() const {
+  for (size_t i = 0; i < vigils_.size(); ++i) {
+    const auto& heartbeat = vigils_[i].heartbeat();
+    if (!heartbeat || heartbeat->left || heartbeat->file_call_seconds <= options_.stalled_after) continue;
+    const auto rank = static_cast<int64_t>(i);
+    return RunFailure{rank, false, kExitEnvironment,
+                      fmt::format("{} waits for its disk: {:.4g} s in one call, {}; it was in {}",
+                                  describe_rank(rank, heartbeat), heartbeat->file_call_seconds,
+                                  heartbeat->file_call, describe_position(*heartbeat))};
+  }
+  return std::nullopt;
 }
 
 void RankWatch::count_rounds() {

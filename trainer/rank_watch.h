@@ -58,7 +58,8 @@ class RankWatch {
  public:
   RankWatch(int64_t ranks, const CoordinatorOptions& options, const LookAtProcess& look_at);
 
-  /// One look at every rank's heartbeat. A lost rank comes before a stall.
+  /// One look at every rank's heartbeat. A lost rank comes before a file that does not answer, and that
+  /// before a stall, which may be its consequence.
   std::optional<RunFailure> look(const std::vector<std::optional<Heartbeat>>& heartbeats, double seconds);
   /// How often every rank that has not left had moved on.
   int64_t rounds() const { return rounds_; }
@@ -66,6 +67,7 @@ class RankWatch {
 
  private:
   void count_rounds();
+  std::optional<RunFailure> hung_file_call() const;
   std::optional<RunFailure> stall();
   RunFailure describe_stall(int64_t waiting_rank) const;
 

@@ -191,10 +191,12 @@ std::vector<Field> machine_fields() {
                               "where master weights and moments live and are updated: beside the model, or "
                               "\"cpu\" for a model on cards",
                               kFree));
-  fields.push_back(make_field("ddp_timeout", SATUNE_MEMBER(ddp_timeout),
-                              "seconds that a collective, and at the start the meeting of all processes, may "
-                              "take before the run ends and names those it waited for",
-                              kFree, kAtLeastOne));
+  fields.push_back(
+      make_field("ddp_timeout", SATUNE_MEMBER(ddp_timeout),
+                 "seconds that a collective, and at the start the meeting of all processes, may "
+                 "take before the run ends and names those it waited for; also one call on a file of "
+                 "a save, which ends a run whose disk does not answer",
+                 kFree, kAtLeastOne));
   fields.push_back(make_field("heartbeat_timeout", SATUNE_MEMBER(heartbeat_timeout),
                               "seconds without a sign of life after which a process counts as lost", kFree,
                               kAtLeastOne));

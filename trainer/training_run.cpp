@@ -68,7 +68,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotStore& store,
                          const SnapshotReader* snapshot, const at::Device& device, SignalWatch& signals,
-                         Ranks& ranks, const TrainOptions& options)
+                         Ranks& ranks, FileOps& ops, int64_t local_ranks)
     : plan_(plan),
       settings_(plan.settings()),
       folder_(folder),
@@ -76,11 +76,11 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       signals_(signals),
       ranks_(ranks),
       coordinator_(ranks.coordinator()),
-      ops_(*options.file_ops),
-      local_ranks_(options.ranks.local_world_size),
+      ops_(ops),
+      local_ranks_(local_ranks),
       device_(device),
       machine_(run_machine_json(device, ranks.world())),
-      memory_(choose_memory(plan, device, ranks.coordinator(), options.ranks.local_world_size)),
+      memory_(choose_memory(plan, device, ranks.coordinator(), local_ranks)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {

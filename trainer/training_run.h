@@ -5,12 +5,12 @@
 #include <memory>
 #include <optional>
 
+#include "data/files/atomic_file.h"
 #include "data/files/error.h"
 #include "model/llama.h"
 #include "trainer/adamw.h"
 #include "trainer/background_save.h"
 #include "trainer/device_metrics.h"
-#include "trainer/fine_tune.h"
 #include "trainer/metrics.h"
 #include "trainer/progress.h"
 #include "trainer/ranks.h"
@@ -35,9 +35,10 @@ struct MemoryChoice {
 class TrainingRun {
  public:
   /// Loads the model (and the snapshot, where there is one to continue from). The references must outlive it.
+  /// `ops`: for everything saved; `local_ranks`: processes of the run on this machine.
   TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotStore& store,
               const SnapshotReader* snapshot, const at::Device& device, SignalWatch& signals, Ranks& ranks,
-              const TrainOptions& options);
+              FileOps& ops, int64_t local_ranks);
 
   /// Steps until the end, an early stop or a signal; these leave the last finished step saved. Throws
   /// std::runtime_error naming step and records when loss or norm is not finite and the policy is "stop"

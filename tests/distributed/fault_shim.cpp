@@ -5,6 +5,7 @@
 //   SATUNE_FAULT="call=backward n=5 signal=19"          of a backward pass
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 errno=28"   3rd system call on files below such a path fails
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 signal=9"
+//   SATUNE_FAULT="call=file path=/snapshots/ n=3 hangs=1"    3rd system call on such a file never returns
 //   ... await=FILE                                      when FILE is there: the call waits for it
 //   ... rank=1 attempt=0                                only in the process with that RANK and restart count
 //   SATUNE_FAULT_LOG=FILE                               a line when it happens
@@ -28,6 +29,7 @@ struct Fault {
   std::string call, path, awaited;
   long n = 0;
   int signal = 0, error = 0;
+  bool hangs = false;
 };
 
 std::string value_of(const std::string& text, const std::string& key) {
@@ -53,7 +55,8 @@ const Fault& fault() {
                  value_of(s, "await"),
                  std::atol(value_of(s, "n").c_str()),
                  std::atoi(value_of(s, "signal").c_str()),
-                 std::atoi(value_of(s, "errno").c_str())};
+                 std::atoi(value_of(s, "errno").c_str()),
+                 value_of(s, "hangs") == "1"};
   }();
   return parsed;
 }
@@ -81,6 +84,7 @@ bool strikes(const char* call) {
   while (!fault().awaited.empty() && access(fault().awaited.c_str(), F_OK) != 0) usleep(1000);
   log_fault();
   if (fault().signal != 0) raise(fault().signal);
+  while (fault().hangs) pause();
   errno = fault().error;
   return fault().error != 0;
 }

@@ -207,6 +207,20 @@ def test_an_error_at_every_write_of_a_save(satune, model, shim, tmp_path, rank):
     assert failures >= 5
 
 
+@pytest.mark.parametrize("rank, in_background", [(0, False), (1, True)])
+def test_a_write_that_never_returns_ends_all_ranks(satune, model, shim, tmp_path, rank, in_background):
+    """A dead mount: the rank lives and its heart beats, and nobody but it could tell what it waits for."""
+    output, log = tmp_path / "run", tmp_path / "struck"
+    config = settings(model, output, ddp_timeout=3, async_save=in_background, zero_stage=3)
+    ranks = Ranks(satune, config, 2, tmp_path / "logs",
+                  environment={rank: fault(shim, "call=file path=step-00000004 n=2 hangs=1", log)})
+    assert ranks.wait(60) == [3, 3]
+    assert log.exists()
+    for line in (ranks.error(0), ranks.error(1)):
+        assert f"rank {rank} " in line and " waits for its disk: 3" in line and "step-00000004" in line, line
+    assert snapshots(output) == ["step-00000002"]
+
+
 def test_a_full_disk_keeps_the_snapshot_before(satune, model, tmp_path):
     """A small tmpfs in a namespace of its own; skipped where that is not allowed."""
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode != 0:

@@ -34,6 +34,8 @@ class ForwardingCoordinator : public Coordinator {
   void release() override { inner_.release(); }
   void enter_collective(const char* what) override { inner_.enter_collective(what); }
   void leave_collective() override { inner_.leave_collective(); }
+  int64_t begin_file_call(const std::string& what) override { return inner_.begin_file_call(what); }
+  void end_file_call(int64_t call) override { inner_.end_file_call(call); }
   bool stopping() const override { return inner_.stopping(); }
   std::string stop_reason() const override { return inner_.stop_reason(); }
   void publish(const std::string& name, const std::string& value) override { inner_.publish(name, value); }

@@ -38,6 +38,8 @@ TEST(RankRecords, ComeBackAsTheyWere) {
   Heartbeat h = heartbeat_of(123, 7);
   h.collective = "reduce-scatter of gradients";
   h.collective_seconds = 1.5;
+  h.file_call = "write of a";
+  h.file_call_seconds = 2.5;
   h.passed = 40;
   h.halted_at = 39;
   h.stop_signal = "SIGTERM";
@@ -205,6 +207,25 @@ TEST_F(StallTest, StaleHeartbeatsAreNoStall) {
     now[1]->counter = i;
     EXPECT_FALSE(watch_.look(now, 0.5));
   }
+}
+
+TEST_F(StallTest, AFileThatDoesNotAnswerComesBeforeThoseThatWaitForIt) {
+  ranks_[2].phase = "save";
+  ranks_[2].collective.clear();
+  ranks_[2].file_call = "write of /runs/a/snapshots/x";
+  ranks_[2].file_call_seconds = 1800;
+  std::vector<std::optional<Heartbeat>> now(ranks_.begin(), ranks_.end());
+  EXPECT_FALSE(watch_.look(now, 0.5));
+  now[2]->file_call_seconds = 1801;
+  const auto failure = watch_.look(now, 0.5);
+  ASSERT_TRUE(failure);
+  EXPECT_EQ(failure->message,
+            "rank 2 (host a, pid 102) waits for its disk: 1801 s in one call, write of "
+            "/runs/a/snapshots/x; it was in step 12, save of segment 3");
+  EXPECT_EQ(failure->rank, 2);
+  EXPECT_EQ(failure->exit_code, kExitEnvironment);
+  now[2]->left = true;
+  EXPECT_FALSE(watch_.look(now, 0.5));
 }
 
 class ChildProcess {
