@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <numeric>
 
+#include "model/ops/linear_cross_entropy.h"
 #include "model/ops/linear_fp32.h"
 
 namespace satune {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
-constexpr int64_t kLogitsElements = int64_t{1} << 26;  // of a chunk of the loss (linear_cross_entropy.cpp)
 
 constexpr int64_t kHeapLimit = int64_t{32} << 20;  // bytes: M_MMAP_THRESHOLD of main.cpp
 
@@ -113,7 +113,7 @@ void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live)
 void raise_to_head(Live& most, const PassShape& shape, Live live) {
   const int64_t vocabulary = shape.config.vocab_size, hidden = shape.config.hidden_size;
   const int64_t stream = shape.tokens * hidden * shape.element;
-  const int64_t rows = std::min(shape.tokens, std::max<int64_t>(1, kLogitsElements / vocabulary));
+  const int64_t rows = std::min(shape.tokens, cross_entropy_chunk_rows(vocabulary, shape.on_card));
   const int64_t chunk = rows * hidden * shape.element;
   live.add({stream, stream, stream, chunk, chunk, rows * vocabulary * shape.element});
   if (shape.on_card) {  // log-softmax and its exponential in fp32, and 16-bit logits widened

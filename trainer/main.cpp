@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <string_view>
 
@@ -147,9 +148,15 @@ int main(int argc, char** argv) {
   satune::die_with_launcher();
   satune::keep_freed_memory();
   CLI::App app("satune fine-tunes Llama-family models with Shared Attention.", "satune");
+  int exit_code = satune::kExitFailure;
   try {
-    return satune::run(app, argc, argv);
+    exit_code = satune::run(app, argc, argv);
   } catch (...) {
-    return satune::report(app, satune::current_failure());
+    exit_code = satune::report(app, satune::current_failure());
   }
+  // Everything of ours is closed. LibTorch would go on to take its operators out of its tables one by one:
+  // 0.2 s, and 100 MiB of its libraries' pages touched for nothing.
+  spdlog::default_logger()->flush();
+  std::fflush(nullptr);
+  std::_Exit(exit_code);
 }

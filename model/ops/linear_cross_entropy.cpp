@@ -3,15 +3,14 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "model/ops/cross_entropy_kernels.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/linear.h"
 
 namespace satune {
 namespace {
-
-/// Logits of one chunk: 256 MiB in fp32.
-constexpr int64_t kChunkElements = int64_t{1} << 26;
 
 /// Per-row results of one chunk; the logits become their gradient when `scale` is given.
 struct ChunkOut {
@@ -62,8 +61,8 @@ at::Tensor target_rows(const at::Tensor& targets_N) {
 
 /// Calls f(first, count) over chunks of the rows with targets.
 template <typename F>
-void for_each_chunk(int64_t rows, int64_t vocabulary, F&& f) {
-  const int64_t chunk = std::max<int64_t>(1, kChunkElements / vocabulary);
+void for_each_chunk(int64_t rows, const at::Tensor& weight_VC, F&& f) {
+  const int64_t chunk = cross_entropy_chunk_rows(weight_VC.size(0), !weight_VC.is_cpu());
   for (int64_t first = 0; first < rows; first += chunk) f(first, std::min(chunk, rows - first));
 }
 
@@ -96,6 +95,14 @@ class WeightGradient {
 
 }  // namespace
 
+int64_t cross_entropy_chunk_rows(int64_t vocabulary, bool on_card) {
+  constexpr int64_t kMostElements = int64_t{1} << 26;
+  const int64_t most = std::max<int64_t>(1, kMostElements / vocabulary);
+  if (on_card) return most;
+  constexpr int64_t kRows = 512, kElements = int64_t{1} << 22;
+  return std::min(most, std::max(kRows, kElements / vocabulary));
+}
+
 CrossEntropySums linear_cross_entropy_forward(const at::Tensor& hidden_NC, const at::Tensor& weight_VC,
                                               const at::Tensor& targets_N, at::Tensor* losses_N) {
   CrossEntropySums sums = zero_sums(hidden_NC);
@@ -104,7 +111,7 @@ CrossEntropySums linear_cross_entropy_forward(const at::Tensor& hidden_NC, const
     *losses_N =
         at::zeros({targets_N.size(0)}, hidden_NC.options().dtype(statistics_type(hidden_NC.scalar_type())));
   }
-  for_each_chunk(rows.size(0), weight_VC.size(0), [&](int64_t first, int64_t count) {
+  for_each_chunk(rows.size(0), weight_VC, [&](int64_t first, int64_t count) {
     const at::Tensor index = rows.narrow(0, first, count);
     at::Tensor logits = linear_forward(hidden_NC.index_select(0, index), weight_VC);
     const ChunkOut out = cross_entropy_chunk(logits, targets_N.index_select(0, index), nullptr);
@@ -120,13 +127,14 @@ CrossEntropyGradients linear_cross_entropy_backward(const at::Tensor& hidden_NC,
                                                     const at::Tensor& d_weight_VC, bool accumulate) {
   CrossEntropyGradients result{zero_sums(hidden_NC), at::zeros_like(hidden_NC)};
   const at::Tensor rows = target_rows(targets_N);
-  const int64_t count_all = rows.size(0), vocabulary = weight_VC.size(0);
+  const int64_t count_all = rows.size(0);
   if (count_all == 0) {
     if (d_weight_VC.defined() && !accumulate) d_weight_VC.zero_();
     return result;
   }
-  WeightGradient d_weight(d_weight_VC, accumulate, count_all * vocabulary > kChunkElements);
-  for_each_chunk(count_all, vocabulary, [&](int64_t first, int64_t count) {
+  WeightGradient d_weight(d_weight_VC, accumulate,
+                          count_all > cross_entropy_chunk_rows(weight_VC.size(0), !weight_VC.is_cpu()));
+  for_each_chunk(count_all, weight_VC, [&](int64_t first, int64_t count) {
     const at::Tensor index = rows.narrow(0, first, count);
     const at::Tensor hidden_nC = hidden_NC.index_select(0, index);
     at::Tensor logits = linear_forward(hidden_nC, weight_VC);

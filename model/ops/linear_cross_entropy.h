@@ -4,7 +4,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+
 namespace satune {
+
+/// Rows of a chunk. On a CPU 512 (from there on the products are as fast as in one piece: BENCHMARKS.md), or
+/// as many more as make 16 MiB of fp32 logits; on a card as many as make 256 MiB, which bounds both.
+int64_t cross_entropy_chunk_rows(int64_t vocabulary, bool on_card);
 
 struct CrossEntropySums {
   at::Tensor loss;     ///< scalar fp64: sum over targets of log(sum exp(logits)) - logits[target]

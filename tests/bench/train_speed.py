@@ -76,7 +76,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--checkpointing", action="store_true", help="recompute every layer (satune's side)")
+    parser.add_argument("--checkpointing", choices=["false", "selective", "true"], default="false",
+                        help="gradient_checkpointing of satune's side")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -98,7 +99,7 @@ def main():
                 "output_dir": str(run), "max_length": LENGTH, "per_device_train_batch_size": ROWS,
                 "gradient_accumulation_steps": 1, "max_steps": options.steps, "warmup_steps": 0,
                 "learning_rate": 1e-4, "precision": options.precision, "num_threads": options.threads,
-                "gradient_checkpointing": options.checkpointing, "eval_steps": 0, "save_steps": 0,
+                "gradient_checkpointing": {"true": True, "false": False}.get(options.checkpointing, options.checkpointing), "eval_steps": 0, "save_steps": 0,
                 "export_at_end": False}))
             _, peak = measured([options.program, "train", str(config)], OMP_NUM_THREADS=str(options.threads))
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -187,6 +187,14 @@ TEST(LinearCrossEntropy, AgainstAutograd) {
   EXPECT_EQ(per_row.narrow(0, 4, 6).abs().sum().item<double>(), 0.0);
 }
 
+TEST(LinearCrossEntropy, ChunksAreLargeEnoughForTheProductsAndBounded) {
+  EXPECT_EQ(cross_entropy_chunk_rows(1000, false), 4194);   // 16 MiB
+  EXPECT_EQ(cross_entropy_chunk_rows(32000, false), 512);   // 62 MiB
+  EXPECT_EQ(cross_entropy_chunk_rows(1000000, false), 67);  // 256 MiB
+  EXPECT_EQ(cross_entropy_chunk_rows(128256, true), 523);   // 256 MiB
+  EXPECT_EQ(cross_entropy_chunk_rows(1 << 30, true), 1);
+}
+
 TEST(LinearCrossEntropy, SeveralChunksSumInFullPrecision) {
   // 70,000 words x 1,000 rows: two chunks; the gradient buffer is bf16.
   const at::Tensor h = values({1000, 4}, 1, at::kBFloat16), w = values({70000, 4}, 2, at::kBFloat16);
