@@ -89,8 +89,8 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
     record.q_NHD = anchor->q_NHD;
     record.k_NKD = anchor->k_NKD;
   }
-  record.attention =
-      attention_forward(record.q_NHD, record.k_NKD, record.v_NKD, context.batch.document_starts);
+  record.attention = attention_forward(record.q_NHD, record.k_NKD, record.v_NKD,
+                                       context.batch.document_starts, context.batch.parents);
   record.mid_NC = linear_residual_forward(record.attention.out_NHD.flatten(1),
                                           context.weights.tensor(weights.output), record.x_NC);
   mlp_inputs(context, weights, record);

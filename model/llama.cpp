@@ -24,11 +24,15 @@ struct Llama::Impl {
   int head_segment() const { return num_layers() + 1; }
   LayerContext context(const DeviceBatch& batch) { return {config, weights, rope, batch}; }
 
-  /// Makes the table reach the batch's longest document.
+  /// Makes the table reach the batch's longest document, with what it continues.
   void extend_rope(const DeviceBatch& batch) {
     int64_t longest = 0;
+    std::vector<int64_t> lengths;
     for (size_t i = 0; i + 1 < batch.document_starts.size(); ++i) {
-      longest = std::max(longest, batch.document_starts[i + 1] - batch.document_starts[i]);
+      const int64_t parent = batch.parents.empty() ? -1 : batch.parents[i];
+      lengths.push_back(batch.document_starts[i + 1] - batch.document_starts[i] +
+                        (parent < 0 ? 0 : lengths[parent]));
+      longest = std::max(longest, lengths.back());
     }
     const int64_t have = rope.cos_PD2.defined() ? rope.cos_PD2.size(0) : 0;
     if (longest > have) {
@@ -53,6 +57,8 @@ struct Llama::Impl {
   }
 
   at::Tensor hidden_states(const DeviceBatch& batch, SegmentHooks& hooks, const Observer& observer);
+  /// Layers and table indices, once config and weights are there.
+  void bind();
 };
 
 namespace {
@@ -232,18 +238,32 @@ at::Tensor Llama::Impl::hidden_states(const DeviceBatch& batch, SegmentHooks& ho
   return normed;
 }
 
+void Llama::Impl::bind() {
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer)
+    layers.push_back(bind_layer(weights, layer, config.sharing));
+  embedding = index_of(weights.table, "model.embed_tokens.weight");
+  final_norm = index_of(weights.table, "model.norm.weight");
+  head = config.tie_word_embeddings ? embedding : index_of(weights.table, "lm_head.weight");
+}
+
 Llama::Llama(ModelConfig config, std::vector<bool> trained_mask, at::ScalarType type, at::Device device,
              const BufferLayout& layout)
     : impl_(std::make_unique<Impl>()) {
   impl_->config = std::move(config);
   impl_->weights = Weights(TensorTable(impl_->config), std::move(trained_mask), type, device, layout);
-  const TensorTable& table = impl_->weights.table;
-  for (int layer = 0; layer < impl_->config.num_hidden_layers; ++layer) {
-    impl_->layers.push_back(bind_layer(impl_->weights, layer, impl_->config.sharing));
-  }
-  impl_->embedding = index_of(table, "model.embed_tokens.weight");
-  impl_->final_norm = index_of(table, "model.norm.weight");
-  impl_->head = impl_->config.tie_word_embeddings ? impl_->embedding : index_of(table, "lm_head.weight");
+  impl_->bind();
+}
+
+Llama::Llama(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Llama Llama::with_sharing(SharingPlan plan) const {
+  TORCH_CHECK(impl_->config.sharing.empty(), "the model shares attention already");
+  auto impl = std::make_unique<Impl>();
+  impl->config = impl_->config;
+  impl->config.sharing = std::move(plan);
+  impl->weights = impl_->weights.restricted(TensorTable(impl->config));
+  impl->bind();
+  return Llama(std::move(impl));
 }
 
 Llama::~Llama() = default;
@@ -308,6 +328,16 @@ at::Tensor Llama::token_losses(const DeviceBatch& batch) {
   at::Tensor losses_N;
   linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets_N, &losses_N);
   return losses_N;
+}
+
+at::Tensor Llama::target_losses(const DeviceBatch& batch, const at::Tensor& rows_M,
+                                const at::Tensor& targets_M) {
+  SegmentHooks none;
+  impl_->extend_rope(batch);
+  const at::Tensor hidden_MC = impl_->hidden_states(batch, none, {}).index_select(0, rows_M);
+  at::Tensor losses_M;
+  linear_cross_entropy_forward(hidden_MC, impl_->weights.tensor(impl_->head), targets_M, &losses_M);
+  return losses_M;
 }
 
 at::Tensor Llama::logits(const DeviceBatch& batch, const Observer& observer) {

@@ -24,6 +24,10 @@ struct DeviceBatch {
   at::Tensor positions_N;                ///< int64
   std::vector<int64_t> document_starts;  ///< [documents + 1], on the host
   int64_t target_count = 0;
+  /// By document, the earlier one that it continues (-1 = none): its tokens attend to that document and to
+  /// what that one continues. Depth-first order, no empty document. Empty = none does. For passes without a
+  /// backward, on the CPU.
+  std::vector<int64_t> parents = {};
 };
 
 /// What a layer's forward keeps for its backward. The numbers are bitwise the same in all of them.
@@ -63,6 +67,9 @@ class Llama {
         const BufferLayout& layout = {});
   ~Llama();
   Llama(Llama&&) noexcept;
+  /// The same weights under `plan`, for reading: no memory is taken, and the q and k of layers that share are
+  /// left unread. This model has no sharing of its own and need not outlive the other.
+  Llama with_sharing(SharingPlan plan) const;
 
   const ModelConfig& config() const;
   const TensorTable& table() const;
@@ -86,12 +93,18 @@ class Llama {
   LossSums evaluate(const DeviceBatch& batch);
   /// Per-token losses [N] (0 where there is no target), fp32 (fp64 for an fp64 model).
   at::Tensor token_losses(const DeviceBatch& batch);
+  /// -log p(targets_M[i]) after row rows_M[i] of the batch, [M], fp32 (fp64 for an fp64 model). A row may
+  /// stand there several times; only rows that do are projected to the vocabulary. Targets of the batch are
+  /// not read.
+  at::Tensor target_losses(const DeviceBatch& batch, const at::Tensor& rows_M, const at::Tensor& targets_M);
   /// Logits [N, V] in the model's dtype; for tests, `diff` and small evaluations. Targets may be undefined.
   at::Tensor logits(const DeviceBatch& batch, const Observer& observer = {});
 
   struct Impl;  ///< in llama.cpp
 
  private:
+  explicit Llama(std::unique_ptr<Impl> impl);
+
   std::unique_ptr<Impl> impl_;
 };
 

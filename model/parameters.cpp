@@ -105,6 +105,24 @@ void ParameterBuffers::attach(int segment, at::Tensor memory) {
   attached_[segment] = std::move(memory);
 }
 
+ParameterBuffers ParameterBuffers::restricted(const TensorTable& table) const {
+  ParameterBuffers result;
+  result.table_ = table;
+  result.type_ = type_;
+  result.flat_ = flat_;
+  result.attached_ = attached_;
+  result.used_ = used_;
+  for (const TensorInfo& tensor : table.tensors()) {
+    const TensorInfo* info = table_.find(tensor.name);
+    TORCH_CHECK(info != nullptr && info->shape == tensor.shape, "no tensor ", tensor.name);
+    const auto index = static_cast<size_t>(info - table_.tensors().data());
+    result.selected_.push_back(selected_[index]);
+    result.views_.push_back(views_[index]);
+    result.offsets_.push_back(offsets_[index]);
+  }
+  return result;
+}
+
 at::Tensor ParameterBuffers::detach(int segment) {
   if (!attached_[segment].defined()) return {};
   const at::Tensor& flat = flat_[segment];
@@ -118,6 +136,14 @@ Weights::Weights(TensorTable tensor_table, std::vector<bool> trained_mask, at::S
   if (trained_mask.empty()) trained_mask.assign(table.tensors().size(), true);
   trained = ParameterBuffers(table, trained_mask, type, device, layout);
   frozen = ParameterBuffers(table, invert(std::move(trained_mask)), type, device, layout);
+}
+
+Weights Weights::restricted(const TensorTable& subset) const {
+  Weights result;
+  result.table = subset;
+  result.trained = trained.restricted(subset);
+  result.frozen = frozen.restricted(subset);
+  return result;
 }
 
 const at::Tensor& Weights::tensor(size_t index) const {

@@ -50,6 +50,10 @@ class ParameterBuffers {
   /// elements), which is kept alive until detach(). Every view of the segment, wherever it was taken, reads
   /// and writes there from now on; without memory there is nothing to read.
   void attach(int segment, at::Tensor memory);
+  /// Views of the tensors that `table` has too, over the same memory, for reading. A segment's buffer has
+  /// holes then, where the others lie.
+  ParameterBuffers restricted(const TensorTable& table) const;
+
   /// Returns the memory; undefined where there was none.
   at::Tensor detach(int segment);
   bool attached(int segment) const { return attached_[segment].defined(); }
@@ -72,6 +76,7 @@ struct Weights {
   /// `trained_mask` empty = all trained.
   Weights(TensorTable table, std::vector<bool> trained_mask, at::ScalarType type, at::Device device,
           const BufferLayout& layout = {});
+  Weights restricted(const TensorTable& subset) const;  ///< as ParameterBuffers::restricted
   const at::Tensor& tensor(size_t index) const;
   const at::Tensor& tensor(std::string_view name) const;  ///< undefined for an unknown name
   at::ScalarType type() const;

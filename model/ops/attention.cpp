@@ -52,6 +52,42 @@ AttentionOut forward_cpu(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const
   return result;
 }
 
+/// One past the last row of the documents that continue document i: in depth-first order they follow it.
+int64_t subtree_end(const std::vector<int64_t>& starts, const std::vector<int64_t>& parents, int64_t i) {
+  auto next = static_cast<size_t>(i + 1);
+  while (next < parents.size() && parents[next] >= i) ++next;
+  return starts[next];
+}
+
+/// Each document over itself, and then what continues a document over that document, in one call for all of
+/// it. Softmaxes over disjoint sets of keys are one softmax once each is weighed by exp(its log-sum-exp).
+at::Tensor forward_tree(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
+                        const std::vector<int64_t>& starts, const std::vector<int64_t>& parents) {
+  const int64_t N = q_NHD.size(0), H = q_NHD.size(1);
+  const auto wide = q_NHD.options().dtype(statistics_type(q_NHD.scalar_type()));
+  const at::Tensor out_1HND = at::empty({N, H, q_NHD.size(2)}, wide).transpose(0, 1).unsqueeze(0);
+  const at::Tensor log_sum_1HN = at::empty({1, H, N}, wide);
+  for_each_document(starts, [&](int64_t, int64_t start, int64_t length) {
+    const auto [out, log_sum] = at::_scaled_dot_product_flash_attention_for_cpu(
+        operand(q_NHD, start, length), operand(k_NKD, start, length), operand(v_NKD, start, length), 0.0,
+        /*is_causal=*/true);
+    out_1HND.narrow(2, start, length).copy_(out);
+    log_sum_1HN.narrow(2, start, length).copy_(log_sum);
+  });
+  for (size_t i = 0; i < parents.size(); ++i) {
+    const int64_t begin = starts[i + 1], rows = subtree_end(starts, parents, static_cast<int64_t>(i)) - begin;
+    if (rows == 0) continue;
+    const auto [out, log_sum] = at::_scaled_dot_product_flash_attention_for_cpu(
+        operand(q_NHD, begin, rows), operand(k_NKD, starts[i], begin - starts[i]),
+        operand(v_NKD, starts[i], begin - starts[i]), 0.0, /*is_causal=*/false);
+    const at::Tensor so_far = log_sum_1HN.narrow(2, begin, rows), sum = at::logaddexp(so_far, log_sum);
+    const at::Tensor rows_out = out_1HND.narrow(2, begin, rows);
+    rows_out.mul_((so_far - sum).exp_().unsqueeze(-1)).add_(out * (log_sum - sum).exp_().unsqueeze(-1));
+    so_far.copy_(sum);
+  }
+  return out_1HND.squeeze(0).transpose(0, 1).to(q_NHD.scalar_type());
+}
+
 void backward_cpu(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
                   const at::Tensor& v_NKD, const AttentionOut& forward, const std::vector<int64_t>& starts,
                   const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD) {
@@ -69,8 +105,11 @@ void backward_cpu(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at
 }  // namespace
 
 AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
-                               const std::vector<int64_t>& document_starts) {
+                               const std::vector<int64_t>& document_starts,
+                               const std::vector<int64_t>& parents) {
   TORCH_CHECK(q_NHD.size(1) % k_NKD.size(1) == 0 && document_starts.back() == q_NHD.size(0));
+  TORCH_CHECK(parents.empty() || (q_NHD.is_cpu() && parents.size() + 1 == document_starts.size()));
+  if (!parents.empty()) return {forward_tree(q_NHD, k_NKD, v_NKD, document_starts, parents), {}};
   if (q_NHD.is_cpu()) return forward_cpu(q_NHD, k_NKD, v_NKD, document_starts);
   return attention_forward_cuda(q_NHD, k_NKD, v_NKD, document_starts);
 }
