@@ -1,8 +1,11 @@
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "data/utf8.h"
 #include "evaluation/generation.h"
 #include "evaluation/records.h"
+#include "evaluation/sums.h"
 #include "evaluation/task.h"
 
 namespace satune {
@@ -18,14 +21,14 @@ class ExactMatch final : public Task {
         generation_{options.max_new_tokens, {}, options.stop_ids},
         max_positions_(options.max_positions) {}
 
-  TaskSums run(Llama& model, int64_t share, int64_t shares) const override {
-    TaskSums sums;
-    if (share == 0) sums.over_length = records_.over_length;
+  int64_t items() const override { return static_cast<int64_t>(records_.samples.size()); }
+
+  void run(Llama& model, const std::vector<int64_t>& items, const ItemSink& done) const override {
     int64_t capacity = 0;
     for (const EncodedSample& sample : records_.samples)
       capacity = std::max<int64_t>(capacity, sample.prompt_length + answer_limit(sample.prompt_length));
     Decoder decoder(model, capacity);
-    for (int64_t i = share; i < static_cast<int64_t>(records_.records.size()); i += shares) {
+    for (const int64_t i : items) {
       const auto prompt =
           std::span(records_.samples[i].tokens).first(static_cast<size_t>(records_.samples[i].prompt_length));
       const std::string target(trim_white_space(prompt_template_.response_text(records_.records[i])));
@@ -38,20 +41,30 @@ class ExactMatch final : public Task {
         return can_still_match(seen, target);
       });
       const std::string text = tokenizer_.decode(answer.text_tokens(), true);
-      const bool equal = trim_white_space(text) == target;
-      sums.result.add(equal ? 1.0 : 0.0, 1.0);
-      sums.processed_tokens += static_cast<int64_t>(prompt.size() + answer.tokens.size());
+      const int equal = trim_white_space(text) == target ? 1 : 0;
+      done({i,
+            {{"exact_match", equal}, {"text", text}},
+            static_cast<int64_t>(prompt.size() + answer.tokens.size())});
     }
-    return sums;
   }
 
-  Json metrics(const TaskSums& sums) const override {
+  Json metrics(const std::vector<Json>& results) const override {
+    RatioSums sums;
+    for (const Json& result : results) sums.add(result["exact_match"], 1.0);
     Json json;
-    json["exact_match"] = sums.result.ratio();
-    if (const auto error = sums.result.standard_error()) json["exact_match_stderr"] = *error;
-    json["over_length"] = sums.over_length;
-    json["n"] = sums.result.items;
+    json["exact_match"] = sums.ratio();
+    if (const auto error = sums.standard_error()) json["exact_match_stderr"] = *error;
+    json["over_length"] = records_.over_length;
+    json["n"] = sums.items;
     return json;
+  }
+
+  std::string fingerprint() const override {
+    TaskFingerprint fingerprint("exact_match");
+    for (const EncodedSample& sample : records_.samples) fingerprint.add(sample.tokens, sample.prompt_length);
+    fingerprint.add(fmt::format("{} {} {}", generation_.max_new_tokens, max_positions_,
+                                fmt::join(generation_.stop_ids, ",")));
+    return fingerprint.hex();
   }
 
  private:

@@ -6,6 +6,7 @@
 #include "data/records.h"
 #include "evaluation/perplexity_windows.h"
 #include "evaluation/records.h"
+#include "evaluation/sums.h"
 #include "evaluation/task.h"
 
 namespace satune {
@@ -19,7 +20,7 @@ struct DocumentWindow {
 class Perplexity final : public Task {
  public:
   Perplexity(std::vector<std::vector<int32_t>> documents, const TaskOptions& options)
-      : documents_(std::move(documents)), batch_size_(options.batch_size) {
+      : documents_(std::move(documents)), options_(options) {
     const int64_t stride = options.stride > 0 ? options.stride : options.max_length;
     for (size_t d = 0; d < documents_.size(); ++d)
       for (const PerplexityWindow& window :
@@ -31,27 +32,40 @@ class Perplexity final : public Task {
 
   bool empty() const { return windows_.empty(); }
 
-  TaskSums run(Llama& model, int64_t share, int64_t shares) const override {
-    TaskSums sums;
-    for (const std::vector<int64_t>& items : deal_batches(lengths_, share, shares, batch_size_)) {
+  int64_t items() const override { return static_cast<int64_t>(windows_.size()); }
+
+  void run(Llama& model, const std::vector<int64_t>& wanted, const ItemSink& done) const override {
+    for (const std::vector<int64_t>& items : deal_batches(lengths_, wanted, options_)) {
       Batch batch;
       batch.document_starts = {0};
       for (const int64_t item : items) append_window(batch, windows_[item]);
       const std::vector<double> losses = document_losses(model, batch);
       for (size_t i = 0; i < items.size(); ++i) {
         const PerplexityWindow& window = windows_[items[i]].window;
-        sums.result.add(losses[i], static_cast<double>(window.end - window.first_counted));
+        done({items[i],
+              {{"loss", losses[i]}, {"tokens", window.end - window.first_counted}},
+              lengths_[items[i]]});
       }
-      sums.processed_tokens += static_cast<int64_t>(batch.tokens.size());
     }
-    return sums;
   }
 
-  Json metrics(const TaskSums& sums) const override {
-    return Json{{"perplexity", std::exp(sums.result.ratio())},
-                {"loss", sums.result.ratio()},
-                {"tokens", static_cast<int64_t>(sums.result.weight)},
-                {"n", sums.result.items}};
+  Json metrics(const std::vector<Json>& results) const override {
+    RatioSums sums;
+    for (const Json& result : results) sums.add(result["loss"], result["tokens"]);
+    return Json{{"perplexity", std::exp(sums.ratio())},
+                {"loss", sums.ratio()},
+                {"tokens", static_cast<int64_t>(sums.weight)},
+                {"n", sums.items}};
+  }
+
+  std::string fingerprint() const override {
+    TaskFingerprint fingerprint("perplexity");
+    for (const DocumentWindow& item : windows_) {
+      const auto begin = static_cast<size_t>(item.window.begin), end = static_cast<size_t>(item.window.end);
+      fingerprint.add(std::span(documents_[item.document]).subspan(begin, end + 1 - begin),
+                      item.window.first_counted - item.window.begin);
+    }
+    return fingerprint.hex();
   }
 
  private:
@@ -70,7 +84,7 @@ class Perplexity final : public Task {
   std::vector<std::vector<int32_t>> documents_;
   std::vector<DocumentWindow> windows_;
   std::vector<int64_t> lengths_;
-  int64_t batch_size_;
+  TaskOptions options_;
 };
 
 }  // namespace

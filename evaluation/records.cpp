@@ -31,15 +31,17 @@ EvaluationRecords read_evaluation_records(const std::filesystem::path& data, con
   return result;
 }
 
-std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengths, int64_t share,
-                                               int64_t shares, int64_t batch_size) {
+std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengths,
+                                               const std::vector<int64_t>& items,
+                                               const TaskOptions& options) {
   std::vector<std::vector<int64_t>> batches;
   int64_t tokens = 0;
-  for (int64_t item = share; item < static_cast<int64_t>(lengths.size()); item += shares) {
+  for (const int64_t item : items) {
     const int64_t length = lengths[item];
     const bool full =
-        !batches.empty() && (batch_size > 0 ? static_cast<int64_t>(batches.back().size()) >= batch_size
-                                            : tokens + length > kAutomaticBatchTokens);
+        !batches.empty() &&
+        (options.batch_size > 0 ? static_cast<int64_t>(batches.back().size()) >= options.batch_size
+                                : tokens + length > options.batch_tokens);
     if (batches.empty() || full) {
       batches.emplace_back();
       tokens = 0;
@@ -48,6 +50,11 @@ std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengt
     tokens += length;
   }
   return batches;
+}
+
+void TaskFingerprint::add(std::span<const int32_t> tokens, int64_t first_target) {
+  sha_.update_field(static_cast<uint64_t>(first_target));
+  sha_.update_field({reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()});
 }
 
 std::vector<double> document_losses(Llama& model, const Batch& batch) {

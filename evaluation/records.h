@@ -3,9 +3,13 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "data/batch.h"
+#include "data/fingerprint.h"
 #include "evaluation/task.h"
 
 namespace satune {
@@ -20,13 +24,22 @@ struct EvaluationRecords {
 EvaluationRecords read_evaluation_records(const std::filesystem::path& data, const TaskOptions& options,
                                           const Tokenizer& tokenizer, const PromptTemplate& prompt_template);
 
-/// Cuts items [0, lengths.size()) of this share, in order, into forward passes: at most `batch_size` items
-/// each, or with 0 as many as keep the pass at `automatic_tokens` tokens (always at least one).
-std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengths, int64_t share,
-                                               int64_t shares, int64_t batch_size);
+/// Cuts `items`, in order, into forward passes: at most options.batch_size items each, or with 0 as many as
+/// keep the pass at options.batch_tokens tokens (always at least one).
+std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengths,
+                                               const std::vector<int64_t>& items, const TaskOptions& options);
 
-/// Tokens of a forward pass with --batch-size auto: enough to fill a CPU's caches and cores.
-inline constexpr int64_t kAutomaticBatchTokens = 2048;
+/// SHA-256 over what makes a task of token sequences: its name, the sequences, where their targets begin.
+class TaskFingerprint {
+ public:
+  explicit TaskFingerprint(std::string_view task) { sha_.update_field(task); }
+  void add(std::span<const int32_t> tokens, int64_t first_target);
+  void add(std::string_view text) { sha_.update_field(text); }
+  std::string hex() { return sha_.hex(); }
+
+ private:
+  Sha256 sha_;
+};
 
 /// Sums of -log p per document of the batch, in fp64. Throws std::runtime_error when one is not finite.
 std::vector<double> document_losses(Llama& model, const Batch& batch);

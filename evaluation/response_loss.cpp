@@ -2,6 +2,7 @@
 
 #include "data/batches.h"
 #include "evaluation/records.h"
+#include "evaluation/sums.h"
 #include "evaluation/task.h"
 
 namespace satune {
@@ -9,16 +10,16 @@ namespace {
 
 class ResponseLoss final : public Task {
  public:
-  ResponseLoss(EvaluationRecords records, int64_t batch_size)
-      : records_(std::move(records)), batch_size_(batch_size) {
+  ResponseLoss(EvaluationRecords records, const TaskOptions& options)
+      : records_(std::move(records)), options_(options) {
     for (const EncodedSample& sample : records_.samples)
       lengths_.push_back(static_cast<int64_t>(sample.tokens.size()));
   }
 
-  TaskSums run(Llama& model, int64_t share, int64_t shares) const override {
-    TaskSums sums;
-    if (share == 0) sums.over_length = records_.over_length;
-    for (const std::vector<int64_t>& items : deal_batches(lengths_, share, shares, batch_size_)) {
+  int64_t items() const override { return static_cast<int64_t>(records_.samples.size()); }
+
+  void run(Llama& model, const std::vector<int64_t>& wanted, const ItemSink& done) const override {
+    for (const std::vector<int64_t>& items : deal_batches(lengths_, wanted, options_)) {
       Batch batch;
       std::vector<int64_t> targets;
       for (const int64_t item : items) {
@@ -27,25 +28,32 @@ class ResponseLoss final : public Task {
         targets.push_back(batch.target_count - before);
       }
       const std::vector<double> losses = document_losses(model, batch);
-      for (size_t i = 0; i < items.size(); ++i) sums.result.add(losses[i], static_cast<double>(targets[i]));
-      sums.processed_tokens += static_cast<int64_t>(batch.tokens.size());
+      for (size_t i = 0; i < items.size(); ++i)
+        done({items[i], {{"loss", losses[i]}, {"tokens", targets[i]}}, lengths_[items[i]]});
     }
-    return sums;
   }
 
-  Json metrics(const TaskSums& sums) const override {
+  Json metrics(const std::vector<Json>& results) const override {
+    RatioSums sums;
+    for (const Json& result : results) sums.add(result["loss"], result["tokens"]);
     Json json;
-    json["loss"] = sums.result.ratio();
-    if (const auto error = sums.result.standard_error()) json["loss_stderr"] = *error;
-    json["tokens"] = static_cast<int64_t>(sums.result.weight);
-    json["over_length"] = sums.over_length;
-    json["n"] = sums.result.items;
+    json["loss"] = sums.ratio();
+    if (const auto error = sums.standard_error()) json["loss_stderr"] = *error;
+    json["tokens"] = static_cast<int64_t>(sums.weight);
+    json["over_length"] = records_.over_length;
+    json["n"] = sums.items;
     return json;
+  }
+
+  std::string fingerprint() const override {
+    TaskFingerprint fingerprint("response_loss");
+    for (const EncodedSample& sample : records_.samples) fingerprint.add(sample.tokens, sample.prompt_length);
+    return fingerprint.hex();
   }
 
  private:
   EvaluationRecords records_;
-  int64_t batch_size_;
+  TaskOptions options_;
   std::vector<int64_t> lengths_;
 };
 
@@ -54,7 +62,7 @@ class ResponseLoss final : public Task {
 std::unique_ptr<Task> make_response_loss(const std::filesystem::path& data, const TaskOptions& options,
                                          const Tokenizer& tokenizer, const PromptTemplate& prompt_template) {
   return std::make_unique<ResponseLoss>(read_evaluation_records(data, options, tokenizer, prompt_template),
-                                        options.batch_size);
+                                        options);
 }
 
 }  // namespace satune

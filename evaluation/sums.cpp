@@ -38,11 +38,4 @@ std::optional<double> RatioSums::standard_error() const {
   return std::sqrt(n / (n - 1) * squares) / weight;
 }
 
-TaskSums& TaskSums::operator+=(const TaskSums& other) {
-  result += other.result;
-  over_length += other.over_length;
-  processed_tokens += other.processed_tokens;
-  return *this;
-}
-
 }  // namespace satune

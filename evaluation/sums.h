@@ -1,5 +1,4 @@
-// What a task returns for its share of the work: sums that can be added, in any order and over any number of
-// ranks, before anything is divided.
+// Sums over items that can be added, in any order, before anything is divided.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +23,6 @@ struct RatioSums {
   /// sum of weights (the linearised ratio estimator, Cochran, Sampling Techniques, 6.4). With all weights 1
   /// it is the sample standard deviation over sqrt(n), as lm-eval prints it. Nothing for fewer than 2 items.
   std::optional<double> standard_error() const;
-};
-
-struct TaskSums {
-  RatioSums result;
-  int64_t over_length = 0;       ///< records left out because they are longer than the maximum
-  int64_t processed_tokens = 0;  ///< tokens that went through the model, for the speed
-  TaskSums& operator+=(const TaskSums& other);
 };
 
 }  // namespace satune

@@ -1,9 +1,10 @@
 // What `satune eval` can measure. A task reads and encodes its data at once, so that bad input shows before
-// any weight is loaded, and then works through its share of the items.
+// any weight is loaded, and then works through items, in whatever order and over however many ranks.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,35 +14,53 @@
 #include "data/files/json.h"
 #include "data/prompt_template.h"
 #include "data/tokenizer.h"
-#include "evaluation/sums.h"
 #include "model/llama.h"
 
 namespace satune {
 
 struct TaskOptions {
   ColumnNames columns = {};   ///< keys of the records
-  int64_t max_positions = 0;  ///< of the model: exact_match's prompt and answer together; 0 = no bound
+  int64_t max_positions = 0;  ///< of the model: prompt and answer together; 0 = no bound
   int64_t max_length = 2048;  ///< tokens of a record or window; longer records are left out
   std::optional<int64_t> max_records = std::nullopt;  ///< of those that fit, in file order
-  int64_t batch_size = 0;              ///< records (windows) that share a forward pass; 0 = by tokens
-  int64_t stride = 0;                  ///< of perplexity's windows; 0 = max_length
-  int64_t max_new_tokens = 256;        ///< of exact_match's answers
-  std::vector<int64_t> stop_ids = {};  ///< that end exact_match's answers
+  int64_t batch_size = 0;                             ///< items that share a forward pass; 0 = by tokens
+  int64_t batch_tokens = 2048;                        ///< of a forward pass where batch_size is 0
+  int64_t stride = 0;                                 ///< of perplexity's windows; 0 = max_length
+  int64_t max_new_tokens = 256;                       ///< of exact_match's answers
+  std::vector<int64_t> stop_ids = {};                 ///< that end exact_match's answers
+  std::optional<int64_t> num_fewshot = std::nullopt;  ///< of the benchmarks; nothing = the task's own number
+  std::optional<int64_t> limit = std::nullopt;        ///< first documents of each benchmark (of each subject)
 };
+
+/// What came of one item. `result` is an object that metrics() reads; it goes through JSON unchanged.
+struct ItemResult {
+  int64_t item = 0;
+  Json result = {};
+  int64_t tokens = 0;  ///< that went through the model for it, for the speed
+};
+using ItemSink = std::function<void(ItemResult)>;
 
 class Task {
  public:
   virtual ~Task() = default;
 
-  /// Works through items share, share + shares, share + 2 * shares ... The sums of all shares, added, are
-  /// those of one share of 1.
-  virtual TaskSums run(Llama& model, int64_t share, int64_t shares) const = 0;
+  virtual int64_t items() const = 0;
 
-  /// {metric: value, ..., "n": items}, of the merged sums.
-  virtual Json metrics(const TaskSums& sums) const = 0;
+  /// Works through the items [0, items()) that are listed and hands over each result as it comes, in any
+  /// order.
+  virtual void run(Llama& model, const std::vector<int64_t>& items, const ItemSink& done) const = 0;
+
+  /// {metric: value, ..., "n": items}, of the results of all items, in their order.
+  virtual Json metrics(const std::vector<Json>& results) const = 0;
+
+  /// Changes whenever an item's result could, for the same model.
+  virtual std::string fingerprint() const = 0;
 };
 
-/// Names that make_task() takes.
+/// run() over all items, in their order.
+std::vector<Json> run_all_items(const Task& task, Llama& model);
+
+/// Names that make_task() takes, with what each reads.
 const std::vector<std::string>& task_names();
 
 /// Whether the task puts its records through a template. Throws BadInput for an unknown name (with the

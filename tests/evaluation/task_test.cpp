@@ -24,7 +24,7 @@ constexpr const char* kRecords = R"([
 
 class Tasks : public testing::Test {
  protected:
-  TaskSums run(const Task& task, Llama& model) { return task.run(model, 0, 1); }
+  Json run(const Task& task, Llama& model) { return task.metrics(run_all_items(task, model)); }
 
   /// The definition, one document at a time: sum of -log p(target) from the logits of the whole document.
   double reference_loss(Llama& model, const EncodedSample& sample) {
@@ -64,7 +64,7 @@ TEST_F(Tasks, ResponseLossIsTheMeanOverTargetTokens) {
     tokens += static_cast<int64_t>(sample.tokens.size()) - sample.prompt_length;
   }
   const auto task = make_task("response_loss", records_, {}, tokenizer_, &template_);
-  const Json metrics = task->metrics(run(*task, model));
+  const Json metrics = run(*task, model);
   EXPECT_NEAR(metrics["loss"].get<double>(), loss / static_cast<double>(tokens), 1e-5);
   EXPECT_EQ(metrics["tokens"].get<int64_t>(), tokens);
   EXPECT_EQ(metrics["n"].get<int64_t>(), 5);
@@ -74,18 +74,23 @@ TEST_F(Tasks, ResponseLossIsTheMeanOverTargetTokens) {
 TEST_F(Tasks, ResponseLossDoesNotDependOnBatchesOrShares) {
   Llama model = byte_model("2-3");
   const auto one = make_task("response_loss", records_, {.batch_size = 1}, tokenizer_, &template_);
-  const double loss = run(*one, model).result.ratio();
+  const auto loss = run(*one, model)["loss"].get<double>();
   for (const int64_t batch_size : {2, 5}) {
     const auto task =
         make_task("response_loss", records_, {.batch_size = batch_size}, tokenizer_, &template_);
-    EXPECT_NEAR(run(*task, model).result.ratio(), loss, 1e-5);
+    EXPECT_NEAR(run(*task, model)["loss"].get<double>(), loss, 1e-5);
   }
   const auto automatic = make_task("response_loss", records_, {}, tokenizer_, &template_);
   for (const int64_t shares : {2, 3, 8}) {
-    TaskSums sums;
-    for (int64_t share = 0; share < shares; ++share) sums += automatic->run(model, share, shares);
-    EXPECT_NEAR(sums.result.ratio(), loss, 1e-5);
-    EXPECT_EQ(sums.result.items, 5);
+    std::vector<Json> results(5);
+    for (int64_t share = 0; share < shares; ++share) {
+      std::vector<int64_t> items;
+      for (int64_t item = share; item < automatic->items(); item += shares) items.push_back(item);
+      automatic->run(model, items, [&](ItemResult result) { results[result.item] = result.result; });
+    }
+    const Json metrics = automatic->metrics(results);
+    EXPECT_NEAR(metrics["loss"].get<double>(), loss, 1e-5);
+    EXPECT_EQ(metrics["n"].get<int64_t>(), 5);
   }
 }
 
@@ -93,7 +98,7 @@ TEST_F(Tasks, RecordsAreCountedAfterTheLengthFilter) {
   Llama model = byte_model();
   const auto task =
       make_task("response_loss", records_, {.max_length = 60, .max_records = 4}, tokenizer_, &template_);
-  const Json metrics = task->metrics(run(*task, model));
+  const Json metrics = run(*task, model);
   EXPECT_EQ(metrics["n"].get<int64_t>(), 4);
   EXPECT_EQ(metrics["over_length"].get<int64_t>(), 1);
   EXPECT_THROW(make_task("response_loss", records_, {.max_length = 5}, tokenizer_, &template_), BadInput);
@@ -108,7 +113,7 @@ TEST_F(Tasks, PerplexityCountsEveryTokenOnce) {
   whole.tokens = encode_raw_prompt(text, tokenizer_);
   const double loss = reference_loss(model, whole) / static_cast<double>(text.size());
   const auto at_once = make_task("perplexity", path, {.max_length = 200}, tokenizer_, &template_);
-  const Json metrics = at_once->metrics(run(*at_once, model));
+  const Json metrics = run(*at_once, model);
   EXPECT_NEAR(metrics["loss"].get<double>(), loss, 1e-5);
   EXPECT_NEAR(metrics["perplexity"].get<double>(), std::exp(loss), 1e-3);
   EXPECT_EQ(metrics["tokens"].get<int64_t>(), static_cast<int64_t>(text.size()));
@@ -133,7 +138,7 @@ TEST_F(Tasks, PerplexityWindowsFollowTheirDefinition) {
     loss += reference_loss(model, window);
   }
   const auto task = make_task("perplexity", path, {.max_length = 16, .stride = 8}, tokenizer_, &template_);
-  const Json metrics = task->metrics(run(*task, model));
+  const Json metrics = run(*task, model);
   EXPECT_NEAR(metrics["loss"].get<double>(), loss / static_cast<double>(text.size()), 1e-5);
   EXPECT_EQ(metrics["tokens"].get<int64_t>(), static_cast<int64_t>(text.size()));
   EXPECT_THROW(make_task("perplexity", path, {.max_length = 16, .stride = 17}, tokenizer_, &template_),
@@ -159,23 +164,20 @@ TEST_F(Tasks, ExactMatchComparesTrimmedText) {
   const auto path = directory_.write("match.json", records.dump());
   const auto task =
       make_task("exact_match", path, {.max_new_tokens = 8, .stop_ids = {2}}, tokenizer_, &template_);
-  const TaskSums sums = run(*task, model);
-  const Json metrics = task->metrics(sums);
+  const Json metrics = run(*task, model);
   EXPECT_DOUBLE_EQ(metrics["exact_match"].get<double>(), 0.5);
   EXPECT_NEAR(metrics["exact_match_stderr"].get<double>(), std::sqrt(0.25 / 3), 1e-12);
   EXPECT_EQ(metrics["n"].get<int64_t>(), 4);
-  TaskSums shares = task->run(model, 0, 2);
-  shares += task->run(model, 1, 2);
-  EXPECT_DOUBLE_EQ(shares.result.ratio(), 0.5);
 }
 
 TEST_F(Tasks, AnAnswerThatOutgrewItsTargetIsNotFinished) {
   Llama model = byte_model();
   const auto path = directory_.write("short.json", R"([{"instruction": "abc", "output": "x"}])");
   const auto task = make_task("exact_match", path, {.max_new_tokens = 200}, tokenizer_, &template_);
-  const TaskSums sums = run(*task, model);
-  EXPECT_EQ(sums.result.ratio(), 0);
-  EXPECT_LT(sums.processed_tokens, 60);
+  task->run(model, {0}, [](const ItemResult& result) {
+    EXPECT_EQ(result.result["exact_match"].get<int>(), 0);
+    EXPECT_LT(result.tokens, 60);
+  });
 }
 
 TEST_F(Tasks, UnknownNamesAreAnsweredWithTheNearest) {

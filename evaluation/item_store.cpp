@@ -1,0 +1,86 @@
+#include "evaluation/item_store.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <system_error>
+
+#include "data/files/error.h"
+#include "data/files/mapped_file.h"
+
+namespace satune {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr int kVersion = 1;
+
+std::string key_of(const std::string& run, const std::string& fingerprint) {
+  return run + '\n' + fingerprint;
+}
+
+}  // namespace
+
+ItemStore::ItemStore(fs::path file, const std::string& model, const std::vector<fs::path>& others)
+    : path_(std::move(file)) {
+  for (const fs::path& other : others)
+    if (file_exists(other)) read(other, model);
+  std::optional<uint64_t> kept;
+  if (file_exists(path_)) kept = read(path_, model);
+  if (kept) {
+    std::error_code error;
+    fs::resize_file(path_, *kept, error);
+    if (error) throw EnvironmentError(path_.string() + ": " + error.message());
+  }
+  file_.reset(std::fopen(path_.c_str(), kept ? "ab" : "wb"));
+  if (!file_) throw EnvironmentError(fmt::format("{}: {}", path_.string(), std::strerror(errno)));
+  if (!kept) write_line({{"satune_items", kVersion}, {"model", model}});
+}
+
+std::optional<uint64_t> ItemStore::read(const fs::path& file, const std::string& model) {
+  const std::string text = read_text_file(file);
+  size_t begin = 0, number = 0;
+  for (size_t end = 0; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const std::string where = fmt::format("{}: line {}", file.string(), ++number);
+    const Json line = parse_json(std::string_view(text).substr(begin, end - begin), where);
+    if (number == 1) {
+      if (!line.is_object() || line.value("satune_items", Json()) != Json(kVersion))
+        throw bad_input(where, "no header of kept results", "a file that satune eval has written, or none");
+      if (line.value("model", "") != model) return std::nullopt;
+      continue;
+    }
+    for (const char* key : {"run", "task", "item", "tokens", "result"})
+      if (!line.is_object() || !line.contains(key))
+        throw bad_input(where, fmt::format("no {}", key), "a result that satune eval has written");
+    ItemResult result{line["item"], line["result"], line["tokens"]};
+    const int64_t item = result.item;
+    found_[key_of(line["run"], line["task"])][item] = std::move(result);
+  }
+  if (number == 0) return std::nullopt;  // nothing, or a header that was cut off
+  return begin;
+}
+
+std::map<int64_t, ItemResult> ItemStore::found(const std::string& run,
+                                               const std::string& task_fingerprint) const {
+  const auto it = found_.find(key_of(run, task_fingerprint));
+  return it == found_.end() ? std::map<int64_t, ItemResult>() : it->second;
+}
+
+void ItemStore::append(const std::string& run, const std::string& task_fingerprint,
+                       const ItemResult& result) {
+  if (!file_) return;
+  write_line({{"run", run},
+              {"task", task_fingerprint},
+              {"item", result.item},
+              {"tokens", result.tokens},
+              {"result", result.result}});
+}
+
+void ItemStore::write_line(const Json& line) {
+  const std::string text = line.dump() + "\n";
+  if (std::fwrite(text.data(), 1, text.size(), file_.get()) != text.size() || std::fflush(file_.get()) != 0)
+    throw EnvironmentError(fmt::format("{}: {}", path_.string(), std::strerror(errno)));
+}
+
+}  // namespace satune

@@ -1,0 +1,54 @@
+// Results of single items in a file, so that a run that was broken off goes on where it stopped, and so that
+// two runs can be compared item by item.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/files/json.h"
+#include "evaluation/task.h"
+
+namespace satune {
+
+/// JSON lines: first {"satune_items": 1, "model": fingerprint}, then one for each item: {"run", "task"
+/// (fingerprint), "item", "tokens", "result"}. Written as the results come; a process that dies leaves at
+/// most one line that is cut off, which the next one drops.
+class ItemStore {
+ public:
+  /// Keeps nothing.
+  ItemStore() = default;
+
+  /// Takes up the file where it holds results of the same `model`; one of another model begins afresh. Throws
+  /// BadInput for a file that is none of ours, EnvironmentError where it cannot be written.
+  /// `others` are files of other ranks, read alone; those that are not there, or another model's, hold
+  /// nothing.
+  ItemStore(std::filesystem::path file, const std::string& model,
+            const std::vector<std::filesystem::path>& others = {});
+
+  /// Results of earlier processes under this name and fingerprint, by item. Those of another fingerprint stay
+  /// in the file and are never read.
+  std::map<int64_t, ItemResult> found(const std::string& run, const std::string& task_fingerprint) const;
+
+  /// Throws EnvironmentError naming the file ("No space left on device").
+  void append(const std::string& run, const std::string& task_fingerprint, const ItemResult& result);
+
+ private:
+  struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+
+  /// Length of the complete lines, or nothing where the file is another model's.
+  std::optional<uint64_t> read(const std::filesystem::path& file, const std::string& model);
+  void write_line(const Json& line);
+
+  std::filesystem::path path_;
+  std::unique_ptr<std::FILE, CloseFile> file_;
+  std::map<std::string, std::map<int64_t, ItemResult>> found_;  ///< by run and fingerprint
+};
+
+}  // namespace satune

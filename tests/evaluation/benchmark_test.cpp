@@ -1,0 +1,225 @@
+#include "evaluation/benchmark.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "data/files/error.h"
+#include "data/files/mapped_file.h"
+#include "evaluation/benchmark_files.h"
+#include "evaluation/classification.h"
+#include "evaluation/generated_answer.h"
+#include "evaluation/item_store.h"
+#include "evaluation/log_likelihood.h"
+#include "evaluation/task_file.h"
+#include "tests/evaluation/fixtures.h"
+#include "tests/temporary_directory.h"
+
+namespace satune {
+namespace {
+
+using testing::HasSubstr;
+
+/// The message of the BadInput that `call` throws.
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const BadInput& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
+}
+
+class Benchmarks : public testing::Test {
+ protected:
+  TaskOptions options() const {
+    TaskOptions options;
+    options.max_positions = 256;
+    options.stop_ids = {2};
+    return options;
+  }
+
+  const TemporaryDirectory directory_;
+  const ByteTokenizer tokenizer_;
+};
+
+TEST_F(Benchmarks, HellaswagTextsAreCleaned) {
+  const auto file = directory_.write(
+      "val.jsonl",
+      R"({"activity_label":"Tea","ctx_a":" [header] How to [title] Boil","ctx_b":"\u00e9mile IS","endings":["a [step] b","c  d","[x","]y ["],"label":"2"})"
+      "\n");
+  const BenchmarkDocument document = read_hellaswag(file).front();
+  EXPECT_EQ(document.text, "Tea: How to. Boil \xC3\x89mile is");
+  EXPECT_EQ(document.choices, (std::vector<std::string>{"a b", "c d", "[x", "]y ["}));
+  EXPECT_EQ(document.gold, 2);
+}
+
+TEST_F(Benchmarks, GlueLabelsAreNamesOrNumbers) {
+  const auto official =
+      directory_.write("RTE/dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta \"b\tc\tnot_entailment\n");
+  const auto hub =
+      directory_.write("hub.jsonl", R"({"sentence1":"a \"b","sentence2":"c","label":1,"idx":0})");
+  for (const auto& file : {official, hub}) {
+    const BenchmarkDocument document = read_glue("rte", file).front();
+    EXPECT_EQ(document.text, "a \"b\nQuestion: c True or False?\nAnswer:");
+    EXPECT_EQ(document.answer(), "False");
+  }
+  const auto unlabelled = directory_.write("test.jsonl", R"({"sentence1":"a","sentence2":"c","label":-1})");
+  EXPECT_THAT(message_of([&] { read_glue("rte", unlabelled); }),
+              HasSubstr("test.jsonl: line 1: label: found -1, expected 0 to 1"));
+}
+
+TEST_F(Benchmarks, MmluSubjectsHaveTheirOwnExamples) {
+  directory_.write("test/anatomy_test.csv", "\"Which\nbone, \"\"this\"\"? \",a,b,c,d,C\nOther?,1,2,3,4,A\n");
+  directory_.write("dev/anatomy_dev.csv", "First?,p,q,r,s,B\nSecond?,p,q,r,s,D\n");
+  const std::vector<DocumentGroup> groups = read_mmlu(directory_.path(), true);
+  ASSERT_EQ(groups.size(), 1U);
+  EXPECT_EQ(groups[0].category, "stem");
+  const std::vector<std::string> contexts = few_shot_contexts(groups[0], 1, 1);
+  EXPECT_EQ(contexts, (std::vector<std::string>{
+                          "The following are multiple choice questions (with answers) about anatomy.\n\n"
+                          "First?\nA. p\nB. q\nC. r\nD. s\nAnswer: B\n\n"
+                          "Which\nbone, \"this\"?\nA. a\nB. b\nC. c\nD. d\nAnswer:"}));
+  EXPECT_THAT(message_of([&] { few_shot_contexts(groups[0], 3, {}); }),
+              HasSubstr("--num-fewshot: found 3 with 2"));
+}
+
+TEST_F(Benchmarks, PackedAndUnknownFilesSayWhatToDo) {
+  directory_.write("hellaswag/hellaswag_val.jsonl.bz2", "x");
+  EXPECT_THAT(
+      message_of([&] { make_benchmark("hellaswag", directory_ / "hellaswag", options(), tokenizer_); }),
+      HasSubstr("expected the unpacked one: bunzip2 -k"));
+  EXPECT_THAT(message_of([&] { read_data_rows(directory_.write("a.parquet", "PAR1")); }),
+              HasSubstr("to_json"));
+  EXPECT_THAT(message_of([&] { read_data_rows(directory_.write("a.tsv", "a\tb\n1\t2\n1\n")); }),
+              HasSubstr("a.tsv: line 3: found 1 fields, expected 2"));
+  EXPECT_THAT(message_of([&] { read_data_rows(directory_.write("a.csv", "a,b\n1,\"2\n")); }),
+              HasSubstr("never closed"));
+  EXPECT_THAT(message_of([&] { find_benchmark_data("gsm8k", directory_.path()); }),
+              HasSubstr("gsm8k or GSM8K"));
+}
+
+TEST_F(Benchmarks, ChoicesAreScoredAndPooled) {
+  directory_.write("test/anatomy_test.csv", "Q one?,a,b,c,d,C\nQ two?,1,2,3,4,A\nQ three?,1,2,3,4,D\n");
+  directory_.write("test/virology_test.csv", "Q four?,a,b,c,d,C\nQ five?,1,2,3,4,B\n");
+  const auto task = make_benchmark("mmlu", directory_.path(), options(), tokenizer_);
+  ASSERT_EQ(task->items(), 5);
+  std::vector<Json> results;
+  for (const int acc : {1, 0, 1, 0, 1}) results.push_back({{"acc", acc}});
+  const Json metrics = task->metrics(results);
+  EXPECT_DOUBLE_EQ(metrics["acc"].get<double>(), 0.6);
+  // lm-eval's pooled_sample_stderr([sqrt(2/9/2), 0.5], [3, 2]).
+  const double spread = 2 * (2.0 / 9 / 2) * 3 + 1 * 0.25 * 2;
+  EXPECT_NEAR(metrics["acc_stderr"].get<double>(), std::sqrt(spread / 3 / 5), 1e-12);
+  EXPECT_EQ(metrics["categories"]["stem"]["n"].get<int>(), 3);
+  EXPECT_DOUBLE_EQ(metrics["subjects"]["virology"]["acc"].get<double>(), 0.5);
+  Llama model = byte_model();
+  for (const Json& result : run_all_items(*task, model)) EXPECT_EQ(result["log_likelihoods"].size(), 4U);
+}
+
+TEST(Classification, F1AndMatthewsFollowTheirDefinitions) {
+  ConfusionCounts counts(2);
+  counts.add(1, 1, 6);
+  counts.add(1, 0, 2);
+  counts.add(0, 1, 1);
+  counts.add(0, 0, 3);
+  EXPECT_DOUBLE_EQ(f1_score(counts), 12.0 / 15);
+  EXPECT_NEAR(matthews_correlation(counts), (6.0 * 3 - 1 * 2) / std::sqrt(7.0 * 8 * 4 * 5), 1e-12);
+  // The jackknife of a mean is the usual standard error.
+  const auto accuracy = [](const ConfusionCounts& c) {
+    return static_cast<double>(c(0, 0) + c(1, 1)) / static_cast<double>(c.items());
+  };
+  EXPECT_NEAR(*jackknife_error(counts, accuracy), std::sqrt(0.75 * 0.25 / 11), 1e-12);
+  ConfusionCounts constant(2);
+  constant.add(1, 1, 4);
+  EXPECT_EQ(matthews_correlation(constant), 0);
+}
+
+TEST(Answers, StrictAndFlexibleExtraction) {
+  const AnswerRules rules = gsm8k_answers();
+  const auto right = [&](size_t extraction, std::string_view text) {
+    return same_answer(rules, extract_answer(rules.extractions[extraction], text), "3 + 15\n#### 1,018");
+  };
+  EXPECT_TRUE(right(0, " so\n#### 1018. And\n#### 5"));
+  EXPECT_FALSE(right(0, "The answer is 1018"));
+  EXPECT_TRUE(right(1, "First 7, then $1,018."));
+  EXPECT_FALSE(right(1, "1018 and then 7"));
+  EXPECT_EQ(extract_answer(rules.extractions[1], "none"), "[invalid]");
+}
+
+TEST_F(Benchmarks, TaskFilesRunLikeBuiltInOnes) {
+  directory_.write("q.jsonl", R"({"q":"One?","options":["yes","no"],"a":"no"})"
+                              "\n"
+                              R"({"q":"Two?","options":["yes","no"],"a":0})");
+  const auto file =
+      directory_.write("mine.json", R"({"data": "q.jsonl", "prompt": "{{Q}} {q}", "choices": "options",
+    "answer": "a", "metrics": ["acc", "mcc"], "examples": "q.jsonl", "num_fewshot": 1, "first_examples": true})");
+  Llama model = byte_model();
+  const auto task = make_task_from_file(file, options(), tokenizer_);
+  const std::vector<Json> results = run_all_items(*task, model);
+  const ScoredSequence expected = encode_scored("{Q} One? no\n\n{Q} Two?", " yes", tokenizer_, 256, "test");
+  const std::vector<const ScoredSequence*> one = {&expected};
+  EXPECT_NEAR(results[1]["log_likelihoods"][0].get<double>(), score_sequences(model, one).log_likelihoods[0],
+              1e-4);
+  EXPECT_TRUE(task->metrics(results).contains("mcc_stderr"));
+  EXPECT_FALSE(task->metrics(results).contains("acc_norm"));
+
+  const auto answers = directory_.write("gen.json", R"({"data": "q.jsonl", "prompt": "{q}", "target": "{q}",
+    "stop": ["\n"], "extract": "(x+)", "max_new_tokens": 5
+})");
+  const Json metrics = [&] {
+  const auto generated = make_task_from_file(answers, options(), tokenizer_);
+  return generated->metrics(run_all_items(*generated, model));
+  }();
+EXPECT_EQ(metrics["n"].get<int>(), 2);
+EXPECT_EQ(metrics["exact_match"].get<double>(), 0);
+}
+
+TEST_F(Benchmarks, TaskFilesWithMistakesAreRefused) {
+  directory_.write("q.jsonl", R"({"q":"One?","a":0})");
+  const auto refused = [&](const std::string& json) {
+    const auto file = directory_.write("bad.json", json);
+    return message_of([&] { make_task_from_file(file, options(), tokenizer_); });
+  };
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","promt":"x"})"),
+              HasSubstr("promt: found an unknown key, expected prompt"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"x"})"), HasSubstr("neither choices nor target"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"{r}","choices":["a","b"],"answer":"a"})"),
+              HasSubstr("q.jsonl: line 1: r: found nothing"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"{q}","choices":["a","b"],"answer":"a","stop":["x"]})"),
+              HasSubstr("stop: found choices beside it"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"{q}","target":"t","extract":"("})"),
+              HasSubstr("extract: found \"(\""));
+  EXPECT_THAT(
+      refused(R"({"data":"q.jsonl","prompt":"{q}","choices":["a","b","c"],"answer":"a","metrics":["f1"]})"),
+      HasSubstr("expected 2 choices"));
+}
+
+TEST_F(Benchmarks, KeptResultsAreTakenUp) {
+  const auto file = directory_ / "items.jsonl";
+  {
+    ItemStore store(file, "model");
+    store.append("mmlu", "task", {3, {{"acc", 1}}, 12});
+    store.append("mmlu", "task", {1, {{"acc", 0}}, 5});
+  }
+  const std::string whole = read_text_file(file);
+  directory_.write("items.jsonl", whole + R"({"run":"mmlu","ta)");  // a line that was cut off
+  {
+    ItemStore store(file, "model");
+    EXPECT_EQ(store.found("mmlu", "task").size(), 2U);
+    EXPECT_EQ(store.found("mmlu", "task").at(3).result["acc"].get<int>(), 1);
+    EXPECT_TRUE(store.found("mmlu", "changed").empty());
+    EXPECT_TRUE(store.found("mmlu @ 2-3 before", "task").empty());
+    store.append("mmlu", "task", {2, {{"acc", 1}}, 5});
+  }
+  EXPECT_EQ(ItemStore(file, "model").found("mmlu", "task").size(), 3U);
+  EXPECT_TRUE(ItemStore(file, "another model").found("mmlu", "task").empty());
+  EXPECT_TRUE(ItemStore(file, "model").found("mmlu", "task").empty()) << "the file began afresh";
+  EXPECT_THROW(ItemStore(directory_.write("other.jsonl", "{\"a\": 1}\n"), "model"), BadInput);
+}
+
+}  // namespace
+}  // namespace satune
