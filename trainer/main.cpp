@@ -43,7 +43,7 @@ void set_up_log(const std::string& level) {
 int report(const CLI::App& app, const Failure& failure) {
   const std::vector<const CLI::App*> commands = app.get_subcommands({});
   const bool runs_ranks = std::any_of(commands.begin(), commands.end(), [](const CLI::App* command) {
-    return command->get_name() == "train" && command->parsed();
+    return (command->get_name() == "train" || command->get_name() == "eval") && command->parsed();
   });
   if (runs_ranks) {
     try {

@@ -1,128 +1,22 @@
-// satune eval: what a model scores on files of records or text.
+// satune eval: what a model scores on files of records or text, and on public benchmarks.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <charconv>
-#include <chrono>
-#include <optional>
+#include <filesystem>
+#include <memory>
 #include <utility>
 
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
-#include "evaluation/generation.h"
-#include "evaluation/task.h"
 #include "trainer/commands/commands.h"
-#include "trainer/commands/model_options.h"
+#include "trainer/commands/eval_run.h"
+#include "trainer/commands/eval_tasks.h"
 #include "trainer/commands/standard_output.h"
 #include "trainer/device.h"
+#include "trainer/settings.h"
 
 namespace satune {
 namespace {
-
-struct EvalOptions {
-  ModelOptions model;
-  std::vector<std::string> tasks;    ///< NAME=PATH
-  std::vector<std::string> columns;  ///< PART=KEY
-  std::optional<std::string> template_name, output;
-  std::optional<int64_t> max_length;
-  std::string batch_size = "auto";
-  TaskOptions task;
-  bool json = false;
-};
-
-struct NamedTask {
-  std::string key;
-  std::string argument;  ///< NAME=PATH
-  std::unique_ptr<Task> task;
-};
-
-int64_t parse_batch_size(const std::string& text) {
-  if (text == "auto") return 0;
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 1)
-    throw bad_input("--batch-size", fmt::format("\"{}\"", text), "auto or a whole number of at least 1");
-  return value;
-}
-
-/// The task's key in the JSON: its name, and for a second file under the same name NAME:FILENAME.
-std::string task_key(const std::string& name, const std::filesystem::path& data,
-                     const std::vector<NamedTask>& tasks) {
-  const auto taken = [&](const std::string& key) {
-    return std::any_of(tasks.begin(), tasks.end(), [&](const NamedTask& task) { return task.key == key; });
-  };
-  if (!taken(name)) return name;
-  const std::string longer = name + ":" + data.filename().string();
-  const std::string argument = name + "=" + data.string();
-  const bool repeated = std::any_of(tasks.begin(), tasks.end(),
-                                    [&](const NamedTask& task) { return task.argument == argument; });
-  if (repeated || taken(longer))
-    throw bad_input("--task " + argument, "a task of this name and file name before it",
-                    "another file name for each");
-  return longer;
-}
-
-/// "NAME=VALUE" in two. `example` ends the error.
-std::pair<std::string, std::string> split_pair(std::string_view option, const std::string& text,
-                                               std::string_view example) {
-  const size_t equals = text.find('=');
-  if (equals == std::string::npos || equals + 1 == text.size())
-    throw bad_input(option, fmt::format("\"{}\"", text), example);
-  return {text.substr(0, equals), text.substr(equals + 1)};
-}
-
-std::pair<std::string, std::string> split_task(const std::string& text) {
-  return split_pair("--task", text, "NAME=PATH, as in response_loss=eval.json");
-}
-
-ColumnNames parse_columns(const std::vector<std::string>& pairs) {
-  ColumnNames columns;
-  for (const std::string& text : pairs) {
-    const auto [part, key] = split_pair("--column", text, "PART=KEY, as in instruction=question");
-    std::string* name = part == "instruction" ? &columns.instruction
-                        : part == "input"     ? &columns.input
-                        : part == "output"    ? &columns.output
-                        : part == "text"      ? &columns.text
-                                              : nullptr;
-    if (name == nullptr)
-      throw bad_input("--column", fmt::format("\"{}\"", part), "instruction, input, output or text");
-    *name = key;
-  }
-  return columns;
-}
-
-/// None where no task asks for one: perplexity wants neither a template nor an EOS.
-std::optional<PromptTemplate> load_template(const EvalOptions& options, const ModelSource& source,
-                                            const Tokenizer& tokenizer) {
-  const bool used = std::any_of(options.tasks.begin(), options.tasks.end(), [](const std::string& task) {
-    return task_uses_template(split_task(task).first);
-  });
-  if (used) return load_model_template(source, options.template_name, tokenizer);
-  if (options.template_name)
-    throw bad_input("--template " + *options.template_name, "only perplexity, which has no template",
-                    "response_loss or exact_match beside it");
-  return std::nullopt;
-}
-
-int64_t bounded_length(const EvalOptions& options, const ModelSource& source) {
-  const int64_t positions = source.config.max_position_embeddings;
-  if (options.max_length && *options.max_length > positions)
-    throw bad_input("--max-length", fmt::format("{} tokens", *options.max_length),
-                    fmt::format("at most {}, the model's max_position_embeddings", positions));
-  return options.max_length.value_or(std::min(options.task.max_length, positions));
-}
-
-std::vector<NamedTask> make_tasks(const EvalOptions& options, const Tokenizer& tokenizer,
-                                  const PromptTemplate* prompt_template) {
-  std::vector<NamedTask> tasks;
-  for (const std::string& text : options.tasks) {
-    const auto [name, path] = split_task(text);
-    std::string key = task_key(name, path, tasks);
-    tasks.push_back({std::move(key), text, make_task(name, path, options.task, tokenizer, prompt_template)});
-  }
-  return tasks;
-}
 
 std::string format_value(const Json& value) {
   if (value.is_number_integer()) return fmt::format("{}", value.get<int64_t>());
@@ -130,12 +24,27 @@ std::string format_value(const Json& value) {
   return value.is_null() ? "-" : value.dump();
 }
 
+/// Metrics of a task, and below them those of its parts (MMLU's categories and subjects).
+void print_metrics(const Json& metrics, const std::string& indent) {
+  for (const auto& [metric, value] : metrics.items()) {
+    if (!value.is_object())
+      fmt::print("{}{:<{}} {:>14}\n", indent, metric, 24 - indent.size(), format_value(value));
+  }
+  for (const auto& [part, values] : metrics.items()) {
+    if (!values.is_object()) continue;
+    fmt::print("{}{}\n", indent, part);
+    for (const auto& [name, row] : values.items())
+      fmt::print("{}  {:<38} {:>8.4f} +- {:>6} {:>7}\n", indent, name, row["acc"].get<double>(),
+                 row.contains("acc_stderr") ? fmt::format("{:.4f}", row["acc_stderr"].get<double>()) : "-",
+                 row["n"].get<int64_t>());
+  }
+}
+
 void print_table(const Json& report) {
   fmt::print("{}\n", report["model"].get<std::string>());
   for (const auto& [name, metrics] : report["tasks"].items()) {
     fmt::print("\n  {}\n", name);
-    for (const auto& [metric, value] : metrics.items())
-      fmt::print("    {:<20} {:>14}\n", metric, format_value(value));
+    print_metrics(metrics, "    ");
   }
   fmt::print("\n");
   for (const char* key :
@@ -143,74 +52,148 @@ void print_table(const Json& report) {
     fmt::print("  {:<22} {:>14}\n", key, format_value(report[key]));
 }
 
-Json run_tasks(const ModelSource& source, const std::vector<NamedTask>& tasks) {
-  Llama model = load_model(source);
-  Json results = Json::object();
-  int64_t tokens = 0;
-  const auto start = std::chrono::steady_clock::now();
-  for (const NamedTask& task : tasks) {
-    const TaskSums sums = task.task->run(model, 0, 1);
-    results[task.key] = task.task->metrics(sums);
-    tokens += sums.processed_tokens;
+/// One row a plan, one column a metric.
+void print_sweep(const Json& report) {
+  fmt::print("{}\n", report["model"].get<std::string>());
+  const Json& first = report["sweep"].front();
+  for (const auto& [task, metrics] : first["tasks"].items()) {
+    fmt::print("\n  {}\n    {:<20}", task, "sharing");
+    for (const auto& [metric, value] : metrics.items())
+      if (value.is_number()) fmt::print(" {:>14}", metric);
+    fmt::print(" {:>14} {:>14}\n", "parameters", "KV bytes/token");
+    for (const Json& row : report["sweep"]) {
+      const auto sharing = row["sharing"].get<std::string>();
+      fmt::print("    {:<20}", sharing.empty() ? "none" : sharing);
+      for (const auto& [metric, value] : row["tasks"][task].items())
+        if (value.is_number()) fmt::print(" {:>14}", format_value(value));
+      fmt::print(" {:>14} {:>14}\n", format_value(row["parameters"]),
+                 format_value(row["kv_cache_bytes_per_token"]));
+    }
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  Json report;
-  report["tasks"] = std::move(results);
-  report["seconds"] = seconds;
-  report["tokens_per_s"] = static_cast<double>(tokens) / seconds;
-  report["peak_memory_bytes"] = peak_memory_bytes(source.device);
-  report["parameters"] = model.table().parameter_count();
-  report["kv_cache_bytes_per_token"] =
-      kv_cache_bytes_per_token(source.config, static_cast<int64_t>(at::elementSize(source.type)));
-  report["precision"] = precision_name(source.type);
-  report["sharing"] = source.config.sharing.layers_text();
-  return report;
 }
 
-int run_eval(EvalOptions options) {
-  if (options.output) require_new_file(*options.output, "--output");
-  options.task.batch_size = parse_batch_size(options.batch_size);
-  const ModelSource source = find_model_for(options.model);
-  const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source.directory, source.config);
-  const std::optional<PromptTemplate> prompt_template = load_template(options, source, *tokenizer);
-  options.task.columns = parse_columns(options.columns);
-  options.task.max_length = bounded_length(options, source);
-  options.task.max_positions = source.config.max_position_embeddings;
-  if (prompt_template) {
-    options.task.stop_ids =
-        stop_token_ids(source.directory, source.config, *tokenizer, prompt_template->end_id(*tokenizer));
-  }
-  const std::vector<NamedTask> tasks =
-      make_tasks(options, *tokenizer, prompt_template ? &*prompt_template : nullptr);
+/// results.json -> results.items.jsonl; of another rank than 0, results.items.rank-1.jsonl
+std::filesystem::path items_file(const std::filesystem::path& output, int64_t rank) {
+  std::filesystem::path file = output;
+  file.replace_extension(rank == 0 ? ".items.jsonl" : fmt::format(".items.rank-{}.jsonl", rank));
+  return file;
+}
 
+/// Files that ranks of this run, or of one before it that was broken off, have left beside rank 0's.
+std::vector<std::filesystem::path> rank_files(const std::filesystem::path& output) {
+  const std::string begin = output.stem().string() + ".items.rank-";
+  const std::filesystem::path folder = output.parent_path().empty() ? "." : output.parent_path();
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(begin) && name.ends_with(".jsonl")) files.push_back(entry.path());
+  }
+  return files;
+}
+
+ItemStore open_store(const EvalOptions& options, const ModelSource& source, const Tokenizer& tokenizer,
+                     int64_t rank) {
+  if (!options.output) return {};
+  std::vector<std::filesystem::path> others = rank_files(*options.output);
+  others.push_back(items_file(*options.output, 0));
+  const std::filesystem::path own = items_file(*options.output, rank);
+  std::erase(others, own);
+  return ItemStore(own, model_fingerprint(source, tokenizer), others);
+}
+
+/// Settings of the ranks that a process starts: threads and device.
+Settings rank_settings(const EvalOptions& options) {
+  return default_settings({"device=" + options.model.device});
+}
+
+void write_report(const EvalOptions& options, std::vector<Json> reports) {
   Json report;
   report["model"] = options.model.request.name_or_path;
-  report.update(run_tasks(source, tasks));
+  if (options.sweep) {
+    report["sweep"] = std::move(reports);
+  } else {
+    report.update(reports.front());
+  }
+  if (options.output) report["items"] = items_file(*options.output, 0).filename().string();
   if (options.json) {
     fmt::print("{}", write_json(report));
+  } else if (options.sweep) {
+    print_sweep(report);
   } else {
     print_table(report);
   }
   // Last, so that a disk that is full does not take the results with it.
   finish_standard_output();
-  if (options.output) write_file_atomic(*options.output, write_json(report));
+  if (!options.output) return;
+  write_file_atomic(*options.output, write_json(report));
+  for (const std::filesystem::path& file : rank_files(*options.output)) std::filesystem::remove(file);
+}
+
+int evaluate(EvalOptions options, const RankEnvironment& environment) {
+  const ModelSource source = find_model_for(options.model, environment.local_rank);
+  const std::vector<SharingPlan> plans = parse_sweep(options, source);
+  options.task.batch_tokens = automatic_batch_tokens(source, environment.local_world_size);
+  const EvalTasks tasks = make_eval_tasks(options, source);
+  ItemStore store = open_store(options, source, *tasks.tokenizer, environment.world.rank);
+  EvalRanks ranks(environment);
+  std::vector<Json> reports = run_eval_tasks(source, tasks, plans, store, ranks);
+  if (ranks.is_leader()) write_report(options, std::move(reports));
   return kExitOk;
+}
+
+int run_eval(EvalOptions options) {
+  if (options.output) require_new_file(*options.output, "--output");
+  if (options.sweep) {
+    if (!options.model.request.sharing.empty())
+      throw bad_input("--sharing " + options.model.request.sharing, "--sweep beside it", "one of the two");
+    options.sweep_anchor = std::exchange(options.model.request.anchor, std::nullopt);
+  }
+  const RankEnvironment environment = read_rank_environment();
+  if (!environment.launched && !options.ranks.processes) return evaluate(std::move(options), environment);
+  const Settings settings = rank_settings(options);
+  check_rank_options(options.ranks, settings, environment);
+  if (!environment.launched && *options.ranks.processes > 1)
+    return start_ranks(options.ranks, settings, *options.ranks.processes);
+  use_threads(settings, environment.local_world_size);
+  return evaluate(std::move(options), environment);
 }
 
 }  // namespace
 
 void add_eval_command(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<EvalOptions>();
-  CLI::App* command = app.add_subcommand("eval", "Measure a model: response_loss, perplexity, exact_match");
+  CLI::App* command = app.add_subcommand(
+      "eval", "Measure a model: loss, perplexity, exact match, public benchmarks, tasks of your own");
   const auto count = CLI::Range(int64_t{1}, int64_t{1} << 40);
   add_model_options(*command, options->model);
   command
       ->add_option(
           "--task", options->tasks,
-          "NAME=PATH, several times. response_loss, exact_match: Alpaca JSON or JSONL; perplexity: .txt, "
-          "or JSONL with `text`. A second file under one name is reported as NAME:FILENAME")
-      ->required()
+          "NAME=PATH, several times, or a task file TASK.json (see below). response_loss, exact_match: "
+          "Alpaca "
+          "JSON or JSONL; perplexity: .txt, or JSONL with `text`; benchmarks: their file or its folder. A "
+          "second file under one name is reported as NAME:FILENAME")
       ->allow_extra_args(false);
+  command
+      ->add_option("--tasks", options->benchmarks,
+                   "Benchmarks in --data-dir, separated by commas (glue = all of GLUE), and task files")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  command->add_option("--data-dir", options->data_dir,
+                      "Folder with hellaswag/, mmlu/, gsm8k/, glue/SST-2/ ... for --tasks");
+  command
+      ->add_option("--num-fewshot", options->task.num_fewshot,
+                   "Examples before each question of a benchmark (default: the task's own, as lm-eval: 5 for "
+                   "gsm8k, else 0)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
+  command
+      ->add_option("--limit", options->task.limit,
+                   "Only the first N questions of each benchmark (of each subject of mmlu)")
+      ->check(count);
+  command->add_option(
+      "--sweep", options->sweep,
+      "Sharing plans separated by semicolons, \"23-26;27-30;none\": all tasks under each, the "
+      "weights loaded once (--anchor applies to all)");
   command
       ->add_option("--column", options->columns,
                    "PART=KEY, several times: the key that holds instruction, input, output or text where it "
@@ -239,11 +222,16 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       ->add_option("--max-new-tokens", options->task.max_new_tokens,
                    "Longest answer of exact_match, in tokens (default 256)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--batch-size", options->batch_size,
+                      "Items of a forward pass: auto (as many tokens as fit a quarter of the free memory, at "
+                      "most 4096 on the "
+                      "CPU; the default) or N; answers are generated one at a time");
   command->add_option(
-      "--batch-size", options->batch_size,
-      "Records or windows of a forward pass of response_loss and perplexity: auto (about 2048 "
-      "tokens, the default) or N; exact_match answers one record at a time");
-  command->add_option("--output", options->output, "Write the report to this new JSON file");
+      "--output", options->output,
+      "Write the report to this new JSON file, and each item's result to FILE.items.jsonl as it "
+      "comes: the same command after a run that was broken off computes the missing ones");
+  command->add_option("--nproc-per-node", options->ranks.processes,
+                      "Deal the items out over N processes of this machine (default: 1; torchrun does too)");
   command->add_flag("--json", options->json, "Print the report as JSON instead of a table");
   command->footer(
       "Report: {\"model\", \"tasks\": {NAME: {metric: value, ..., \"n\"}}, \"seconds\", \"tokens_per_s\",\n"
@@ -251,8 +239,21 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       "  response_loss  loss per target token, loss_stderr (over records), tokens (targets), n (records)\n"
       "  perplexity     exp(loss), loss per token; every token after the first counted once, n (windows)\n"
       "  exact_match    share of greedy answers equal to the output after trimming, exact_match_stderr, n\n"
+      "  hellaswag      acc, acc_norm          mmlu  acc, by category and subject\n"
+      "  gsm8k          exact_match (strict), exact_match_flexible\n"
+      "  glue_...       cola: mcc; mnli, mnli_mismatch, qnli, rte, sst2, wnli: acc; mrpc, qqp: acc, f1\n"
+      "Prompts, normalisation and few-shot examples of the benchmarks are lm-eval 0.4.13's. With --sweep "
+      "the\n"
+      "report is {\"model\", \"sweep\": [one report a plan]}.\n"
+      "Task file: {\"data\", \"prompt\": \"Q: {question}\\nA:\", \"choices\": [...] or a field, \"answer\": "
+      "field,\n"
+      "  \"metrics\"} or {..., \"target\": \"{answer}\", \"stop\", \"extract\", \"ignore\", "
+      "\"max_new_tokens\"};\n"
+      "  \"description\", \"examples\", \"num_fewshot\" with either (all keys: README).\n"
       "Examples:\n"
       "  satune eval MODEL --task response_loss=eval.json --task perplexity=wiki.txt\n"
+      "  satune eval MODEL --tasks hellaswag,mmlu,glue --data-dir benchmarks --output scores.json\n"
+      "  satune eval MODEL --task hellaswag=hellaswag_val.jsonl --sweep \"none;23-26;27-30\"\n"
       "  satune eval MODEL --task exact_match=held_out.json --sharing 23-26 --output shared.json");
   command->callback([options, &exit_code] { exit_code = run_eval(*options); });
 }

@@ -30,12 +30,12 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
                      "auto | cpu | cuda (default auto: a card where there is one)");
 }
 
-ModelSource find_model_for(ModelOptions options) {
+ModelSource find_model_for(ModelOptions options, int64_t local_rank) {
   if (options.device == "auto") {
-    options.request.device = choose_device(DeviceChoice::kAuto);
+    options.request.device = choose_device(DeviceChoice::kAuto, local_rank);
   } else if (options.device == "cpu" || options.device == "cuda") {
     options.request.device =
-        choose_device(options.device == "cpu" ? DeviceChoice::kCpu : DeviceChoice::kCuda);
+        choose_device(options.device == "cpu" ? DeviceChoice::kCpu : DeviceChoice::kCuda, local_rank);
   } else {
     throw bad_input("--device", "\"" + options.device + "\"", "auto, cpu or cuda");
   }

@@ -18,7 +18,7 @@ struct ModelOptions {
 void add_model_options(CLI::App& command, ModelOptions& options);
 
 /// find_model() on the chosen device. Throws EnvironmentError for cuda where there is no card.
-ModelSource find_model_for(ModelOptions options);
+ModelSource find_model_for(ModelOptions options, int64_t local_rank = 0);
 
 /// --sharing and --anchor alone.
 void add_sharing_options(CLI::App& command, std::string& sharing, std::optional<std::string>& anchor);

@@ -1,0 +1,169 @@
+#include "trainer/commands/eval_run.h"
+
+#include <c10/core/ScalarType.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+
+#include "data/files/error.h"
+#include "data/files/mapped_file.h"
+#include "data/fingerprint.h"
+#include "model/decode.h"
+#include "trainer/device.h"
+#include "trainer/item_progress.h"
+
+namespace satune {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr int64_t kCpuTokens = 4096, kCardTokens = 32768, kFewestTokens = 256;
+
+struct TaskRun {
+  Json metrics;
+  int64_t tokens = 0;  ///< of the items computed here
+};
+
+/// This rank's items of a task, those in the store and the others through the model, and on rank 0 those of
+/// all ranks.
+TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, ItemStore& store,
+                 EvalRanks& ranks) {
+  const std::string fingerprint = named.task->fingerprint();
+  const std::map<int64_t, ItemResult> found = store.found(run, fingerprint);
+  std::map<int64_t, ItemResult> own;
+  std::vector<int64_t> missing;
+  for (int64_t item = 0; item < named.task->items(); ++item) {
+    if (!ranks.owns(item)) continue;
+    const auto it = found.find(item);
+    if (it == found.end()) {
+      missing.push_back(item);
+    } else {
+      own[item] = it->second;
+    }
+  }
+  const auto before = static_cast<int64_t>(own.size());
+  if (before > 0) spdlog::info("{}: {} of {} items are there already", run, before, before + missing.size());
+  TaskRun out;
+  {
+    ItemProgress progress(run, before + static_cast<int64_t>(missing.size()), before, ranks.is_leader());
+    named.task->run(model, missing, [&](ItemResult result) {
+      store.append(run, fingerprint, result);
+      progress.item(result.tokens);
+      const int64_t item = result.item;
+      own[item] = std::move(result);
+    });
+  }
+  std::vector<Json> results;
+  for (auto& [item, result] : ranks.gather(run, std::move(own))) {
+    if (found.contains(item)) {
+      results.push_back(std::move(result.result));
+      continue;
+    }
+    out.tokens += result.tokens;
+    if (!ranks.owns(item)) store.append(run, fingerprint, result);  // one file holds all in the end
+    results.push_back(std::move(result.result));
+  }
+  if (ranks.is_leader()) out.metrics = named.task->metrics(results);
+  return out;
+}
+
+Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, ItemStore& store,
+              EvalRanks& ranks) {
+  const SharingPlan& plan = model.config().sharing;
+  Json results = Json::object();
+  int64_t tokens = 0;
+  const auto start = std::chrono::steady_clock::now();
+  for (const NamedTask& task : tasks.tasks) {
+    const std::string run =
+        plan.empty() ? task.key
+                     : fmt::format("{} @ {} {}", task.key, plan.layers_text(), to_string(plan.rule()));
+    TaskRun done = run_task(model, task, run, store, ranks);
+    results[task.key] = std::move(done.metrics);
+    tokens += done.tokens;
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Json report;
+  report["tasks"] = std::move(results);
+  report["seconds"] = seconds;
+  report["tokens_per_s"] = static_cast<double>(tokens) / seconds;
+  report["peak_memory_bytes"] = peak_memory_bytes(source.device);
+  report["parameters"] = model.table().parameter_count();
+  report["kv_cache_bytes_per_token"] =
+      kv_cache_bytes_per_token(model.config(), static_cast<int64_t>(c10::elementSize(source.type)));
+  report["precision"] = precision_name(source.type);
+  report["sharing"] = plan.layers_text();
+  report["anchor"] = plan.empty() ? "" : to_string(plan.rule());
+  return report;
+}
+
+}  // namespace
+
+int64_t automatic_batch_tokens(const ModelSource& source, int64_t local_ranks) {
+  const ModelConfig& config = source.config;
+  // A layer's inputs, projections and outputs, and what two layers of a span keep for each other.
+  const int64_t elements = 8 * config.hidden_size + 3 * config.intermediate_size + 2 * config.query_size() +
+                           4 * config.key_value_size();
+  const int64_t bytes = elements * static_cast<int64_t>(c10::elementSize(source.type));
+  const int64_t weights =
+      TensorTable(config).parameter_count() * static_cast<int64_t>(c10::elementSize(source.type));
+  const int64_t left = std::max<int64_t>(
+      available_memory(source.device) / (source.device.is_cpu() ? local_ranks : 1) - weights, 0);
+  return std::clamp(left / 4 / bytes, kFewestTokens, source.device.is_cpu() ? kCpuTokens : kCardTokens);
+}
+
+std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokenizer) {
+  Sha256 sha;
+  sha.update_field(read_text_file(source.directory / "config.json"));
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(source.directory))
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  for (const fs::path& file : files) {
+    sha.update_field(file.filename().string());
+    sha.update_field(static_cast<uint64_t>(fs::file_size(file)));
+    sha.update_field(static_cast<uint64_t>(fs::last_write_time(file).time_since_epoch().count()));
+  }
+  sha.update_field(tokenizer.fingerprint());
+  sha.update_field(fmt::format("bos {} {} {}", tokenizer.bos_id().value_or(-1), precision_name(source.type),
+                               source.device.is_cpu() ? "cpu" : "card"));
+  return sha.hex();
+}
+
+std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSource& source) {
+  if (!options.sweep) return {};
+  if (!source.config.sharing.empty())
+    throw bad_input("--sweep", "a model that shares attention already", "a dense one, and no --sharing");
+  const int layers = static_cast<int>(source.config.num_hidden_layers);
+  const AnchorRule rule = parse_anchor_rule(options.sweep_anchor.value_or("before"));
+  std::vector<SharingPlan> plans;
+  for (size_t begin = 0; begin <= options.sweep->size();) {
+    const size_t end = std::min(options.sweep->find(';', begin), options.sweep->size());
+    const std::string text = options.sweep->substr(begin, end - begin);
+    SharingPlan plan = text == "none" ? SharingPlan(layers) : SharingPlan::parse(text, rule, layers);
+    if (std::find(plans.begin(), plans.end(), plan) != plans.end())
+      throw bad_input("--sweep", fmt::format("{} twice", text), "each plan once");
+    plans.push_back(std::move(plan));
+    begin = end + 1;
+  }
+  return plans;
+}
+
+std::vector<Json> run_eval_tasks(const ModelSource& source, const EvalTasks& tasks,
+                                 const std::vector<SharingPlan>& plans, ItemStore& store, EvalRanks& ranks) {
+  Llama model = load_model(source);
+  if (plans.empty()) return {run_plan(model, source, tasks, store, ranks)};
+  std::vector<Json> reports;
+  for (const SharingPlan& plan : plans) {
+    if (plan.empty()) {
+      reports.push_back(run_plan(model, source, tasks, store, ranks));
+    } else {
+      Llama shared = model.with_sharing(plan);
+      reports.push_back(run_plan(shared, source, tasks, store, ranks));
+    }
+  }
+  return reports;
+}
+
+}  // namespace satune

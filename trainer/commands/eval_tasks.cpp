@@ -1,0 +1,173 @@
+#include "trainer/commands/eval_tasks.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "data/files/error.h"
+#include "evaluation/benchmark.h"
+#include "evaluation/generation.h"
+#include "evaluation/task_file.h"
+
+namespace satune {
+namespace {
+
+int64_t parse_batch_size(const std::string& text) {
+  if (text == "auto") return 0;
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 1)
+    throw bad_input("--batch-size", fmt::format("\"{}\"", text), "auto or a whole number of at least 1");
+  return value;
+}
+
+/// "NAME=VALUE" in two. `example` ends the error.
+std::pair<std::string, std::string> split_pair(std::string_view option, const std::string& text,
+                                               std::string_view example) {
+  const size_t equals = text.find('=');
+  if (equals == std::string::npos || equals + 1 == text.size())
+    throw bad_input(option, fmt::format("\"{}\"", text), example);
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+/// A task to make: a name with its data, or a task file.
+struct TaskRequest {
+  std::string argument, name;
+  std::filesystem::path data;  ///< "" = a task file
+};
+
+bool is_task_file(const std::string& text) {
+  return text.ends_with(".json") && text.find('=') == std::string::npos;
+}
+
+/// Names of --tasks; `glue` stands for its nine.
+std::vector<std::string> expand(const std::vector<std::string>& names) {
+  std::vector<std::string> all;
+  for (const std::string& name : names) {
+    if (name != "glue") {
+      all.push_back(name);
+      continue;
+    }
+    for (const std::string& benchmark : benchmark_names())
+      if (benchmark.starts_with("glue_")) all.push_back(benchmark);
+  }
+  return all;
+}
+
+std::vector<TaskRequest> requests_of(const EvalOptions& options) {
+  std::vector<TaskRequest> requests;
+  for (const std::string& text : options.tasks) {
+    if (is_task_file(text)) {
+      requests.push_back({text, std::filesystem::path(text).stem().string(), {}});
+    } else {
+      const auto [name, path] = split_pair("--task", text, "NAME=PATH, as in response_loss=eval.json");
+      requests.push_back({text, name, path});
+    }
+  }
+  for (const std::string& name : expand(options.benchmarks)) {
+    if (is_task_file(name)) {
+      requests.push_back({name, std::filesystem::path(name).stem().string(), {}});
+      continue;
+    }
+    task_uses_template(name);  // refuses an unknown name
+    if (!is_benchmark(name))
+      throw bad_input("--tasks " + name, "a task without a file of its own name", "--task " + name + "=PATH");
+    if (!options.data_dir) throw bad_input("--tasks " + name, "no --data-dir", "--data-dir FOLDER beside it");
+    const std::filesystem::path data = find_benchmark_data(name, *options.data_dir);
+    requests.push_back({name + "=" + data.string(), name, data});
+  }
+  if (requests.empty()) throw bad_input("satune eval", "no task", "--task NAME=PATH or --tasks NAME,...");
+  return requests;
+}
+
+/// The task's key in the JSON: its name, and for a second file under the same name NAME:FILENAME.
+std::string task_key(const TaskRequest& request, const std::vector<NamedTask>& tasks) {
+  const std::string& name = request.name;
+  const auto taken = [&](const std::string& key) {
+    return std::any_of(tasks.begin(), tasks.end(), [&](const NamedTask& task) { return task.key == key; });
+  };
+  if (!taken(name)) return name;
+  const std::string longer = name + ":" + request.data.filename().string();
+  const std::string& argument = request.argument;
+  const bool repeated = std::any_of(tasks.begin(), tasks.end(),
+                                    [&](const NamedTask& task) { return task.argument == argument; });
+  if (repeated || taken(longer))
+    throw bad_input("--task " + argument, "a task of this name and file name before it",
+                    "another file name for each");
+  return longer;
+}
+
+ColumnNames parse_columns(const std::vector<std::string>& pairs) {
+  ColumnNames columns;
+  for (const std::string& text : pairs) {
+    const auto [part, key] = split_pair("--column", text, "PART=KEY, as in instruction=question");
+    std::string* name = part == "instruction" ? &columns.instruction
+                        : part == "input"     ? &columns.input
+                        : part == "output"    ? &columns.output
+                        : part == "text"      ? &columns.text
+                                              : nullptr;
+    if (name == nullptr)
+      throw bad_input("--column", fmt::format("\"{}\"", part), "instruction, input, output or text");
+    *name = key;
+  }
+  return columns;
+}
+
+/// None where no task asks for one: perplexity wants neither a template nor an EOS.
+std::optional<PromptTemplate> load_template(const EvalOptions& options,
+                                            const std::vector<TaskRequest>& requests,
+                                            const ModelSource& source, const Tokenizer& tokenizer) {
+  const bool used = std::any_of(requests.begin(), requests.end(), [](const TaskRequest& request) {
+    return !request.data.empty() && task_uses_template(request.name);
+  });
+  if (used) return load_model_template(source, options.template_name, tokenizer);
+  if (options.template_name)
+    throw bad_input("--template " + *options.template_name, "only perplexity or benchmarks, which have none",
+                    "response_loss or exact_match beside it");
+  return std::nullopt;
+}
+
+int64_t bounded_length(const EvalOptions& options, const ModelSource& source) {
+  const int64_t positions = source.config.max_position_embeddings;
+  if (options.max_length && *options.max_length > positions)
+    throw bad_input("--max-length", fmt::format("{} tokens", *options.max_length),
+                    fmt::format("at most {}, the model's max_position_embeddings", positions));
+  return options.max_length.value_or(std::min(options.task.max_length, positions));
+}
+
+}  // namespace
+
+EvalTasks make_eval_tasks(EvalOptions options, const ModelSource& source) {
+  const std::vector<TaskRequest> requests = requests_of(options);
+  EvalTasks result;
+  result.tokenizer = load_model_tokenizer(source.directory, source.config);
+  result.prompt_template = load_template(options, requests, source, *result.tokenizer);
+  options.task.batch_size = parse_batch_size(options.batch_size);
+  options.task.columns = parse_columns(options.columns);
+  options.task.max_length = bounded_length(options, source);
+  options.task.max_positions = source.config.max_position_embeddings;
+  std::optional<int32_t> template_end;
+  if (result.prompt_template) template_end = result.prompt_template->end_id(*result.tokenizer);
+  const auto stop_ids = [&](std::optional<int32_t> end) {
+    return stop_token_ids(source.directory, source.config, *result.tokenizer, end);
+  };
+  for (const TaskRequest& request : requests) {
+    std::string key = task_key(request, result.tasks);
+    const PromptTemplate* prompt_template = result.prompt_template ? &*result.prompt_template : nullptr;
+    if (request.data.empty()) {
+      options.task.stop_ids = stop_ids(std::nullopt);
+      result.tasks.push_back({std::move(key), request.argument,
+                              make_task_from_file(request.argument, options.task, *result.tokenizer)});
+    } else {
+      options.task.stop_ids = stop_ids(is_benchmark(request.name) ? std::nullopt : template_end);
+      result.tasks.push_back(
+          {std::move(key), request.argument,
+           make_task(request.name, request.data, options.task, *result.tokenizer, prompt_template)});
+    }
+  }
+  return result;
+}
+
+}  // namespace satune
