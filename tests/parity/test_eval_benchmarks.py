@@ -1,0 +1,140 @@
+"""`satune eval` over benchmarks as a user runs it: a run that goes on, a sweep, several processes, mistakes."""
+
+import json
+import subprocess
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def stories(realdata):
+    return realdata / "stories260K_hf"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder with questions in HellaSwag's and SST-2's formats, and a task file."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "hellaswag").mkdir()
+    (folder / "glue" / "SST-2").mkdir(parents=True)
+    with open(folder / "hellaswag" / "hellaswag_val.jsonl", "w") as file:
+        for i in range(30):
+            document = {"activity_label": "Playing", "ctx_a": f"Lily had {i} red balls.", "ctx_b": "she", "label": i % 4,
+                        "endings": ["played with them.", "was sad.", f"gave {i} to Tom and his dog.", "slept"]}
+            file.write(json.dumps(document) + "\n")
+    lines = ["sentence\tlabel"] + [f"the {w} film number {i}\t{i % 2}" for i, w in enumerate(["bad", "good"] * 6)]
+    (folder / "glue" / "SST-2" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "mine.json").write_text(json.dumps({
+        "data": "hellaswag/hellaswag_val.jsonl", "prompt": "{ctx_a} {ctx_b}", "choices": "endings", "answer": "label",
+        "metrics": ["acc", "acc_norm"]}))
+    return folder
+
+
+def call(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+
+
+def evaluate(satune, model, data, *options, out=None):
+    outputs = ["--output", out] if out else []
+    done = call(satune, "eval", model, "--tasks", "hellaswag,glue_sst2", "--data-dir", data, "--precision", "fp32", "--json",
+                *outputs, *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def items_of(file):
+    lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    found = {(line["run"], line["item"]): line["result"] for line in lines}
+    assert len(found) == len(lines), "an item stands there twice"
+    return found
+
+
+def close(a, b):
+    """The order of batches differs, so the last bits of a sum may."""
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key]["log_likelihoods"] == pytest.approx(b[key]["log_likelihoods"], abs=2e-4)
+        assert a[key]["gold"] == b[key]["gold"]
+
+
+def test_a_broken_run_goes_on(satune, stories, data, tmp_path):
+    whole, _ = evaluate(satune, stories, data, out=tmp_path / "whole.json")
+    expected = items_of(tmp_path / "whole.items.jsonl")
+    assert len(expected) == 42
+    lines = (tmp_path / "whole.items.jsonl").read_text().splitlines(keepends=True)
+    marked = json.loads(lines[3])
+    marked["result"]["acc"] = 1 - marked["result"]["acc"]  # shows that it is not computed again
+    broken = tmp_path / "broken.items.jsonl"
+    broken.write_text("".join(lines[:3]) + json.dumps(marked) + "\n" + "".join(lines[4:20]) + lines[20][:30])
+    report, log = evaluate(satune, stories, data, out=tmp_path / "broken.json")
+    found = items_of(broken)
+    assert found[marked["run"], marked["item"]]["acc"] == marked["result"]["acc"]
+    close(found, expected)
+    assert "19 of 30 items are there already" in log
+    n = report["tasks"][marked["run"]]["n"]
+    assert abs(report["tasks"][marked["run"]]["acc"] - whole["tasks"][marked["run"]]["acc"]) == pytest.approx(1 / n)
+
+    # Another precision is another model: everything is computed again.
+    (tmp_path / "broken.json").unlink()
+    _, log = evaluate(satune, stories, data, "--precision", "bf16", out=tmp_path / "broken.json")
+    assert "there already" not in log
+
+
+def test_a_sweep_is_its_plans_one_by_one(satune, stories, data, tmp_path):
+    plans = ["none", "3-4", "2-4", "1,4"]
+    sweep, _ = evaluate(satune, stories, data, "--sweep", ";".join(plans), out=tmp_path / "sweep.json")
+    assert [row["sharing"] for row in sweep["sweep"]] == ["", *plans[1:]]
+    for plan, row in zip(plans, sweep["sweep"], strict=True):
+        single, _ = evaluate(satune, stories, data, *([] if plan == "none" else ["--sharing", plan]))
+        for key in ("tasks", "parameters", "kv_cache_bytes_per_token"):
+            assert row[key] == single[key], (plan, key)
+    assert json.loads((tmp_path / "sweep.json").read_text()) == sweep
+    table = call(satune, "eval", stories, "--tasks", "hellaswag", "--data-dir", data, "--sweep", "none;3-4").stdout
+    assert "acc_norm" in table and "none" in table and "3-4" in table
+
+
+def test_processes_share_the_items(satune, stories, data, tmp_path):
+    alone, _ = evaluate(satune, stories, data, out=tmp_path / "alone.json")
+    several, _ = evaluate(satune, stories, data, "--nproc-per-node", 3, "--device", "cpu", out=tmp_path / "several.json")
+    for task in alone["tasks"]:
+        assert several["tasks"][task] == pytest.approx(alone["tasks"][task])
+    close(items_of(tmp_path / "several.items.jsonl"), items_of(tmp_path / "alone.items.jsonl"))
+    assert not list(tmp_path.glob("*.rank-*"))
+
+
+def test_a_failing_rank_is_named(satune, stories, data):
+    done = call(satune, "eval", stories, "--tasks", "gsm8k", "--data-dir", data, "--nproc-per-node", 2, "--device", "cpu")
+    assert done.returncode == 2
+    assert "no data of gsm8k" in done.stderr
+
+
+def test_batches_change_nothing(satune, stories, data, tmp_path):
+    evaluate(satune, stories, data, out=tmp_path / "auto.json")
+    for size in (1, 7):
+        evaluate(satune, stories, data, "--batch-size", size, out=tmp_path / f"{size}.json")
+        close(items_of(tmp_path / f"{size}.items.jsonl"), items_of(tmp_path / "auto.items.jsonl"))
+
+
+def test_a_task_file_runs_like_a_built_in_one(satune, stories, data):
+    done = call(satune, "eval", stories, "--task", data / "mine.json", "--limit", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tasks"]["mine"].keys() == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "n"}
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--tasks", "hellaswg"], ["hellaswg", "did you mean hellaswag"]),
+    (["--tasks", "hellaswag"], ["no --data-dir"]),
+    (["--tasks", "mmlu", "--data-dir", "{data}"], ["no data of mmlu", "mmlu or MMLU"]),
+    (["--tasks", "perplexity", "--data-dir", "{data}"], ["perplexity", "--task perplexity=PATH"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--num-fewshot", "2"], ["no examples", "--num-fewshot 0"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4;9"], ["9"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4;3,4"], ["twice"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4", "--sharing", "3-4"], ["--sweep beside it"]),
+    (["--task", "{data}/none.json"], ["none.json"]),
+])
+def test_mistakes_are_one_line(satune, stories, data, arguments, words):
+    done = call(satune, "eval", stories, *[argument.replace("{data}", str(data)) for argument in arguments])
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in done.stderr
