@@ -49,7 +49,7 @@ class Benchmarks : public testing::Test {
 TEST_F(Benchmarks, HellaswagTextsAreCleaned) {
   const auto file = directory_.write(
       "val.jsonl",
-      R"({"activity_label":"Tea","ctx_a":" [header] How to [title] Boil","ctx_b":"\u00e9mile IS","endings":["a [step] b","c  d","[x","]y ["],"label":"2"})"
+      R"({"activity_label":"Tea","ctx_a":"[header] How to [title] Boil","ctx_b":"\u00e9mile IS","endings":["a [step] b","c  d","[x","]y ["],"label":"2"})"
       "\n");
   const BenchmarkDocument document = read_hellaswag(file).front();
   EXPECT_EQ(document.text, "Tea: How to. Boil \xC3\x89mile is");

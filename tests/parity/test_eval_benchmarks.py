@@ -34,9 +34,9 @@ def call(*command):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
 
 
-def evaluate(satune, model, data, *options, out=None):
+def evaluate(satune, model, data, *options, out=None, precision="fp32"):
     outputs = ["--output", out] if out else []
-    done = call(satune, "eval", model, "--tasks", "hellaswag,glue_sst2", "--data-dir", data, "--precision", "fp32", "--json",
+    done = call(satune, "eval", model, "--tasks", "hellaswag,glue_sst2", "--data-dir", data, "--precision", precision, "--json",
                 *outputs, *options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
@@ -76,7 +76,7 @@ def test_a_broken_run_goes_on(satune, stories, data, tmp_path):
 
     # Another precision is another model: everything is computed again.
     (tmp_path / "broken.json").unlink()
-    _, log = evaluate(satune, stories, data, "--precision", "bf16", out=tmp_path / "broken.json")
+    _, log = evaluate(satune, stories, data, out=tmp_path / "broken.json", precision="bf16")
     assert "there already" not in log
 
 
