@@ -167,15 +167,16 @@ TEST_F(Benchmarks, TaskFilesRunLikeBuiltInOnes) {
   EXPECT_TRUE(task->metrics(results).contains("mcc_stderr"));
   EXPECT_FALSE(task->metrics(results).contains("acc_norm"));
 
-  const auto answers = directory_.write("gen.json", R"({"data": "q.jsonl", "prompt": "{q}", "target": "{q}",
+  const auto answers =
+      directory_.write("gen.json", R"json({"data": "q.jsonl", "prompt": "{q}", "target": "{q}",
     "stop": ["\n"], "extract": "(x+)", "max_new_tokens": 5
-})");
+})json");
   const Json metrics = [&] {
-  const auto generated = make_task_from_file(answers, options(), tokenizer_);
-  return generated->metrics(run_all_items(*generated, model));
+    const auto generated = make_task_from_file(answers, options(), tokenizer_);
+    return generated->metrics(run_all_items(*generated, model));
   }();
-EXPECT_EQ(metrics["n"].get<int>(), 2);
-EXPECT_EQ(metrics["exact_match"].get<double>(), 0);
+  EXPECT_EQ(metrics["n"].get<int>(), 2);
+  EXPECT_EQ(metrics["exact_match"].get<double>(), 0);
 }
 
 TEST_F(Benchmarks, TaskFilesWithMistakesAreRefused) {
