@@ -35,4 +35,17 @@ std::string_view trim_white_space(std::string_view text) {
   return begin == text.size() ? std::string_view() : text.substr(begin, end - begin);
 }
 
+int64_t count_white_space_runs(std::string_view text) {
+  int64_t runs = 0;
+  bool inside = false;
+  for (size_t i = 0; i < text.size();) {
+    const CodePoint c = code_point_at(text, i);
+    const bool white = c.valid && is_white_space(c.value);
+    runs += white && !inside;
+    inside = white;
+    i += c.length;
+  }
+  return runs;
+}
+
 }  // namespace satune

@@ -9,6 +9,7 @@
 #include "data/files/mapped_file.h"
 #include "evaluation/benchmark_files.h"
 #include "evaluation/generated_answer.h"
+#include "evaluation/wikitext.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -44,6 +45,7 @@ const std::vector<Benchmark>& benchmarks() {
        0},
       {"mmlu", {"mmlu", "MMLU", "mmlu/data"}, {}, {}, {}, 0},
       {"gsm8k", {"gsm8k", "GSM8K"}, {"test"}, {"train"}, {}, 5},
+      {"wikitext", {"wikitext", "wikitext-2-raw", "wikitext-2-raw-v1", "wikitext2"}, {}, {}, {}, 0},
       glue("cola", "CoLA", {.acc = false, .mcc = true}),
       glue("mnli", "MNLI", {}, {"dev_matched", "validation_matched"}),
       glue("mnli_mismatch", "MNLI", {}, {"dev_mismatched", "validation_mismatched"}),
@@ -112,6 +114,7 @@ bool is_benchmark(std::string_view name) {
 std::unique_ptr<Task> make_benchmark(std::string_view name, const fs::path& data, const TaskOptions& options,
                                      const Tokenizer& tokenizer) {
   const Benchmark& benchmark = *find(name);
+  if (benchmark.name == "wikitext") return make_wikitext(data, options, tokenizer);
   const bool with_examples = options.num_fewshot.value_or(benchmark.shots) > 0;
   std::vector<DocumentGroup> groups;
   if (benchmark.name == "mmlu") {

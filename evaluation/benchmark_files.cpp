@@ -13,12 +13,6 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-std::string replace_all(std::string text, std::string_view from, std::string_view to) {
-  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
-    text.replace(at, from.size(), to);
-  return text;
-}
-
 /// What lm-eval makes of a HellaSwag text: brackets are left over from WikiHow.
 std::string clean_hellaswag(std::string_view raw) {
   std::string text = replace_all(std::string(trim_white_space(raw)), " [title]", ". ");
@@ -88,6 +82,12 @@ int64_t gold_field(const DataRow& row, std::string_view key, int64_t choices) {
 }
 
 }  // namespace
+
+std::string replace_all(std::string text, std::string_view from, std::string_view to) {
+  for (size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
+    text.replace(at, from.size(), to);
+  return text;
+}
 
 std::string fill_template(std::string_view text, const DataRow& row) {
   std::string out;

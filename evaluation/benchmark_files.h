@@ -12,6 +12,9 @@
 
 namespace satune {
 
+/// As Python's str.replace().
+std::string replace_all(std::string text, std::string_view from, std::string_view to);
+
 /// `text` with each {field} replaced by that field of the row ("{{" and "}}" stand for braces). Numbers as
 /// JSON writes them. Throws BadInput for a field that is missing or holds something else.
 std::string fill_template(std::string_view text, const DataRow& row);

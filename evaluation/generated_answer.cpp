@@ -27,11 +27,20 @@ std::string normalised(const AnswerRules& rules, std::string_view answer) {
   return text;
 }
 
+constexpr int64_t kMostTogether = 32;  // rows that a product with a weight takes for little more than one
+
+int64_t sequences_together(const TaskOptions& options, int64_t capacity, int64_t items) {
+  const int64_t most = options.batch_size > 0
+                           ? options.batch_size
+                           : std::clamp(options.cache_tokens / capacity, int64_t{1}, kMostTogether);
+  return std::min(most, items);
+}
+
 class AnswerTask final : public Task {
  public:
   AnswerTask(std::string name, const DocumentGroup& group, AnswerRules rules, int64_t default_shots,
              const TaskOptions& options, const Tokenizer& tokenizer)
-      : name_(std::move(name)), rules_(std::move(rules)), stop_ids_(options.stop_ids), tokenizer_(tokenizer) {
+      : name_(std::move(name)), rules_(std::move(rules)), options_(options), tokenizer_(tokenizer) {
     const int64_t room = options.max_positions - rules_.max_new_tokens;
     if (room < 1)
       throw bad_input(name_, fmt::format("answers of {} tokens", rules_.max_new_tokens),
@@ -51,24 +60,22 @@ class AnswerTask final : public Task {
   int64_t items() const override { return static_cast<int64_t>(prompts_.size()); }
 
   void run(Llama& model, const std::vector<int64_t>& items, const ItemSink& done) const override {
-    Decoder decoder(model, longest_ + rules_.max_new_tokens);
-    for (const int64_t item : items) {
-      decoder.clear();
-      std::vector<int32_t> tokens;
-      std::string text;
-      const GenerationOptions options{rules_.max_new_tokens, {}, stop_ids_};
-      const Generation answer = generate(decoder, prompts_[item], options, [&](int32_t token) {
-        tokens.push_back(token);
-        text = tokenizer_.decode(tokens, true);
-        return stop_at(text) == std::string::npos;
-      });
-      text.resize(std::min(text.size(), stop_at(text)));
-      Json result = {{"text", text}, {"target", targets_[item]}};
-      for (const AnswerExtraction& extraction : rules_.extractions)
-        result[extraction.metric] =
-            same_answer(rules_, extract_answer(extraction, text), targets_[item]) ? 1 : 0;
-      done({item, std::move(result), static_cast<int64_t>(prompts_[item].size() + answer.tokens.size())});
-    }
+    if (items.empty()) return;
+    const int64_t capacity = longest_ + rules_.max_new_tokens,
+                  together = sequences_together(options_, capacity, static_cast<int64_t>(items.size()));
+    Decoder decoder(model, capacity, together);
+    std::vector<std::span<const int32_t>> prompts;
+    for (const int64_t item : items) prompts.emplace_back(prompts_[item]);
+    std::vector<std::vector<int32_t>> answers(items.size());
+    const auto goes_on = [&](size_t i, int32_t token) {
+      answers[i].push_back(token);
+      return stop_at(tokenizer_.decode(answers[i], true)) == std::string::npos;
+    };
+    generate_together(decoder, prompts, {rules_.max_new_tokens, {}, options_.stop_ids}, goes_on,
+                      [&](size_t i, const Generation& answer) {
+                        done({items[i], result(items[i], tokenizer_.decode(answers[i], true)),
+                              static_cast<int64_t>(prompts[i].size() + answer.tokens.size())});
+                      });
   }
 
   Json metrics(const std::vector<Json>& results) const override {
@@ -94,12 +101,20 @@ class AnswerTask final : public Task {
       fingerprint.add(fmt::format("{} {} {}", extraction.metric, extraction.last,
                                   extraction.pattern ? extraction.pattern->pattern() : ""));
     for (const auto& pattern : rules_.ignored) fingerprint.add(pattern->pattern());
-    fingerprint.add(
-        fmt::format("{} {} {}", rules_.max_new_tokens, rules_.ignore_case, fmt::join(stop_ids_, ",")));
+    fingerprint.add(fmt::format("{} {} {}", rules_.max_new_tokens, rules_.ignore_case,
+                                fmt::join(options_.stop_ids, ",")));
     return fingerprint.hex();
   }
 
  private:
+  Json result(int64_t item, std::string text) const {
+    text.resize(std::min(text.size(), stop_at(text)));
+    Json json = {{"text", text}, {"target", targets_[item]}};
+    for (const AnswerExtraction& extraction : rules_.extractions)
+      json[extraction.metric] = same_answer(rules_, extract_answer(extraction, text), targets_[item]) ? 1 : 0;
+    return json;
+  }
+
   size_t stop_at(const std::string& text) const {
     size_t first = std::string::npos;
     for (const std::string& stop : rules_.stop) first = std::min(first, text.find(stop));
@@ -108,7 +123,7 @@ class AnswerTask final : public Task {
 
   std::string name_;
   AnswerRules rules_;
-  std::vector<int64_t> stop_ids_;
+  TaskOptions options_;
   const Tokenizer& tokenizer_;
   std::vector<std::vector<int32_t>> prompts_;
   std::vector<std::string> targets_;

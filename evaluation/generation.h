@@ -1,4 +1,4 @@
-// Text from a model: a prompt goes in, tokens come out one by one until an end token or the limit.
+// Text from a model: prompts go in, tokens come out one by one until an end token or the limit.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,14 @@ struct Generation {
 /// decoder's capacity.
 Generation generate(Decoder& decoder, std::span<const int32_t> prompt, const GenerationOptions& options,
                     const std::function<bool(int32_t)>& on_token = {});
+
+/// Continues many prompts, as many at a time as the decoder has sequences: where one ends, the next begins.
+/// Each has a sampler of its own. `on_token` as in generate(), with the prompt's index; `on_end` sees each
+/// result once, in the order in which they end. Forgets what the decoder held. Throws as generate(), before
+/// anything is generated.
+void generate_together(Decoder& decoder, std::span<const std::span<const int32_t>> prompts,
+                       const GenerationOptions& options, const std::function<bool(size_t, int32_t)>& on_token,
+                       const std::function<void(size_t, Generation)>& on_end);
 
 /// eos ids of generation_config.json, or of `config` where that file has none.
 std::vector<int64_t> eos_token_ids(const std::filesystem::path& directory, const ModelConfig& config);

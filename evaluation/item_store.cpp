@@ -55,7 +55,9 @@ std::optional<uint64_t> ItemStore::read(const fs::path& file, const std::string&
         throw bad_input(where, fmt::format("no {}", key), "a result that satune eval has written");
     ItemResult result{line["item"], line["result"], line["tokens"]};
     const int64_t item = result.item;
-    found_[key_of(line["run"], line["task"])][item] = std::move(result);
+    const std::string key = key_of(line["run"], line["task"]);
+    if (file == path_) held_[key].insert(item);
+    found_[key][item] = std::move(result);
   }
   if (number == 0) return std::nullopt;  // nothing, or a header that was cut off
   return begin;
@@ -67,9 +69,15 @@ std::map<int64_t, ItemResult> ItemStore::found(const std::string& run,
   return it == found_.end() ? std::map<int64_t, ItemResult>() : it->second;
 }
 
+bool ItemStore::holds(const std::string& run, const std::string& task_fingerprint, int64_t item) const {
+  const auto it = held_.find(key_of(run, task_fingerprint));
+  return it != held_.end() && it->second.contains(item);
+}
+
 void ItemStore::append(const std::string& run, const std::string& task_fingerprint,
                        const ItemResult& result) {
   if (!file_) return;
+  held_[key_of(run, task_fingerprint)].insert(result.item);
   write_line({{"run", run},
               {"task", task_fingerprint},
               {"item", result.item},

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,9 @@ class ItemStore {
   /// in the file and are never read.
   std::map<int64_t, ItemResult> found(const std::string& run, const std::string& task_fingerprint) const;
 
+  /// Whether the file itself has this result; what was found in those of other ranks it has not.
+  bool holds(const std::string& run, const std::string& task_fingerprint, int64_t item) const;
+
   /// Throws EnvironmentError naming the file ("No space left on device").
   void append(const std::string& run, const std::string& task_fingerprint, const ItemResult& result);
 
@@ -49,6 +53,7 @@ class ItemStore {
   std::filesystem::path path_;
   std::unique_ptr<std::FILE, CloseFile> file_;
   std::map<std::string, std::map<int64_t, ItemResult>> found_;  ///< by run and fingerprint
+  std::map<std::string, std::set<int64_t>> held_;  ///< items in the file, by run and fingerprint
 };
 
 }  // namespace satune

@@ -25,10 +25,11 @@ struct TaskOptions {
   std::optional<int64_t> max_records = std::nullopt;  ///< of those that fit, in file order
   int64_t batch_size = 0;                             ///< items that share a forward pass; 0 = by tokens
   int64_t batch_tokens = 2048;                        ///< of a forward pass where batch_size is 0
+  int64_t cache_tokens = 8192;                        ///< of all texts in the making where batch_size is 0
   int64_t stride = 0;                                 ///< of perplexity's windows; 0 = max_length
   int64_t max_new_tokens = 256;                       ///< of exact_match's answers
   std::vector<int64_t> stop_ids = {};                 ///< that end exact_match's answers
-  std::optional<int64_t> num_fewshot = std::nullopt;  ///< of the benchmarks; nothing = the task's own number
+  std::optional<int64_t> num_fewshot = std::nullopt;  ///< of questions; nothing = the task's own number
   std::optional<int64_t> limit = std::nullopt;        ///< first documents of each benchmark (of each subject)
 };
 

@@ -37,7 +37,7 @@ check_system
 check_disk "$with_tests"
 check_driver
 steps=4
-if [[ $with_tests == 1 ]]; then steps=7; fi
+if [[ $with_tests == 1 ]]; then steps=6; fi
 
 step 1 $steps "Debian packages"
 install_debian_packages "$with_tests"
@@ -59,8 +59,5 @@ if [[ $with_tests == 1 ]]; then
   step 6 $steps "transformers 4.57 in a folder of its own"
   install_python transformers-4.57 launch/requirements-transformers-4.57.txt \
     --no-deps --upgrade --target "$ROOT/.venv/transformers-4.57"
-  step 7 $steps "lm-eval in a folder of its own"
-  install_python lm-eval launch/requirements-lm-eval.txt \
-    --no-deps --upgrade --target "$ROOT/.venv/lm-eval"
 fi
 say "set-up is complete"

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "data/files/error.h"
@@ -39,13 +40,14 @@ int64_t kv_cache_bytes_per_token(const ModelConfig& config, int64_t element_byte
   return tensors * config.key_value_size() * element_bytes;
 }
 
-Decoder::Decoder(const Llama& model, int64_t capacity) : model_(model), capacity_(capacity) {
+Decoder::Decoder(const Llama& model, int64_t capacity, int64_t sequences)
+    : model_(model), capacity_(capacity), lengths_(static_cast<size_t>(sequences), 0) {
   const ModelConfig& config = model.config();
   const Weights& weights = model.weights();
   const auto options = at::TensorOptions(weights.type()).device(weights.device());
   rope_ = make_rope_table(config, capacity, weights.type(), weights.device());
   const auto cache = [&] {
-    return at::empty({capacity, config.num_key_value_heads, config.head_dim}, options);
+    return at::empty({sequences, capacity, config.num_key_value_heads, config.head_dim}, options);
   };
   for (int l = 0; l < config.num_hidden_layers; ++l) {
     layers_.push_back(bind_layer(weights, l, config.sharing));
@@ -54,10 +56,10 @@ Decoder::Decoder(const Llama& model, int64_t capacity) : model_(model), capacity
   }
 }
 
-void Decoder::check(std::span<const int32_t> tokens) const {
+void Decoder::check(std::span<const int32_t> tokens, int64_t length) const {
   if (tokens.empty()) throw BadInput("decoding: found no tokens to append, expected at least one");
-  if (length_ + static_cast<int64_t>(tokens.size()) > capacity_)
-    throw bad_input("decoding", fmt::format("{} tokens", length_ + static_cast<int64_t>(tokens.size())),
+  if (length > capacity_)
+    throw bad_input("decoding", fmt::format("{} tokens", length),
                     fmt::format("at most {}, the capacity of the KV cache", capacity_));
   for (const int32_t token : tokens)
     if (token < 0 || token >= model_.config().vocab_size)
@@ -65,68 +67,97 @@ void Decoder::check(std::span<const int32_t> tokens) const {
                       fmt::format("an id below the model's vocab_size {}", model_.config().vocab_size));
 }
 
-at::Tensor Decoder::append(std::span<const int32_t> tokens) {
-  check(tokens);
-  if (length_ == 0 || tokens.size() == 1) return forward(tokens);
-  at::Tensor logits_V;
-  for (size_t i = 0; i < tokens.size(); ++i) logits_V = forward(tokens.subspan(i, 1));
-  return logits_V;
+at::Tensor Decoder::append(std::span<const int32_t> tokens, int64_t sequence) {
+  check(tokens, lengths_[sequence] + static_cast<int64_t>(tokens.size()));
+  const std::span<const int64_t> one(&sequence, 1);
+  if (lengths_[sequence] == 0) return forward(tokens, one, tokens.size() == 1).squeeze(0);
+  at::Tensor logits_1V;
+  for (size_t i = 0; i < tokens.size(); ++i) logits_1V = forward(tokens.subspan(i, 1), one, true);
+  return logits_1V.squeeze(0);
 }
 
-at::Tensor Decoder::forward(std::span<const int32_t> tokens) {
+at::Tensor Decoder::step(std::span<const int32_t> tokens, std::span<const int64_t> sequences) {
+  int64_t longest = 0;
+  for (const int64_t sequence : sequences) longest = std::max(longest, lengths_[sequence] + 1);
+  check(tokens, longest);
+  return forward(tokens, sequences, true);
+}
+
+at::Tensor Decoder::forward(std::span<const int32_t> tokens, std::span<const int64_t> sequences, bool step) {
   const ModelConfig& config = model_.config();
-  const auto N = static_cast<int64_t>(tokens.size());
   const at::Device device = model_.weights().device();
-  const at::Tensor ids =
-      at::tensor(at::IntArrayRef(std::vector<int64_t>(tokens.begin(), tokens.end())), at::kLong).to(device);
-  const at::Tensor positions_N =
-      at::arange(length_, length_ + N, at::TensorOptions(at::kLong).device(device));
+  const auto on_device = [&](const std::vector<int64_t>& values) {
+    return at::tensor(at::IntArrayRef(values), at::kLong).to(device);
+  };
+  std::vector<int64_t> positions;
+  for (size_t i = 0; i < tokens.size(); ++i)
+    positions.push_back(step ? lengths_[sequences[i]] : static_cast<int64_t>(i));
+  const Rows rows{tokens, sequences, step, on_device(positions)};
 
   const Weights& weights = model_.weights();
   const at::Tensor& embedding_VC = weights.tensor("model.embed_tokens.weight");
-  at::Tensor x_NC = embedding_forward(embedding_VC, ids);
+  at::Tensor x_NC = embedding_forward(embedding_VC, on_device({tokens.begin(), tokens.end()}));
   std::vector<SpanInput> span_inputs(layers_.size());
   const auto norm = [&](const at::Tensor& x, const at::Tensor& weight) {
     return rms_norm_forward(x, weight, config.rms_norm_eps).y_NC;
   };
   for (size_t l = 0; l < layers_.size(); ++l) {
     const LayerWeights& layer = layers_[l];
-    const at::Tensor attended = attention(static_cast<int>(l), norm(x_NC, weights.tensor(layer.input_norm)),
-                                          positions_N, span_inputs);
+    const at::Tensor attended =
+        attention(static_cast<int>(l), norm(x_NC, weights.tensor(layer.input_norm)), rows, span_inputs);
     x_NC = linear_residual_forward(attended, weights.tensor(layer.output), x_NC);
     const at::Tensor gate_up = layer.gate_up.forward(norm(x_NC, weights.tensor(layer.post_attention_norm)));
     x_NC = linear_residual_forward(swiglu_forward(gate_up), weights.tensor(layer.down), x_NC);
   }
-  length_ += N;
-  const at::Tensor last_1C = norm(x_NC.narrow(0, N - 1, 1), weights.tensor("model.norm.weight"));
+  for (const int64_t sequence : sequences) lengths_[sequence] += step ? 1 : rows.count();
+  if (!step) x_NC = x_NC.narrow(0, rows.count() - 1, 1);
+  const at::Tensor last_MC = norm(x_NC, weights.tensor("model.norm.weight"));
   const at::Tensor& head_VC = config.tie_word_embeddings ? embedding_VC : weights.tensor("lm_head.weight");
-  return linear_forward(last_1C, head_VC).squeeze(0).to(at::kCPU, at::kFloat);
+  return linear_forward(last_MC, head_VC).to(at::kCPU, at::kFloat);
 }
 
-at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const at::Tensor& positions_N,
+void Decoder::remember(const at::Tensor& cache, const at::Tensor& new_NKD, const Rows& rows) const {
+  if (!rows.step) {
+    cache[rows.sequences.front()].narrow(0, 0, rows.count()).copy_(new_NKD);
+    return;
+  }
+  for (int64_t i = 0; i < rows.count(); ++i)
+    cache[rows.sequences[i]][lengths_[rows.sequences[i]]].copy_(new_NKD[i]);
+}
+
+at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const Rows& rows,
                               std::vector<SpanInput>& span_inputs) {
   const ModelConfig& config = model_.config();
-  const int64_t N = normed_NC.size(0), D = config.head_dim, T = length_ + N;
+  const int64_t N = rows.count(), D = config.head_dim;
   const int source = config.sharing.source(layer);
-  const bool step = N == 1;  // one row of queries: its probabilities are small enough to keep
   const at::Tensor qkv = layers_[layer].qkv.forward(normed_NC);
   const int64_t v_begin = qkv.size(1) - config.key_value_size();
   const at::Tensor v_NKD =
       qkv.narrow(1, v_begin, config.key_value_size()).view({N, config.num_key_value_heads, D});
-  values_[layer].narrow(0, length_, N).copy_(v_NKD);
+  // Of a step, row i's sequence with its new token.
+  const auto cached = [&](const at::Tensor& cache, int64_t i) {
+    return cache[rows.sequences[i]].narrow(0, 0, lengths_[rows.sequences[i]] + 1);
+  };
+  remember(values_[layer], v_NKD, rows);
   if (source == layer) {
     SpanInput& own = span_inputs[layer];
     own.q_NHD = qkv.narrow(1, 0, config.query_size()).view({N, config.num_attention_heads, D});
     own.k_NKD =
         qkv.narrow(1, config.query_size(), config.key_value_size()).view({N, config.num_key_value_heads, D});
-    rope_apply(own.q_NHD, positions_N, rope_, false);
-    rope_apply(own.k_NKD, positions_N, rope_, false);
-    keys_[layer].narrow(0, length_, N).copy_(own.k_NKD);
-    if (step) own.probabilities_KGT = step_probabilities(own.q_NHD, keys_[layer].narrow(0, 0, T));
+    rope_apply(own.q_NHD, rows.positions_N, rope_, false);
+    rope_apply(own.k_NKD, rows.positions_N, rope_, false);
+    remember(keys_[layer], own.k_NKD, rows);
+    // One row of queries a sequence: its probabilities are small enough to keep.
+    for (int64_t i = 0; rows.step && i < N; ++i)
+      own.probabilities_KGT.push_back(step_probabilities(own.q_NHD.narrow(0, i, 1), cached(keys_[layer], i)));
   }
   const SpanInput& used = span_inputs[source];
-  if (step) return apply_step(used.probabilities_KGT, values_[layer].narrow(0, 0, T));
-  return attention_forward(used.q_NHD, used.k_NKD, v_NKD, {0, N}).out_NHD.reshape({N, config.query_size()});
+  if (!rows.step)
+    return attention_forward(used.q_NHD, used.k_NKD, v_NKD, {0, N}).out_NHD.reshape({N, config.query_size()});
+  std::vector<at::Tensor> attended;
+  for (int64_t i = 0; i < N; ++i)
+    attended.push_back(apply_step(used.probabilities_KGT[i], cached(values_[layer], i)));
+  return N == 1 ? attended.front() : at::cat(attended);
 }
 
 int64_t Decoder::bytes_per_token() const {

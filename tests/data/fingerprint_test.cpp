@@ -111,6 +111,14 @@ TEST(Utf8, FindsTheFirstInvalidByte) {
   EXPECT_EQ(find_invalid_utf8("abc\xE2\x82"), 3u);       // cut off
 }
 
+TEST(Utf8, RunsOfWhiteSpaceAreWhatPythonSplitsAt) {
+  EXPECT_EQ(count_white_space_runs(""), 0);
+  EXPECT_EQ(count_white_space_runs("a"), 0);
+  EXPECT_EQ(count_white_space_runs(" \n\x1c a \xC2\xA0\xE3\x80\x80 b\xE2\x80\x8B"
+                                   "c\t"),
+            3);
+}
+
 TEST(Utf8, TrimsAsPythonDoes) {
   EXPECT_EQ(trim_white_space(" \t\r\n\x0b\x0c\x1c\x1f a b \xC2\xA0\xE3\x80\x80\xE2\x80\xA8\xC2\x85"), "a b");
   EXPECT_EQ(trim_white_space("\xE2\x80\x8B"

@@ -56,6 +56,43 @@ TEST(Generation, StopsAtAnyStopIdAndKeepsItLast) {
   EXPECT_EQ(seen, std::vector<int32_t>(free.begin(), free.begin() + static_cast<ptrdiff_t>(first)));
 }
 
+TEST(Generation, TogetherIsOneByOne) {
+  Llama model = byte_model("2-3");
+  std::vector<std::vector<int32_t>> texts;
+  for (int32_t i = 0; i < 7; ++i) {
+    texts.push_back(kPrompt);
+    for (int32_t k = 0; k < i % 4; ++k) texts.back().push_back(50 + 11 * i + k);
+  }
+  const std::vector<std::span<const int32_t>> prompts(texts.begin(), texts.end());
+  const int32_t stop = generated(model, {.max_new_tokens = 9}).back();
+  const GenerationOptions options{.max_new_tokens = 9, .sampling = {}, .stop_ids = {stop}};
+  std::vector<Generation> expected;
+  for (const auto& prompt : prompts) {
+    Decoder decoder(model, 20);
+    expected.push_back(generate(decoder, prompt, options,
+                                [&](int32_t token) { return token % 5 != 0 || prompt.size() < 6; }));
+  }
+  for (const int64_t sequences : {1, 3, 16}) {
+    Decoder decoder(model, 20, sequences);
+    std::vector<Generation> found(prompts.size());
+    size_t ended = 0;
+    generate_together(
+        decoder, prompts, options,
+        [&](size_t i, int32_t token) { return token % 5 != 0 || prompts[i].size() < 6; },
+        [&](size_t i, Generation text) {
+          found[i] = std::move(text);
+          ++ended;
+        });
+    EXPECT_EQ(ended, prompts.size());
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      EXPECT_EQ(found[i].tokens, expected[i].tokens) << i << " of " << sequences;
+      EXPECT_EQ(found[i].stopped, expected[i].stopped);
+    }
+  }
+  Decoder small(model, 12, 2);
+  EXPECT_THROW(generate_together(small, prompts, options, {}, {}), BadInput);
+}
+
 TEST(Generation, TheListenerCanEndIt) {
   Llama model = byte_model();
   Decoder decoder(model, 14);

@@ -86,6 +86,34 @@ TEST_P(DecoderCases, HowTheTokensArriveDoesNotMatter) {
   EXPECT_LT(largest_difference(at_once, in_two), 1e-4);
 }
 
+TEST_P(DecoderCases, SequencesThatStepTogetherAreEachTheirOwn) {
+  Llama model = decode_model(decode_config(GetParam().sharing, GetParam().rule, GetParam().tied));
+  const std::vector<int32_t> tokens = decode_tokens(21);
+  const std::span<const int32_t> all(tokens);
+  const std::vector<std::span<const int32_t>> texts = {all.first(14), all.subspan(3, 12), all.subspan(9, 10)};
+  Decoder decoder(model, 16, 3);
+  decoder.append(all.first(16), 1);  // of another text before
+  decoder.clear(1);
+  for (int64_t s = 0; s < 3; ++s) decoder.append(texts[s].first(s + 5), s);
+  const std::vector<std::vector<int64_t>> steps = {{0, 1, 2}, {2, 0}, {1, 2}, {0}, {1, 0}};
+  for (const std::vector<int64_t>& sequences : steps) {
+    std::vector<int32_t> next;
+    for (const int64_t s : sequences) next.push_back(texts[s][decoder.length(s)]);
+    const at::Tensor logits_MV = decoder.step(next, sequences);
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      const int64_t s = sequences[i], length = decoder.length(s);
+      const std::vector<int32_t> so_far(texts[s].begin(), texts[s].begin() + length);
+      EXPECT_LT(
+          largest_difference(logits_MV[static_cast<int64_t>(i)], whole_logits(model, so_far)[length - 1]),
+          1e-4)
+          << "sequence " << s << " of " << length;
+    }
+  }
+  EXPECT_EQ(decoder.length(0), 9);
+  EXPECT_EQ(decoder.length(1), 9);
+  EXPECT_EQ(decoder.length(2), 10);
+}
+
 INSTANTIATE_TEST_SUITE_P(Plans, DecoderCases,
                          ::testing::Values(DecodeCase{"dense", "", AnchorRule::kBefore, false},
                                            DecodeCase{"dense_tied", "", AnchorRule::kBefore, true},
@@ -127,6 +155,11 @@ TEST(Decoder, RefusesWhatDoesNotFitAndKeepsItsState) {
   const std::vector<int32_t> outside = {1, 61};
   EXPECT_THROW(decoder.append(outside), BadInput);
   EXPECT_EQ(decoder.length(), 0);
+  Decoder two(model, 5, 2);
+  two.append(std::span(tokens).first(5), 0);
+  two.append(std::span(tokens).first(2), 1);
+  EXPECT_THROW(two.step(std::span(tokens).first(2), std::vector<int64_t>{1, 0}), BadInput);
+  EXPECT_EQ(two.length(1), 2);
   EXPECT_LT(largest_difference(decoder.append(std::span(tokens).first(5)), whole_logits(model, tokens)[4]),
             1e-4);
 }

@@ -133,6 +133,7 @@ int evaluate(EvalOptions options, const RankEnvironment& environment) {
   const ModelSource source = find_model_for(options.model, environment.local_rank);
   const std::vector<SharingPlan> plans = parse_sweep(options, source);
   options.task.batch_tokens = automatic_batch_tokens(source, environment.local_world_size);
+  options.task.cache_tokens = automatic_cache_tokens(source, environment.local_world_size);
   const EvalTasks tasks = make_eval_tasks(options, source);
   ItemStore store = open_store(options, source, *tasks.tokenizer, environment.world.rank);
   EvalRanks ranks(environment);
@@ -180,15 +181,16 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       ->delimiter(',')
       ->allow_extra_args(false);
   command->add_option("--data-dir", options->data_dir,
-                      "Folder with hellaswag/, mmlu/, gsm8k/, glue/SST-2/ ... for --tasks");
+                      "Folder with hellaswag/, mmlu/, gsm8k/, wikitext/, glue/SST-2/ ... for --tasks");
   command
       ->add_option("--num-fewshot", options->task.num_fewshot,
                    "Examples before each question of a benchmark (default: the task's own, as lm-eval: 5 for "
                    "gsm8k, else 0)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
   command
-      ->add_option("--limit", options->task.limit,
-                   "Only the first N questions of each benchmark (of each subject of mmlu)")
+      ->add_option(
+          "--limit", options->task.limit,
+          "Only the first N questions of each benchmark (of each subject of mmlu; pages of wikitext)")
       ->check(count);
   command->add_option(
       "--sweep", options->sweep,
@@ -222,10 +224,12 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       ->add_option("--max-new-tokens", options->task.max_new_tokens,
                    "Longest answer of exact_match, in tokens (default 256)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  command->add_option("--batch-size", options->batch_size,
-                      "Items of a forward pass: auto (as many tokens as fit a quarter of the free memory, at "
-                      "most 4096 on the "
-                      "CPU; the default) or N; answers are generated one at a time");
+  command->add_option(
+      "--batch-size", options->batch_size,
+      "Items of a forward pass: auto (as many tokens as fit a quarter of the free memory, at "
+      "most 4096 on the "
+      "CPU; the default) or N. Of answers that are generated together: auto = at most 32 whose KV "
+      "caches fit another quarter (exact_match: one)");
   command->add_option(
       "--output", options->output,
       "Write the report to this new JSON file, and each item's result to FILE.items.jsonl as it "
@@ -241,6 +245,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       "  exact_match    share of greedy answers equal to the output after trimming, exact_match_stderr, n\n"
       "  hellaswag      acc, acc_norm          mmlu  acc, by category and subject\n"
       "  gsm8k          exact_match (strict), exact_match_flexible\n"
+      "  wikitext       word_perplexity, byte_perplexity, bits_per_byte\n"
       "  glue_...       cola: mcc; mnli, mnli_mismatch, qnli, rte, sst2, wnli: acc; mrpc, qqp: acc, f1\n"
       "Prompts, normalisation and few-shot examples of the benchmarks are lm-eval 0.4.13's. With --sweep "
       "the\n"

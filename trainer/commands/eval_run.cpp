@@ -21,6 +21,14 @@ namespace {
 
 constexpr int64_t kCpuTokens = 4096, kCardTokens = 32768, kFewestTokens = 256;
 
+/// Of the device, once the weights are there.
+int64_t memory_left(const ModelSource& source, int64_t local_ranks) {
+  const int64_t weights =
+      TensorTable(source.config).parameter_count() * static_cast<int64_t>(c10::elementSize(source.type));
+  const int64_t ranks = source.device.is_cpu() ? local_ranks : 1;
+  return std::max<int64_t>(available_memory(source.device) / ranks - weights, 0);
+}
+
 struct TaskRun {
   Json metrics;
   int64_t tokens = 0;  ///< of the items computed here
@@ -57,12 +65,9 @@ TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, I
   }
   std::vector<Json> results;
   for (auto& [item, result] : ranks.gather(run, std::move(own))) {
-    if (found.contains(item)) {
-      results.push_back(std::move(result.result));
-      continue;
-    }
-    out.tokens += result.tokens;
-    if (!ranks.owns(item)) store.append(run, fingerprint, result);  // one file holds all in the end
+    if (!found.contains(item)) out.tokens += result.tokens;
+    // One file holds all in the end. The others' may have been read while they were being written.
+    if (ranks.is_leader() && !store.holds(run, fingerprint, item)) store.append(run, fingerprint, result);
     results.push_back(std::move(result.result));
   }
   if (ranks.is_leader()) out.metrics = named.task->metrics(results);
@@ -100,17 +105,20 @@ Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, I
 
 }  // namespace
 
+int64_t automatic_cache_tokens(const ModelSource& source, int64_t local_ranks) {
+  const int64_t bytes =
+      kv_cache_bytes_per_token(source.config, static_cast<int64_t>(c10::elementSize(source.type)));
+  return memory_left(source, local_ranks) / 4 / bytes;
+}
+
 int64_t automatic_batch_tokens(const ModelSource& source, int64_t local_ranks) {
   const ModelConfig& config = source.config;
   // A layer's inputs, projections and outputs, and what two layers of a span keep for each other.
   const int64_t elements = 8 * config.hidden_size + 3 * config.intermediate_size + 2 * config.query_size() +
                            4 * config.key_value_size();
   const int64_t bytes = elements * static_cast<int64_t>(c10::elementSize(source.type));
-  const int64_t weights =
-      TensorTable(config).parameter_count() * static_cast<int64_t>(c10::elementSize(source.type));
-  const int64_t left = std::max<int64_t>(
-      available_memory(source.device) / (source.device.is_cpu() ? local_ranks : 1) - weights, 0);
-  return std::clamp(left / 4 / bytes, kFewestTokens, source.device.is_cpu() ? kCpuTokens : kCardTokens);
+  return std::clamp(memory_left(source, local_ranks) / 4 / bytes, kFewestTokens,
+                    source.device.is_cpu() ? kCpuTokens : kCardTokens);
 }
 
 std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokenizer) {

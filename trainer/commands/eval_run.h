@@ -15,6 +15,9 @@ namespace satune {
 /// fills the device. Ranks of one machine divide its memory.
 int64_t automatic_batch_tokens(const ModelSource& source, int64_t local_ranks);
 
+/// Tokens in the KV caches of texts that are generated together: as many as fit another quarter.
+int64_t automatic_cache_tokens(const ModelSource& source, int64_t local_ranks);
+
 /// What kept results depend on: config, the weight files' names, sizes and times, tokenizer, precision,
 /// device.
 std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokenizer);

@@ -1,0 +1,25 @@
+"""Writes lm_eval_0.4.13.json: what lm-eval says about the questions of lm_eval_data.py, for test_lm_eval.py on machines
+without it.
+
+    .venv/bin/python -m pip install --no-deps --target .venv/lm-eval -r launch/requirements-lm-eval.txt
+    .venv/bin/python tests/parity/record_lm_eval.py REALDATA
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+from lm_eval_data import RECORD, Questions
+
+
+def main(realdata):
+    with tempfile.TemporaryDirectory() as folder:
+        answers = Questions(pathlib.Path(folder), pathlib.Path(realdata)).ask_lm_eval()
+    lines = [f" {json.dumps(call)}: {{\n" + ",\n".join(f"  {json.dumps(task)}: {json.dumps(answer)}" for task, answer in tasks.items())
+             + "}" for call, tasks in answers.items()]
+    RECORD.write_text("{\n" + ",\n".join(lines) + "}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
