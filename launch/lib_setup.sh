@@ -3,7 +3,7 @@
 
 readonly BUILD_PACKAGES=(g++ make cmake ninja-build ccache mold pkg-config git ca-certificates
   python3 python3-venv python3-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev
-  libsentencepiece-dev libpcre2-dev libgloo-dev)
+  libsentencepiece-dev libpcre2-dev libpng-dev libgloo-dev)
 readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck iproute2)
 # Of tests/run.sh --full: 100 MB that the usual tests do without.
 readonly LINT_PACKAGES=(clang-tidy)

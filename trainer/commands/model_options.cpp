@@ -30,15 +30,15 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
                      "auto | cpu | cuda (default auto: a card where there is one)");
 }
 
+at::Device device_of(const std::string& name, int64_t local_rank) {
+  if (name == "auto") return choose_device(DeviceChoice::kAuto, local_rank);
+  if (name == "cpu") return choose_device(DeviceChoice::kCpu, local_rank);
+  if (name == "cuda") return choose_device(DeviceChoice::kCuda, local_rank);
+  throw bad_input("--device", "\"" + name + "\"", "auto, cpu or cuda");
+}
+
 ModelSource find_model_for(ModelOptions options, int64_t local_rank) {
-  if (options.device == "auto") {
-    options.request.device = choose_device(DeviceChoice::kAuto, local_rank);
-  } else if (options.device == "cpu" || options.device == "cuda") {
-    options.request.device =
-        choose_device(options.device == "cpu" ? DeviceChoice::kCpu : DeviceChoice::kCuda, local_rank);
-  } else {
-    throw bad_input("--device", "\"" + options.device + "\"", "auto, cpu or cuda");
-  }
+  options.request.device = device_of(options.device, local_rank);
   return find_model(options.request);
 }
 

@@ -17,6 +17,10 @@ struct ModelOptions {
 /// The MODEL argument, --sharing, --anchor, --precision and --device.
 void add_model_options(CLI::App& command, ModelOptions& options);
 
+/// "auto", "cpu" or "cuda". Throws BadInput for another word, EnvironmentError for cuda where there is no
+/// card.
+at::Device device_of(const std::string& name, int64_t local_rank = 0);
+
 /// find_model() on the chosen device. Throws EnvironmentError for cuda where there is no card.
 ModelSource find_model_for(ModelOptions options, int64_t local_rank = 0);
 

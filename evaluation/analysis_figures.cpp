@@ -1,0 +1,204 @@
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+
+#include "evaluation/analysis_report.h"
+
+namespace satune {
+namespace {
+
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
+std::vector<std::string> indices(int64_t begin, int64_t end) {
+  std::vector<std::string> names;
+  for (int64_t i = begin; i < end; ++i) names.push_back(std::to_string(i));
+  return names;
+}
+
+std::vector<std::vector<double>> rows_of(const at::Tensor& values_RC) {
+  const at::Tensor contiguous = values_RC.contiguous();
+  std::vector<std::vector<double>> rows;
+  for (int64_t r = 0; r < contiguous.size(0); ++r) {
+    const double* row = contiguous.const_data_ptr<double>() + r * contiguous.size(1);
+    rows.emplace_back(row, row + contiguous.size(1));
+  }
+  return rows;
+}
+
+/// [layers - 1][heads]: each layer's heads with those of the layer before.
+std::vector<std::vector<double>> neighbour_similarity(const at::Tensor& cosines_LHLH) {
+  return rows_of(head_similarity(cosines_LHLH).diagonal(-1, 1, 2).t());
+}
+
+Drawing similarity_figure(const ModelAnalysis& model) {
+  Heatmap heatmap;
+  const at::Tensor values = layer_similarity(model.cosines_LHLH);
+  const int64_t layers = values.size(0);
+  heatmap.title = "Attention similarity of layers";
+  const auto neighbours = values.diagonal(-1);
+  heatmap.description = fmt::format(
+      "Cosine similarity of the attention weights of each pair of layers, mean over heads and "
+      "documents. Neighbouring layers are {:.2f} alike on average; the most alike are layers {} and {} "
+      "({:.2f}).",
+      neighbours.mean().item<double>(), neighbours.argmax().item<int64_t>(),
+      neighbours.argmax().item<int64_t>() + 1, neighbours.max().item<double>());
+  heatmap.row_axis = heatmap.column_axis = "layer";
+  heatmap.row_names = heatmap.column_names = indices(0, layers);
+  heatmap.values = rows_of(values);
+  heatmap.high = 1;
+  return draw(heatmap);
+}
+
+Drawing head_figure(const ModelAnalysis& model) {
+  Heatmap heatmap;
+  heatmap.title = "Similarity of each head with the layer before";
+  heatmap.description =
+      "Cosine similarity of the attention weights of each head with those of the same head one layer below, "
+      "mean "
+      "over documents.";
+  heatmap.row_axis = "layer";
+  heatmap.column_axis = "head";
+  heatmap.row_names = indices(1, model.config.num_hidden_layers);
+  heatmap.column_names = indices(0, model.config.num_attention_heads);
+  heatmap.values = neighbour_similarity(model.cosines_LHLH);
+  heatmap.high = 1;
+  return draw(heatmap);
+}
+
+Drawing isotropy_figure(const ModelAnalysis& model) {
+  Heatmap heatmap;
+  heatmap.title = "Weighted cumulative variance of attention weights";
+  heatmap.description =
+      "sum_k r_k (r_1 + ... + r_k) over the principal components of each head's attention weights, mean over "
+      "documents: 1 = all variance in one direction, lower = more isotropic.";
+  heatmap.row_axis = "layer";
+  heatmap.column_axis = "head";
+  heatmap.row_names = indices(0, model.config.num_hidden_layers);
+  heatmap.column_names = indices(0, model.config.num_attention_heads);
+  heatmap.values = rows_of(model.isotropy.attention_LH / static_cast<double>(model.isotropy.documents));
+  return draw(heatmap);
+}
+
+Drawing hidden_figure(const ModelAnalysis& model) {
+  const at::Tensor values = model.isotropy.hidden_states / static_cast<double>(model.isotropy.documents);
+  Curve curve{"hidden states", {}, {}};
+  for (int64_t i = 0; i < values.size(0); ++i) {
+    curve.x.push_back(static_cast<double>(i));
+    curve.y.push_back(values[i].item<double>());
+  }
+  return draw(LineChart{
+      .title = "Weighted cumulative variance of hidden states",
+      .description =
+          "The same measure of the hidden states of a document's tokens: 0 is the embedding, i the output "
+          "of layer i - 1. Lower = more isotropic.",
+      .x_axis = "layers passed",
+      .y_axis = "weighted cumulative variance",
+      .curves = {std::move(curve)}});
+}
+
+Drawing span_figure(const ModelAnalysis& model) {
+  const int64_t layers = model.config.num_hidden_layers;
+  Heatmap heatmap;
+  heatmap.title = "Loss added by sharing a span, without training";
+  heatmap.description = fmt::format(
+      "Increase of the loss per target token when layers first to last reuse the attention weights of "
+      "the layer before them; the dense model's loss is {:.4f}. Grey: not measured.",
+      model.dense_loss.ratio());
+  heatmap.row_axis = "first shared layer";
+  heatmap.column_axis = "last shared layer";
+  heatmap.row_names = heatmap.column_names = indices(1, layers);
+  heatmap.values.assign(layers - 1, std::vector<double>(layers - 1, kNone));
+  for (const MeasuredPlan& plan : model.candidates)
+    heatmap.values[plan.span->first - 1][plan.span->last - 1] = plan.head_for_head.increase.ratio();
+  return draw(heatmap);
+}
+
+Drawing frontier_figure(const ModelAnalysis& model) {
+  Curve direct{"head for head", {}, {}}, assigned{"heads assigned by similarity", {}, {}};
+  for (const MeasuredPlan& plan : model.frontier) {
+    direct.x.push_back(plan.shared_layers);
+    direct.y.push_back(plan.head_for_head.increase.ratio());
+    assigned.x.push_back(plan.shared_layers);
+    assigned.y.push_back(plan.assigned.increase.ratio());
+  }
+  LineChart chart{
+      .title = "Least loss added for a number of shared layers",
+      .description = "The best plan found for each number of shared layers, measured without training.",
+      .x_axis = "shared layers",
+      .y_axis = "increase of the loss",
+      .curves = {std::move(direct), std::move(assigned)}};
+  if (model.allowed_increase) {
+    chart.level_lines = {*model.allowed_increase};
+    chart.description += fmt::format(" The dashed level is the budget, {:.4g}.", *model.allowed_increase);
+  }
+  return draw(chart);
+}
+
+/// One curve a model: each layer with the one before.
+Drawing neighbours_figure(const AnalysisReport& report) {
+  LineChart chart{.title = "Similarity of each layer with the one before",
+                  .description = "Mean over heads and documents, a line for each model or snapshot.",
+                  .x_axis = "layer",
+                  .y_axis = "cosine similarity",
+                  .curves = {}};
+  for (const ModelAnalysis& model : report.models) {
+    Curve curve{model_title(model), {}, {}};
+    const at::Tensor values = layer_similarity(model.cosines_LHLH).diagonal(-1);
+    for (int64_t i = 0; i < values.size(0); ++i) {
+      curve.x.push_back(static_cast<double>(i + 1));
+      curve.y.push_back(values[i].item<double>());
+    }
+    chart.curves.push_back(std::move(curve));
+  }
+  return draw(chart);
+}
+
+/// Over the snapshots of a run; `model` has as many layers as the others.
+Drawing steps_figure(const AnalysisReport& report) {
+  LineChart chart{
+      .title = "Similarity over training",
+      .description = "Mean similarity of neighbouring layers, and of all pairs, at each snapshot.",
+      .x_axis = "step",
+      .y_axis = "cosine similarity",
+      .curves = {{"neighbours", {}, {}}, {"all pairs", {}, {}}}};
+  for (const ModelAnalysis& model : report.models) {
+    if (!model.step) continue;
+    const at::Tensor values = layer_similarity(model.cosines_LHLH);
+    const auto layers = static_cast<double>(values.size(0));
+    for (Curve& curve : chart.curves) curve.x.push_back(static_cast<double>(*model.step));
+    chart.curves[0].y.push_back(values.diagonal(-1).mean().item<double>());
+    chart.curves[1].y.push_back(values.tril(-1).sum().item<double>() / (layers * (layers - 1) / 2));
+  }
+  return draw(chart);
+}
+
+}  // namespace
+
+std::vector<NamedFigure> analysis_figures(const AnalysisReport& report) {
+  std::vector<NamedFigure> figures;
+  const size_t count = report.models.size();
+  for (size_t i = 0; i < count; ++i) {
+    const ModelAnalysis& model = report.models[i];
+    const std::string prefix = count == 1 ? "" : fmt::format("model-{}-", i + 1);
+    const auto add = [&](const char* name, Drawing drawing) {
+      figures.push_back({prefix + name, i, std::move(drawing)});
+    };
+    add("similarity", similarity_figure(model));
+    add("head-similarity", head_figure(model));
+    if (model.isotropy.documents > 0) {
+      add("isotropy", isotropy_figure(model));
+      add("hidden-states", hidden_figure(model));
+    }
+    if (!model.candidates.empty()) add("spans", span_figure(model));
+    if (!model.frontier.empty()) add("shared-layers", frontier_figure(model));
+  }
+  figures.push_back({"neighbours", count, neighbours_figure(report)});
+  int snapshots = 0;
+  for (const ModelAnalysis& model : report.models) snapshots += model.step.has_value();
+  if (snapshots > 1) figures.push_back({"steps", count, steps_figure(report)});
+  return figures;
+}
+
+}  // namespace satune

@@ -1,0 +1,138 @@
+#include "evaluation/analyze_model.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "data/files/error.h"
+
+namespace satune {
+namespace {
+
+class SpanStudy {
+ public:
+  SpanStudy(const Llama& model, const AnalysisDocuments& documents, ModelAnalysis& analysis)
+      : model_(model),
+        documents_(documents),
+        analysis_(analysis),
+        layers_(static_cast<int>(model.config().num_hidden_layers)),
+        document_length_(static_cast<double>(documents.tokens()) /
+                         static_cast<double>(documents.samples.size())) {}
+
+  void measure_candidates(const AnalysisOptions& options) {
+    std::vector<std::vector<Span>> plans;
+    std::vector<MeasuredSpan> unmeasured;
+    for (const Span& span : candidate_spans(layers_, options.max_span)) {
+      plans.push_back({span});
+      unmeasured.push_back({span, 0});
+    }
+    const auto most = static_cast<int>(predict_plans(layers_, unmeasured).size());
+    if (options.layers && *options.layers > most)
+      throw bad_input("--layers", std::to_string(*options.layers),
+                      fmt::format("at most {}, what spans of up to {} layers can share of {}", most,
+                                  options.max_span, layers_));
+    analysis_.candidates = measure(plans);
+  }
+
+  /// Of each number of layers the best single span, or several together where that is measured to be better.
+  void measure_frontier() {
+    std::vector<MeasuredSpan> singles;
+    for (const MeasuredPlan& plan : analysis_.candidates)
+      singles.push_back({*plan.span, plan.head_for_head.increase.ratio()});
+    const std::vector<PredictedPlan> predicted = predict_plans(layers_, singles);
+    std::vector<std::vector<Span>> several;
+    std::vector<double> expected;
+    for (const PredictedPlan& plan : predicted) {
+      if (plan.spans.size() == 1) continue;
+      several.push_back(plan.spans);
+      expected.push_back(plan.predicted_increase);
+    }
+    std::vector<MeasuredPlan> all;
+    if (!several.empty()) all = measure(several);
+    for (size_t i = 0; i < all.size(); ++i) all[i].predicted_increase = expected[i];
+    all.insert(all.end(), analysis_.candidates.begin(), analysis_.candidates.end());
+    for (int count = 1; count < layers_; ++count) {
+      const MeasuredPlan* best = nullptr;
+      for (const MeasuredPlan& plan : all)
+        if (plan.shared_layers == count && (best == nullptr || increase(plan) < increase(*best)))
+          best = &plan;
+      if (best != nullptr) analysis_.frontier.push_back(*best);
+    }
+  }
+
+  void suggest(const AnalysisOptions& options) {
+    const std::vector<MeasuredPlan>& frontier = analysis_.frontier;
+    if (!options.layers)
+      analysis_.allowed_increase =
+          options.budget.value * (options.budget.relative ? analysis_.dense_loss.ratio() : 1.0);
+    for (size_t i = 0; i < frontier.size(); ++i) {
+      const bool fits = options.layers ? frontier[i].shared_layers == *options.layers
+                                       : increase(frontier[i]) <= *analysis_.allowed_increase;
+      if (fits) analysis_.suggested = i;
+    }
+  }
+
+ private:
+  static double increase(const MeasuredPlan& plan) { return plan.head_for_head.increase.ratio(); }
+
+  std::vector<MeasuredPlan> measure(const std::vector<std::vector<Span>>& plans) {
+    std::vector<MeasuredPlan> measured;
+    std::vector<LossQuery> queries;
+    for (const std::vector<Span>& spans : plans) {
+      MeasuredPlan plan;
+      plan.layers = spans_text(spans);
+      const SharingPlan sharing = SharingPlan::parse(plan.layers, AnchorRule::kBefore, layers_);
+      plan.shared_layers = sharing.num_shared();
+      if (spans.size() == 1) plan.span = spans.front();
+      plan.savings = plan_savings(model_.config(), sharing, document_length_,
+                                  static_cast<int64_t>(at::elementSize(model_.weights().type())));
+      queries.push_back({sharing, {}});
+      queries.push_back({sharing, head_maps(sharing, analysis_.assignments)});
+      measured.push_back(std::move(plan));
+    }
+    const SpanSums sums = measure_spans(model_, documents_, queries, 0, 1);
+    analysis_.dense_loss = sums.dense;
+    for (size_t i = 0; i < measured.size(); ++i) {
+      measured[i].head_for_head = sums.plans[2 * i];
+      measured[i].assigned = sums.plans[2 * i + 1];
+    }
+    return measured;
+  }
+
+  const Llama& model_;
+  const AnalysisDocuments& documents_;
+  ModelAnalysis& analysis_;
+  int layers_;
+  double document_length_;
+};
+
+}  // namespace
+
+ModelAnalysis analyze_model(const Llama& model, const AnalysisDocuments& documents,
+                            const AnalysisOptions& options) {
+  ModelAnalysis analysis;
+  analysis.config = model.config();
+  analysis.documents = static_cast<int64_t>(documents.samples.size());
+  analysis.tokens = documents.tokens();
+  analysis.over_length = documents.over_length;
+  const LayerSums layers = measure_layers(model, documents, 0, 1);
+  analysis.cosines_LHLH = mean_cosines(layers.similarity, model.config().num_hidden_layers);
+  analysis.isotropy = layers.isotropy;
+  analysis.assignments = assign_heads(analysis.cosines_LHLH);
+  if (!model.config().sharing.empty()) {
+    analysis.note = fmt::format(
+        "This model shares attention already ({}): its layers are analysed as they compute, so that a shared "
+        "layer "
+        "and its anchor are alike by construction (similarity 1), and no further span is measured.",
+        describe_sharing(model.config().sharing));
+  } else if (options.max_span > 0 && model.config().num_hidden_layers > 1) {
+    SpanStudy study(model, documents, analysis);
+    study.measure_candidates(options);
+    study.measure_frontier();
+    study.suggest(options);
+  }
+  return analysis;
+}
+
+}  // namespace satune

@@ -1,0 +1,29 @@
+// One model from its weights to everything that `satune analyze` tells about it.
+#pragma once
+
+#include <optional>
+
+#include "evaluation/analysis_report.h"
+
+namespace satune {
+
+/// How much the loss may rise: nats per target token, or a share of the dense model's loss.
+struct LossBudget {
+  double value = 0.05;
+  bool relative = true;
+};
+
+struct AnalysisOptions {
+  int max_span = 8;           ///< longest candidate span; 0 = no loss is measured
+  std::optional<int> layers;  ///< suggest the best plan of this many shared layers; else by the budget
+  LossBudget budget = {};
+};
+
+/// Measures similarity and isotropy on every document; for a dense model also the loss of every candidate
+/// span, then that of the plans which predict_plans() makes of them. A model that shares already is analysed
+/// as it computes, a shared layer having its anchor's weights, and the note says that no span was measured.
+/// Throws BadInput where options.layers cannot be had.
+ModelAnalysis analyze_model(const Llama& model, const AnalysisDocuments& documents,
+                            const AnalysisOptions& options);
+
+}  // namespace satune
