@@ -25,6 +25,7 @@ void add_generate_command(CLI::App& app, int& exit_code);  // commands/generate.
 void add_eval_command(CLI::App& app, int& exit_code);      // commands/eval.cpp
 void add_diff_command(CLI::App& app, int& exit_code);      // commands/diff.cpp
 void add_analyze_command(CLI::App& app, int& exit_code);   // commands/analyze.cpp
+void add_compare_command(CLI::App& app, int& exit_code);   // commands/compare.cpp
 void add_plan_command(CLI::App& app, int& exit_code);      // commands/plan.cpp
 
 }  // namespace satune

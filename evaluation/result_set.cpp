@@ -1,0 +1,147 @@
+#include "evaluation/result_set.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <system_error>
+
+#include "data/files/error.h"
+
+namespace satune {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::string_view kExpected = "a report of satune eval --output, or a run folder";
+
+/// Lines of a JSONL file that end; a last one that was cut off is left out.
+template <typename F>
+void for_each_line(const fs::path& path, F&& f) {
+  std::ifstream file(path);
+  if (!file) throw bad_input(path.string(), "no such file", "the one beside its report");
+  std::string line;
+  for (int64_t number = 1; std::getline(file, line); ++number) {
+    if (file.eof()) break;
+    if (!line.empty()) f(number, parse_json(line, fmt::format("{} line {}", path.string(), number)));
+  }
+}
+
+/// By run name ("TASK", or "TASK @ LAYERS ANCHOR" under a plan) and fingerprint.
+using ItemFile = std::map<std::string, std::map<std::string, ItemResults>>;
+
+ItemFile read_items(const fs::path& path) {
+  ItemFile items;
+  for_each_line(path, [&](int64_t number, const Json& line) {
+    if (number == 1) return;  // which model it was
+    const std::string where = fmt::format("{} line {}", path.string(), number);
+    if (!line.is_object()) throw bad_input(where, describe_json(&line), "an item's result");
+    const auto is = [&](const char* key, auto check) { return line.contains(key) && check(line[key]); };
+    const auto text = [](const Json& value) { return value.is_string(); };
+    if (!is("run", text) || !is("task", text) ||
+        !is("item", [](const Json& v) { return v.is_number_integer(); }) ||
+        !is("result", [](const Json& v) { return v.is_object(); }))
+      throw bad_input(where, line.dump(), "run, task, item and result");
+    items[line["run"]][line["task"]][line["item"].get<int64_t>()] = line["result"];
+  });
+  return items;
+}
+
+ResultSet read_report(const Json& report, const std::string& source, const std::string& name,
+                      const ItemFile& items) {
+  if (!report.is_object() || !report.contains("tasks") || !report["tasks"].is_object())
+    throw bad_input(source, "no object \"tasks\"", kExpected);
+  ResultSet set;
+  set.name = name;
+  set.sharing = report.value("sharing", "");
+  const std::string plan =
+      set.sharing.empty() ? "" : fmt::format(" @ {} {}", set.sharing, report.value("anchor", "before"));
+  for (const auto& [task, metrics] : report["tasks"].items()) {
+    if (!metrics.is_object())
+      throw bad_input(source + ": tasks." + task, describe_json(&metrics), "an object");
+    TaskResults results{metrics, {}};
+    const auto found = items.find(task + plan);
+    if (found != items.end())
+      for (const auto& [fingerprint, each] : found->second)
+        if (!metrics.contains("n") || metrics["n"] == each.size()) results.items[fingerprint] = each;
+    set.tasks[task] = std::move(results);
+  }
+  for (const auto& [key, value] : report.items())
+    if (value.is_number()) set.measurements[key] = value;
+  return set;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+/// The newest snapshot whose state can be read; snapshots are named in the order of their steps.
+std::optional<std::string> trained_on(const fs::path& run) {
+  std::error_code error;
+  std::vector<fs::path> states;
+  for (const auto& entry : fs::directory_iterator(run / "snapshots", error))
+    if (fs::exists(entry.path() / "MANIFEST.json", error)) states.push_back(entry.path() / "state.json");
+  if (states.empty()) return std::nullopt;
+  const Json state = read_json_file(*std::max_element(states.begin(), states.end()));
+  if (!state.is_object() || !state.contains("data_fingerprint") || !state["data_fingerprint"].is_string())
+    return std::nullopt;
+  return state["data_fingerprint"].get<std::string>();
+}
+
+ResultSet read_run(const fs::path& run) {
+  const fs::path path = run / "metrics.jsonl";
+  ResultSet set;
+  set.name = run.string();
+  Json last = Json::object();
+  std::map<std::string, std::vector<double>> series;
+  for_each_line(path, [&](int64_t number, const Json& row) {
+    if (!row.is_object())
+      throw bad_input(fmt::format("{} line {}", path.string(), number), describe_json(&row), "an object");
+    for (const char* key : {"step", "loss", "eval_loss"})
+      if (row.contains(key) && row[key].is_number()) last[key] = row[key];
+    for (const char* key : {"tokens_per_s", "step_seconds", "mfu", "peak_memory_bytes"})
+      if (row.contains(key) && row[key].is_number()) series[key].push_back(row[key]);
+  });
+  if (last.empty()) throw bad_input(path.string(), "no row with a loss", "the metrics of a run");
+  set.tasks["training"] = {last, {}};
+  for (const auto& [key, values] : series)
+    set.measurements[key] =
+        key == "peak_memory_bytes" ? *std::max_element(values.begin(), values.end()) : median(values);
+  set.data_fingerprint = trained_on(run);
+  if (fs::exists(run / "config.json")) {
+    const Json config = read_json_file(run / "config.json");
+    if (config.is_object() && config.contains("sharing") && config["sharing"].is_object())
+      set.sharing = config["sharing"].value("layers", "");
+  }
+  return set;
+}
+
+}  // namespace
+
+std::vector<ResultSet> read_results(const fs::path& path) {
+  std::error_code error;
+  if (fs::is_directory(path, error)) {
+    if (!fs::exists(path / "metrics.jsonl", error))
+      throw bad_input(path.string(), "a folder without metrics.jsonl", kExpected);
+    return {read_run(path)};
+  }
+  const Json report = read_json_file(path);
+  if (!report.is_object()) throw bad_input(path.string(), describe_json(&report), kExpected);
+  ItemFile items;
+  if (report.contains("items") && report["items"].is_string())
+    items = read_items(path.parent_path() / report["items"].get<std::string>());
+  if (!report.contains("sweep")) return {read_report(report, path.string(), path.string(), items)};
+  if (!report["sweep"].is_array() || report["sweep"].empty())
+    throw bad_input(path.string() + ": sweep", describe_json(&report["sweep"]), "one report a plan");
+  std::vector<ResultSet> sets;
+  for (const Json& each : report["sweep"]) {
+    const std::string sharing = each.is_object() ? each.value("sharing", "") : "";
+    sets.push_back(read_report(each, path.string() + ": sweep",
+                               fmt::format("{} {}", path.string(), sharing.empty() ? "dense" : sharing),
+                               items));
+  }
+  return sets;
+}
+
+}  // namespace satune

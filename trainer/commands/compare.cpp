@@ -1,0 +1,107 @@
+// satune compare: results side by side, and an exit code that says whether one is worse.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include "data/files/atomic_file.h"
+#include "data/files/error.h"
+#include "evaluation/comparison_report.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/model_options.h"
+#include "trainer/commands/standard_output.h"
+
+namespace satune {
+namespace {
+
+struct CompareOptions {
+  std::vector<std::string> results, max_drop, max_rise;
+  std::optional<std::string> output, html;
+  ComparisonOptions comparison;
+  bool json = false;
+};
+
+std::vector<Threshold> parse_thresholds(const CompareOptions& options) {
+  std::vector<Threshold> thresholds;
+  for (const std::string& text : options.max_drop)
+    thresholds.push_back(parse_threshold(text, false, "--max-drop"));
+  for (const std::string& text : options.max_rise)
+    thresholds.push_back(parse_threshold(text, true, "--max-rise"));
+  return thresholds;
+}
+
+int run_compare(const CompareOptions& options) {
+  for (const auto& [file, option] :
+       {std::pair{options.output, "--output"}, std::pair{options.html, "--html"}})
+    if (file) require_new_file(*file, option);
+  const std::vector<Threshold> thresholds = parse_thresholds(options);
+  std::vector<ResultSet> sides;
+  for (const std::string& path : options.results)
+    for (ResultSet& side : read_results(path)) sides.push_back(std::move(side));
+  if (sides.size() < 2)
+    throw bad_input(options.results.front(), "one set of results",
+                    "another beside it, or a sweep of several plans");
+  std::vector<Comparison> comparisons;
+  for (size_t i = 1; i < sides.size(); ++i) {
+    Comparison comparison{sides[0], sides[i], compare_results(sides[0], sides[i], options.comparison), {}};
+    comparison.regressions = find_regressions(comparison.rows, thresholds);
+    comparisons.push_back(std::move(comparison));
+  }
+  const Json json = comparison_json(comparisons);
+  int exit_code = kExitOk;
+  if (options.json) fmt::print("{}", write_json(json));
+  for (const Comparison& comparison : comparisons) {
+    if (!comparison.regressions.empty()) exit_code = kExitFailure;
+    if (options.json) continue;
+    fmt::print("A {}\nB {}\n{}", comparison.a.name, comparison.b.name,
+               table_text(comparison_table(comparison)));
+    for (const Regression& regression : comparison.regressions)
+      fmt::print("  {} is beyond {} {}\n", comparison.rows[regression.row].name(),
+                 regression.threshold.rise ? "--max-rise" : "--max-drop", regression.threshold.text);
+  }
+  if (!options.json && comparisons.size() > 1) fmt::print("{}", table_text(pareto_table(comparisons)));
+  finish_standard_output();
+  if (options.output) write_file_atomic(*options.output, write_json(json));
+  if (options.html) write_file_atomic(*options.html, comparison_page(comparisons));
+  return exit_code;
+}
+
+}  // namespace
+
+void add_compare_command(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<CompareOptions>();
+  CLI::App* command = app.add_subcommand("compare", "Put results side by side; exit 1 where one is worse");
+  command
+      ->add_option(
+          "results", options->results,
+          "Reports of satune eval --output, or run folders; each is compared with the first. The plans of a "
+          "sweep count as several")
+      ->required();
+  command
+      ->add_option(
+          "--max-drop", options->max_drop,
+          "METRIC=NUMBER or METRIC=NUMBER% (of the first's), several times: the metric may be so much lower. "
+          "METRIC alone or TASK.METRIC")
+      ->allow_extra_args(false);
+  command->add_option("--max-rise", options->max_rise, "The same for metrics that may not grow, as loss=0.02")
+      ->allow_extra_args(false);
+  command->add_option("--resamples", options->comparison.resamples, "Of the paired bootstrap (default 2000)")
+      ->check(CLI::Range(int64_t{100}, int64_t{1} << 20));
+  command->add_option("--seed", options->comparison.seed, "Of the paired bootstrap (default 42)");
+  command->add_option("--output", options->output, "Write the comparison to this new JSON file");
+  command->add_option("--html", options->html, "Write it to this new HTML page");
+  command->add_flag("--json", options->json, "Print JSON instead of tables");
+  command->footer(
+      "Exit code 0: within every threshold (or none given); 1: beyond one. Results of different data, "
+      "template or\n"
+      "tokenizer are refused (exit 2). Where both reports have results item by item (FILE.items.jsonl), the\n"
+      "difference gets a standard error and a 95 % interval by paired bootstrap, and metrics that are right "
+      "or\n"
+      "wrong get McNemar's exact test.\n"
+      "Examples:\n"
+      "  satune compare dense.json shared.json --max-drop acc=0.01 --max-rise loss=2%\n"
+      "  satune compare sweep.json --html sweep.html\n"
+      "  satune compare runs/dense runs/sa --max-rise eval_loss=0.02");
+  command->callback([options, &exit_code] { exit_code = run_compare(*options); });
+}
+
+}  // namespace satune
