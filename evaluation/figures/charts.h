@@ -16,8 +16,9 @@ struct Heatmap {
   std::string row_axis = {}, column_axis = {};  ///< what the indices count: "layer"
   std::vector<std::string> row_names = {}, column_names = {};
   std::vector<std::vector<double>> values = {};  ///< [rows][columns]
-  std::optional<double> low = {}, high = {};     ///< ends of the scale; default: those of the values
-  int decimals = 2;                              ///< of the numbers in the cells
+  /// Ends of the scale; default: those of the values. A value beyond has the colour of the end.
+  std::optional<double> low = {}, high = {};
+  int decimals = 2;  ///< of the numbers in the cells
 };
 Drawing draw(const Heatmap& heatmap);
 
@@ -35,7 +36,7 @@ struct LineChart {
 Drawing draw(const LineChart& chart);
 
 /// Round values from at most `low` to at least `high`, about `wanted` of them: 1, 2, 2.5 or 5 times a power
-/// of ten apart, at least `smallest_step`. For low = high around that value.
+/// of ten apart, a multiple of `smallest_step` where that is given. For low = high around that value.
 std::vector<double> ticks(double low, double high, int wanted, double smallest_step = 0);
 
 /// As few digits as tell ticks `step` apart.

@@ -15,6 +15,7 @@ namespace satune {
 struct Rectangle {
   double x = 0, y = 0, width = 0, height = 0;
   Colour fill;
+  std::string tip = {};  ///< shown beside the pointer by what reads the SVG; "" = none
 };
 
 struct Polyline {

@@ -9,12 +9,19 @@
 namespace satune {
 namespace {
 
-constexpr double kTop = 44, kBottom = 46, kScaleWidth = 14, kRight = 78, kTextSize = 11;
+constexpr double kTop = 44, kBottom = 46, kScaleWidth = 14, kRight = 78, kTextSize = 11, kAxisSize = 12;
 
-/// Enough room for a number in a cell, less where there are many.
-double cell_size(size_t rows, size_t columns) {
-  const size_t most = std::max(rows, columns);
-  return std::clamp(620.0 / static_cast<double>(most), 8.0, 40.0);
+double text_width(const std::string& text, double size) {
+  return static_cast<double>(text.size()) * size * 0.62;
+}
+
+/// Enough room for a number in a cell, less where there are many; for the names of the axes where there are
+/// few.
+double cell_size(const Heatmap& heatmap, size_t rows, size_t columns) {
+  if (rows == 0 || columns == 0) return 40;
+  const double usual = std::clamp(620.0 / static_cast<double>(std::max(rows, columns)), 8.0, 40.0);
+  return std::max({usual, text_width(heatmap.row_axis, kAxisSize) / static_cast<double>(rows),
+                   text_width(heatmap.column_axis, kAxisSize) / static_cast<double>(columns)});
 }
 
 std::pair<double, double> value_range(const Heatmap& heatmap) {
@@ -31,13 +38,16 @@ std::pair<double, double> value_range(const Heatmap& heatmap) {
   return {low, high > low ? high : low + 1};
 }
 
-double text_width(const std::string& text, double size) {
-  return static_cast<double>(text.size()) * size * 0.62;
-}
-
 /// Every n-th name, so that they do not touch.
 size_t name_step(double cell, double needed) {
   return std::max<size_t>(1, static_cast<size_t>(std::ceil(needed / cell)));
+}
+
+/// "first shared layer 3, last shared layer 5: 0.1234"
+std::string cell_tip(const Heatmap& heatmap, size_t row, size_t column) {
+  if (heatmap.row_names.empty() || heatmap.column_names.empty()) return "";
+  return fmt::format("{} {}, {} {}: {:.4g}", heatmap.row_axis, heatmap.row_names[row], heatmap.column_axis,
+                     heatmap.column_names[column], heatmap.values[row][column]);
 }
 
 void draw_cells(Drawing& drawing, const Heatmap& heatmap, double left, double cell, double low, double high) {
@@ -46,8 +56,9 @@ void draw_cells(Drawing& drawing, const Heatmap& heatmap, double left, double ce
       const double value = heatmap.values[r][c];
       const double x = left + static_cast<double>(c) * cell, y = kTop + static_cast<double>(r) * cell;
       const Colour colour = viridis((value - low) / (high - low));
-      drawing.add(Rectangle{x, y, cell - (cell >= 16), cell - (cell >= 16), colour});
       const std::string text = fmt::format("{:.{}f}", value, heatmap.decimals);
+      drawing.add(Rectangle{x, y, cell - (cell >= 16), cell - (cell >= 16), colour,
+                            std::isfinite(value) ? cell_tip(heatmap, r, c) : ""});
       if (std::isfinite(value) && text_width(text, 10) <= cell - 2)
         drawing.add(Label{
             .x = x + cell / 2, .y = y + cell / 2, .text = text, .size = 10, .colour = readable_on(colour)});
@@ -94,7 +105,7 @@ void draw_scale(Drawing& drawing, double x, double top, double bottom, double lo
 
 Drawing draw(const Heatmap& heatmap) {
   const size_t rows = heatmap.values.size(), columns = rows == 0 ? 0 : heatmap.values[0].size();
-  const double cell = cell_size(rows, columns);
+  const double cell = cell_size(heatmap, rows, columns);
   double names = 0;
   for (const std::string& name : heatmap.row_names) names = std::max(names, text_width(name, kTextSize));
   const double left = 36 + names, right = left + static_cast<double>(columns) * cell,
@@ -108,9 +119,10 @@ Drawing draw(const Heatmap& heatmap) {
   drawing.add(Label{.x = 12, .y = 18, .text = heatmap.title, .size = 14, .anchor = TextAnchor::kStart});
   draw_cells(drawing, heatmap, left, cell, low, high);
   draw_names(drawing, heatmap, left, cell, bottom);
-  drawing.add(Label{.x = (left + right) / 2, .y = bottom + 32, .text = heatmap.column_axis, .size = 12});
   drawing.add(
-      Label{.x = 14, .y = (kTop + bottom) / 2, .text = heatmap.row_axis, .size = 12, .vertical = true});
+      Label{.x = (left + right) / 2, .y = bottom + 32, .text = heatmap.column_axis, .size = kAxisSize});
+  drawing.add(Label{
+      .x = 14, .y = (kTop + bottom) / 2, .text = heatmap.row_axis, .size = kAxisSize, .vertical = true});
   draw_scale(drawing, right + 14, kTop, std::max(bottom, kTop + 20), low, high);
   return drawing;
 }

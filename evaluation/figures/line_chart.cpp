@@ -20,21 +20,36 @@ struct Range {
   }
 };
 
-/// From values to pixels, with the ticks that span them.
+/// From values to pixels.
 struct Axis {
   std::vector<double> marks;
+  double step = 0;
+  double low = 0, high = 1;      ///< values at its ends
   double start = 0, length = 0;  ///< pixels; a negative length points up
 
-  Axis(Range range, int wanted, double smallest_step, double start, double length)
-      : start(start), length(length) {
+  /// Ends at the ticks that span the range.
+  Axis(Range range, int wanted, double start, double length) : start(start), length(length) {
     if (range.low > range.high) range = {0, 1};
-    marks = ticks(range.low, range.high, wanted, smallest_step);
+    marks = ticks(range.low, range.high, wanted);
+    step = marks[1] - marks[0];
+    low = marks.front();
+    high = marks.back();
   }
-  double step() const { return marks[1] - marks[0]; }
-  double place(double value) const {
-    return start + (value - marks.front()) / (marks.back() - marks.front()) * length;
-  }
+  double place(double value) const { return start + (value - low) / (high - low) * length; }
 };
+
+/// Of whole numbers: ends a little beyond the values, so that the first and last keep clear of the frame.
+Axis counting_axis(Range range, double start, double length) {
+  if (range.low > range.high) range = {0, 1};
+  Axis axis(range, 12, start, length);
+  axis.marks = ticks(range.low, range.high, 12, 1);
+  axis.step = axis.marks[1] - axis.marks[0];
+  const double margin = std::max((range.high - range.low) * 0.03, 0.25);
+  axis.low = range.low - margin;
+  axis.high = range.high + margin;
+  std::erase_if(axis.marks, [&](double mark) { return mark < axis.low || mark > axis.high; });
+  return axis;
+}
 
 void draw_axes(Drawing& drawing, const LineChart& chart, const Axis& x, const Axis& y) {
   const double right = kLeft + kWidth, bottom = kTop + kHeight;
@@ -42,14 +57,14 @@ void draw_axes(Drawing& drawing, const LineChart& chart, const Axis& x, const Ax
     drawing.add(Polyline{{{kLeft, y.place(mark)}, {right, y.place(mark)}}, kGrid, 1, 0});
     drawing.add(Label{.x = kLeft - 7,
                       .y = y.place(mark),
-                      .text = tick_text(mark, y.step()),
+                      .text = tick_text(mark, y.step),
                       .size = kTextSize,
                       .anchor = TextAnchor::kEnd});
   }
   for (const double mark : x.marks) {
     drawing.add(Polyline{{{x.place(mark), bottom}, {x.place(mark), bottom + 4}}, kInk, 1, 0});
     drawing.add(
-        Label{.x = x.place(mark), .y = bottom + 14, .text = tick_text(mark, x.step()), .size = kTextSize});
+        Label{.x = x.place(mark), .y = bottom + 14, .text = tick_text(mark, x.step), .size = kTextSize});
   }
   drawing.add(Polyline{{{kLeft, kTop}, {kLeft, bottom}, {right, bottom}}, kInk, 1, 0});
   drawing.add(Label{.x = kLeft + kWidth / 2, .y = bottom + 36, .text = chart.x_axis, .size = 12});
@@ -89,8 +104,11 @@ std::vector<double> ticks(double low, double high, int wanted, double smallest_s
   }
   const double rough = (high - low) / wanted, power = std::pow(10.0, std::floor(std::log10(rough)));
   double step = 10 * power;
+  const auto allowed = [&](double candidate) {  // a multiple of the smallest
+    return smallest_step == 0 || std::abs(std::remainder(candidate, smallest_step)) < 1e-9 * smallest_step;
+  };
   for (const double times : {5.0, 2.5, 2.0, 1.0})
-    if (times * power >= rough * (1 - 1e-9)) step = times * power;
+    if (times * power >= rough * (1 - 1e-9) && allowed(times * power)) step = times * power;
   step = std::max(step, smallest_step);
   std::vector<double> marks;
   const auto first = static_cast<int64_t>(std::floor(low / step + 1e-9)),
@@ -118,7 +136,7 @@ Drawing draw(const LineChart& chart) {
       y_range.see(curve.y[i]);
     }
   for (const double level : chart.level_lines) y_range.see(level);
-  const Axis x(x_range, 10, 1, kLeft, kWidth), y(y_range, 6, 0, kTop + kHeight, -kHeight);
+  const Axis x = counting_axis(x_range, kLeft, kWidth), y(y_range, 6, kTop + kHeight, -kHeight);
   Drawing drawing;
   drawing.title = chart.title;
   drawing.description = chart.description;

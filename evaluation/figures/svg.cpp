@@ -14,8 +14,10 @@ std::string number(double value) {
 }
 
 std::string element(const Rectangle& shape) {
-  return fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{}\"/>\n", number(shape.x),
-                     number(shape.y), number(shape.width), number(shape.height), to_hex(shape.fill));
+  const std::string tip =
+      shape.tip.empty() ? "/>" : fmt::format("><title>{}</title></rect>", escape_markup(shape.tip));
+  return fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{}\"{}\n", number(shape.x),
+                     number(shape.y), number(shape.width), number(shape.height), to_hex(shape.fill), tip);
 }
 
 std::string element(const Polyline& shape) {

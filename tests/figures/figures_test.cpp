@@ -34,6 +34,7 @@ TEST(Charts, TicksAreRoundAndSpanTheRange) {
                                           testing::DoubleNear(0.6, 1e-12), testing::DoubleNear(0.8, 1e-12),
                                           testing::DoubleNear(1, 1e-12)));
   EXPECT_THAT(ticks(1, 4, 10, 1), ElementsAre(1, 2, 3, 4));
+  EXPECT_THAT(ticks(1, 24, 10, 1), ElementsAre(0, 5, 10, 15, 20, 25));  // 2.5 is no whole number
   for (const auto& [low, high] :
        {std::pair{-3.7, 12.1}, {0.001, 0.0013}, {5.0, 5.0}, {0.0, 0.0}, {-1e9, 2e9}}) {
     const std::vector<double> marks = ticks(low, high, 6);
@@ -62,6 +63,20 @@ TEST(Charts, AHeatmapShowsItsNumbersAndSaysWhatItIs) {
     EXPECT_THAT(svg, HasSubstr(text));
   EXPECT_THAT(svg, Not(HasSubstr("nan")));
   EXPECT_THAT(svg, HasSubstr(to_hex(viridis(1.0 / 3))));  // 0.5 between 0.25 and 1
+  EXPECT_THAT(svg, HasSubstr("<title>first 0, last 1: 1</title></rect>"));
+}
+
+TEST(Charts, NamesOfAxesHaveRoomBesideASingleCell) {
+  const Drawing drawing =
+      draw(Heatmap{.row_axis = "first shared layer", .column_axis = "last shared layer", .values = {{1}}});
+  for (const Shape& shape : drawing.shapes) {
+    const auto* label = std::get_if<Label>(&shape);
+    if (label == nullptr || !label->vertical) continue;
+    EXPECT_EQ(label->text, "first shared layer");
+    EXPECT_GT(label->y - static_cast<double>(label->text.size()) * label->size * 0.3, 40);  // below the title
+    return;
+  }
+  ADD_FAILURE() << "no name of the rows";
 }
 
 TEST(Charts, ACurveLeavesOutWhatIsNotANumber) {
