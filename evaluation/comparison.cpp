@@ -57,27 +57,16 @@ CommonItems common_items(const std::string& task, const ResultSet& a, const Resu
   return {};
 }
 
-/// A metric's value in an item's result; a loss weighs as much as its tokens.
-bool read_item(const Json& result, const std::string& metric, double& value, double& weight) {
-  const auto it = result.find(metric);
-  if (it == result.end() || !(it->is_number() || it->is_boolean())) return false;
-  value = it->is_boolean() ? static_cast<double>(it->get<bool>()) : it->get<double>();
-  weight = 1;
-  if (metric == "loss" && result.contains("tokens") && result["tokens"].is_number())
-    weight = result["tokens"];
-  return true;
-}
-
 std::vector<PairedItem> pair_items(const CommonItems& items, const std::string& metric) {
   std::vector<PairedItem> pairs;
   if (items.a == nullptr) return pairs;
   for (const auto& [item, result] : *items.a) {
     const auto other = items.b->find(item);
-    PairedItem pair;
-    if (other == items.b->end() || !read_item(result, metric, pair.a, pair.weight_a) ||
-        !read_item(other->second, metric, pair.b, pair.weight_b))
-      return {};
-    pairs.push_back(pair);
+    if (other == items.b->end()) return {};
+    const std::optional<ItemValue> of_a = item_value(result, metric),
+                                   of_b = item_value(other->second, metric);
+    if (!of_a || !of_b) return {};
+    pairs.push_back({of_a->value, of_b->value, of_a->weight, of_b->weight});
   }
   return pairs;
 }
@@ -101,32 +90,48 @@ void add_tests(MetricComparison& row, const std::vector<PairedItem>& pairs,
   if (right_or_wrong && row.metric != "loss") row.mcnemar_p = mcnemar_p_value(only_a, only_b);
 }
 
+/// The metrics of a task, and below `prefix` those of its parts (MMLU's subjects: "subjects.anatomy.acc").
+void compare_metrics(const std::string& task, const std::string& prefix, const Json& of_a, const Json& of_b,
+                     std::vector<MetricComparison>& rows) {
+  for (const auto& [metric, value] : of_a.items()) {
+    const auto other = of_b.find(metric);
+    if (other == of_b.end()) continue;
+    if (value.is_object() && other->is_object())
+      compare_metrics(task, prefix + metric + ".", value, *other, rows);
+    if (!is_value(value) || !is_value(*other)) continue;
+    if (metric.ends_with("_stderr") || describes_data(metric)) continue;
+    MetricComparison row{task, prefix + metric, number(value), number(*other)};
+    row.a_stderr = error_of(of_a, metric);
+    row.b_stderr = error_of(of_b, metric);
+    rows.push_back(std::move(row));
+  }
+}
+
 void compare_task(const std::string& task, const ResultSet& a, const ResultSet& b,
                   const ComparisonOptions& options, std::vector<MetricComparison>& rows) {
   const CommonItems items = common_items(task, a, b);
-  const Json &of_a = a.tasks.at(task).metrics, &of_b = b.tasks.at(task).metrics;
-  for (const auto& [metric, value] : of_a.items()) {
-    const auto other = of_b.find(metric);
-    if (other == of_b.end() || !is_value(value) || !is_value(*other)) continue;
-    if (metric.ends_with("_stderr") || describes_data(metric)) continue;
-    MetricComparison row{task, metric, number(value), number(*other)};
-    row.a_stderr = error_of(of_a, metric);
-    row.b_stderr = error_of(of_b, metric);
-    add_tests(row, pair_items(items, metric), options);
-    rows.push_back(std::move(row));
-  }
+  const size_t first = rows.size();
+  compare_metrics(task, "", a.tasks.at(task).metrics, b.tasks.at(task).metrics, rows);
+  for (size_t i = first; i < rows.size(); ++i) add_tests(rows[i], pair_items(items, rows[i].metric), options);
+}
+
+/// Throws BadInput where it is certain that the two were not measured on the same.
+void check_same_ground(const ResultSet& a, const ResultSet& b) {
+  if (a.data_fingerprint && b.data_fingerprint && a.data_fingerprint != b.data_fingerprint)
+    throw bad_input(b.name + ": data_fingerprint", b.data_fingerprint->substr(0, 12),
+                    fmt::format("{}, that of {}: the same data, template and tokenizer",
+                                a.data_fingerprint->substr(0, 12), a.name));
+  if (a.prompt && b.prompt && a.prompt != b.prompt)
+    throw bad_input(b.name + ": prompt", Json(*b.prompt).dump(), "the prompt of " + a.name);
 }
 
 }  // namespace
 
 std::vector<MetricComparison> compare_results(const ResultSet& a, const ResultSet& b,
                                               const ComparisonOptions& options) {
-  if (a.data_fingerprint && b.data_fingerprint && a.data_fingerprint != b.data_fingerprint)
-    throw bad_input(b.name + ": data_fingerprint", b.data_fingerprint->substr(0, 12),
-                    fmt::format("{}, that of {}: the same data, template and tokenizer",
-                                a.data_fingerprint->substr(0, 12), a.name));
+  check_same_ground(a, b);
   std::vector<MetricComparison> rows;
-  bool common = false;
+  bool common = a.prompt && b.prompt;
   for (const auto& [task, results] : a.tasks) {
     if (!b.tasks.contains(task)) continue;
     common = true;

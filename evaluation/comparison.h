@@ -12,8 +12,8 @@ namespace satune {
 
 /// One metric of one task under A and B.
 struct MetricComparison {
-  std::string task;  ///< "" for a measurement of the whole
-  std::string metric;
+  std::string task;    ///< "" for a measurement of the whole
+  std::string metric;  ///< of a part of a task "subjects.anatomy.acc"
   double a = 0, b = 0;
   std::optional<double> a_stderr = {}, b_stderr = {};
   int64_t paired_items = 0;                   ///< 0 = no results item by item
@@ -33,7 +33,8 @@ struct ComparisonOptions {
 
 /// Every number that both sides have, tasks first. Throws BadInput where the two cannot be compared: no task
 /// in common; a task whose items differ (another fingerprint: other data, template or tokenizer), or without
-/// items another "n", "tokens" or "over_length"; runs over different data.
+/// items another "n", "tokens" or "over_length"; runs over different data;
+/// answers to different prompts.
 std::vector<MetricComparison> compare_results(const ResultSet& a, const ResultSet& b,
                                               const ComparisonOptions& options);
 

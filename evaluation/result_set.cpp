@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <system_error>
 
@@ -12,7 +13,7 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::string_view kExpected = "a report of satune eval --output, or a run folder";
+constexpr std::string_view kExpected = "a report of satune eval --output or generate --json, or a run folder";
 
 /// Lines of a JSONL file that end; a last one that was cut off is left out.
 template <typename F>
@@ -46,12 +47,39 @@ ItemFile read_items(const fs::path& path) {
   return items;
 }
 
+/// Whether the means of the items are the reported ones.
+bool make_up(const ItemResults& items, const Json& metrics) {
+  for (const auto& [metric, value] : metrics.items()) {
+    if (!value.is_number() || metric == "n" || metric == "tokens") continue;
+    double sum = 0, weight = 0;
+    size_t count = 0;
+    for (const auto& [item, result] : items) {
+      const std::optional<ItemValue> found = item_value(result, metric);
+      if (!found) break;
+      sum += found->value;
+      weight += found->weight;
+      ++count;
+    }
+    const double reported = value.get<double>();
+    if (count == items.size() && std::abs(sum / weight - reported) > 1e-9 * std::max(1.0, std::abs(reported)))
+      return false;
+  }
+  return true;
+}
+
 ResultSet read_report(const Json& report, const std::string& source, const std::string& name,
                       const ItemFile& items) {
-  if (!report.is_object() || !report.contains("tasks") || !report["tasks"].is_object())
-    throw bad_input(source, "no object \"tasks\"", kExpected);
   ResultSet set;
   set.name = name;
+  if (report.is_object() && !report.contains("tasks") && report.contains("prompt") &&
+      report["prompt"].is_string()) {
+    set.prompt = report["prompt"].get<std::string>();
+    for (const auto& [key, value] : report.items())
+      if (value.is_number()) set.measurements[key] = value;
+    return set;
+  }
+  if (!report.is_object() || !report.contains("tasks") || !report["tasks"].is_object())
+    throw bad_input(source, "no object \"tasks\"", kExpected);
   set.sharing = report.value("sharing", "");
   const std::string plan =
       set.sharing.empty() ? "" : fmt::format(" @ {} {}", set.sharing, report.value("anchor", "before"));
@@ -63,6 +91,8 @@ ResultSet read_report(const Json& report, const std::string& source, const std::
     if (found != items.end())
       for (const auto& [fingerprint, each] : found->second)
         if (!metrics.contains("n") || metrics["n"] == each.size()) results.items[fingerprint] = each;
+    if (results.items.size() > 1)
+      std::erase_if(results.items, [&](const auto& each) { return !make_up(each.second, metrics); });
     set.tasks[task] = std::move(results);
   }
   for (const auto& [key, value] : report.items())
@@ -100,7 +130,7 @@ ResultSet read_run(const fs::path& run) {
       throw bad_input(fmt::format("{} line {}", path.string(), number), describe_json(&row), "an object");
     for (const char* key : {"step", "loss", "eval_loss"})
       if (row.contains(key) && row[key].is_number()) last[key] = row[key];
-    for (const char* key : {"tokens_per_s", "step_seconds", "mfu", "peak_memory_bytes"})
+    for (const char* key : {"tokens_per_s", "step_seconds", "mfu", "peak_memory_bytes", "device_power_w"})
       if (row.contains(key) && row[key].is_number()) series[key].push_back(row[key]);
   });
   if (last.empty()) throw bad_input(path.string(), "no row with a loss", "the metrics of a run");
@@ -118,6 +148,15 @@ ResultSet read_run(const fs::path& run) {
 }
 
 }  // namespace
+
+std::optional<ItemValue> item_value(const Json& result, const std::string& metric) {
+  const auto it = result.find(metric);
+  if (it == result.end() || !(it->is_number() || it->is_boolean())) return std::nullopt;
+  ItemValue found{it->is_boolean() ? static_cast<double>(it->get<bool>()) : it->get<double>(), 1};
+  if (metric == "loss" && result.contains("tokens") && result["tokens"].is_number())
+    found.weight = result["tokens"];
+  return found;
+}
 
 std::vector<ResultSet> read_results(const fs::path& path) {
   std::error_code error;

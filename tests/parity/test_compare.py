@@ -19,19 +19,19 @@ def rows(done):
     return {row["metric"]: row for row in json.loads(done.stdout)["comparisons"][0]["metrics"]}
 
 
-def write_report(path, tasks, items=None, fingerprints=None, sharing="", **measurements):
-    """`items`: {task: [result, ...]}"""
+def write_report(path, tasks, items=None, fingerprints=None, sharing="", stale=None, **measurements):
+    """`items`: {task: [result, ...]}; `stale`: those of an earlier run on other data, left in the file."""
     report = {"model": path.stem, "tasks": tasks, "seconds": 2.0, "sharing": sharing, "anchor": "before" if sharing else "",
               **measurements}
     if items is not None:
         file = path.with_suffix(".items.jsonl")
         with open(file, "w") as out:
             out.write(json.dumps({"satune_items": 1, "model": "m"}) + "\n")
-            for task, results in items.items():
+            for task, results, data in [(task, results, "older") for task, results in (stale or {}).items()] + [
+                    (task, results, (fingerprints or {}).get(task, "same")) for task, results in items.items()]:
                 run = f"{task} @ {sharing} before" if sharing else task
                 for item, result in enumerate(results):
-                    out.write(json.dumps({"run": run, "task": (fingerprints or {}).get(task, "same"), "item": item,
-                                          "tokens": 5, "result": result}) + "\n")
+                    out.write(json.dumps({"run": run, "task": data, "item": item, "tokens": 5, "result": result}) + "\n")
         report["items"] = file.name
     path.write_text(json.dumps(report))
     return path
@@ -50,9 +50,10 @@ def pair(tmp_path):
         return write_report(
             tmp_path / f"{name}.json",
             {"response_loss": {"loss": loss.sum() / tokens.sum(), "loss_stderr": 0.01, "tokens": int(tokens.sum()), "n": 300},
-             "quiz": {"acc": hits.mean(), "acc_stderr": 0.02, "n": 300}},
+             "quiz": {"acc": hits.mean(), "acc_stderr": 0.02, "n": 300,
+                      "subjects": {"anatomy": {"acc": hits[:50].mean(), "acc_stderr": 0.05, "n": 50}}}},
             {"response_loss": [{"loss": l, "tokens": int(t)} for l, t in zip(loss, tokens)],
-             "quiz": [{"acc": int(h)} for h in hits]}, **more)
+             "quiz": [{"acc": int(h)} for h in hits]}, stale={"quiz": [{"acc": 1}] * 300}, **more)
 
     a = side("a", losses, right, kv_cache_bytes_per_token=100)
     b = side("b", changed, right_b, kv_cache_bytes_per_token=80, sharing="2-3")
@@ -82,6 +83,8 @@ def test_differences_errors_and_tests_are_those_of_numpy(satune, pair):
     p = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
     assert quiz["mcnemar_p"] == pytest.approx(p, rel=1e-9) and 0 < p < 1
     assert quiz["a_stderr"] == 0.02
+    anatomy = found["quiz.subjects.anatomy.acc"]
+    assert anatomy["b"] == pytest.approx(right_b[:50].mean()) and anatomy["a_stderr"] == 0.05 and anatomy["paired_items"] == 0
     assert found["kv_cache_bytes_per_token"]["difference"] == -20
     again = rows(compare(satune, a, b, "--json", "--resamples", 4000))
     assert again == found  # the same seed, the same draws
@@ -113,6 +116,20 @@ def test_thresholds_decide_the_exit_code(satune, tmp_path):
     # A value that is no number is beyond every threshold.
     c = write_report(tmp_path / "c.json", {"quiz": {"acc": None, "n": 10}, "exam": {"acc": 0.9, "n": 10}})
     compare(satune, a, c, "--max-drop", "acc=1", code=1)
+
+
+def test_answers_of_generate(satune, tmp_path):
+    def answer(name, prompt, speed):
+        path = tmp_path / name
+        path.write_text(json.dumps({"prompt": prompt, "text": "x", "tokens": [1, 2], "seconds": 2 / speed, "tokens_per_s": speed,
+                                    "kv_cache_bytes_per_token": 1000 / speed}))
+        return path
+
+    a, b = answer("a.json", "Once", 10.0), answer("b.json", "Once", 8.0)
+    assert rows(compare(satune, a, b, "--json"))["kv_cache_bytes_per_token"]["difference"] == 25
+    compare(satune, a, b, "--max-drop", "tokens_per_s=10%", code=1)
+    done = compare(satune, a, answer("c.json", "Twice", 8.0), code=2)
+    assert "prompt" in done.stderr and "Twice" in done.stderr
 
 
 def test_what_cannot_be_compared_is_refused(satune, pair, tmp_path):
@@ -189,14 +206,11 @@ def test_a_sweep_and_its_pareto_front(satune, tmp_path):
     compare(satune, sweep, "--max-rise", "loss=0.5", code=1)
 
 
-def test_reports_of_eval_are_read(satune, realdata, tmp_path):
-    model = realdata / "stories260K_hf"
-    if not model.exists():
-        pytest.skip(f"needs real data {model}")
+def test_reports_of_eval_are_read(satune, stories, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
     for name, options in (("dense", []), ("shared", ["--sharing", "3-4"])):
-        done = subprocess.run([satune, "eval", str(model), "--task", f"perplexity={text}", "--output",
+        done = subprocess.run([satune, "eval", str(stories), "--task", f"perplexity={text}", "--output",
                                str(tmp_path / f"{name}.json"), *options], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     found = rows(compare(satune, tmp_path / "dense.json", tmp_path / "shared.json", "--json"))

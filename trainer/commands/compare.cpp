@@ -73,8 +73,8 @@ void add_compare_command(CLI::App& app, int& exit_code) {
   command
       ->add_option(
           "results", options->results,
-          "Reports of satune eval --output, or run folders; each is compared with the first. The plans of a "
-          "sweep count as several")
+          "Reports of satune eval --output or generate --json, or run folders; each is compared with the "
+          "first. The plans of a sweep count as several")
       ->required();
   command
       ->add_option(
