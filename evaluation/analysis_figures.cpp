@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -98,6 +99,16 @@ Drawing hidden_figure(const ModelAnalysis& model) {
       .curves = {std::move(curve)}});
 }
 
+/// Where the colours of the spans' losses end: a few spans that break the model (the first layers', mostly)
+/// would leave all the others one colour. Nothing where none stands out.
+std::optional<double> span_scale_end(const std::vector<MeasuredPlan>& candidates) {
+  std::vector<double> increases;
+  for (const MeasuredPlan& plan : candidates) increases.push_back(plan.head_for_head.increase.ratio());
+  std::sort(increases.begin(), increases.end());
+  const double end = 4 * increases[increases.size() / 2];
+  return end > 0 && increases.back() > end ? std::optional(end) : std::nullopt;
+}
+
 Drawing span_figure(const ModelAnalysis& model) {
   const int64_t layers = model.config.num_hidden_layers;
   Heatmap heatmap;
@@ -106,6 +117,11 @@ Drawing span_figure(const ModelAnalysis& model) {
       "Increase of the loss per target token when layers first to last reuse the attention weights of "
       "the layer before them; the dense model's loss is {:.4f}. Grey: not measured.",
       model.dense_loss.ratio());
+  heatmap.high = span_scale_end(model.candidates);
+  if (heatmap.high)
+    heatmap.description += fmt::format(
+        " The scale ends at {:.3g}, four times the median: whatever is above has its last colour.",
+        *heatmap.high);
   heatmap.row_axis = "first shared layer";
   heatmap.column_axis = "last shared layer";
   heatmap.row_names = heatmap.column_names = indices(1, layers);

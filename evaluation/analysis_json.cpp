@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include "evaluation/analysis_report.h"
 
@@ -107,6 +108,13 @@ Json analysis_json(const AnalysisReport& report) {
   json["models"] = Json::array();
   for (const ModelAnalysis& model : report.models) json["models"].push_back(model_json(model));
   return json;
+}
+
+std::string documents_text(const ModelAnalysis& model) {
+  std::string text =
+      fmt::format("{} document{}, {} tokens", model.documents, model.documents == 1 ? "" : "s", model.tokens);
+  if (model.over_length > 0) text += fmt::format("; {} longer ones are left out", model.over_length);
+  return text;
 }
 
 std::string model_title(const ModelAnalysis& model) {

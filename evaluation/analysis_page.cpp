@@ -48,9 +48,9 @@ void add_model(HtmlPage& page, const AnalysisReport& report, size_t index,
                const std::vector<NamedFigure>& figures) {
   const ModelAnalysis& model = report.models[index];
   page.heading(model_title(model));
-  page.paragraph(fmt::format("{} documents of {} tokens in all; {} layers, {} query heads, {}.",
-                             model.documents, model.tokens, model.config.num_hidden_layers,
-                             model.config.num_attention_heads, describe_sharing(model.config.sharing)));
+  page.paragraph(fmt::format("{}. {} layers, {} query heads, {}.", documents_text(model),
+                             model.config.num_hidden_layers, model.config.num_attention_heads,
+                             describe_sharing(model.config.sharing)));
   if (!model.note.empty()) page.paragraph(model.note);
   if (model.allowed_increase && !model.suggested)
     page.paragraph(fmt::format("No measured plan adds at most {:.4g} to the loss.", *model.allowed_increase));

@@ -59,6 +59,9 @@ std::vector<NamedFigure> analysis_figures(const AnalysisReport& report);
 
 std::string analysis_page(const AnalysisReport& report, const std::vector<NamedFigure>& figures);
 
+/// "8 documents, 912 tokens; 2 longer ones are left out"
+std::string documents_text(const ModelAnalysis& model);
+
 /// A name of the model for titles and tables: with its step, where it is a snapshot.
 std::string model_title(const ModelAnalysis& model);
 

@@ -10,12 +10,19 @@
 namespace satune {
 namespace {
 
+WorkDone stage_of(const AnalysisProgress& progress, const std::string& stage) {
+  if (!progress) return {};
+  return [&progress, stage](int64_t done, int64_t total) { progress(stage, done, total); };
+}
+
 class SpanStudy {
  public:
-  SpanStudy(const Llama& model, const AnalysisDocuments& documents, ModelAnalysis& analysis)
+  SpanStudy(const Llama& model, const AnalysisDocuments& documents, ModelAnalysis& analysis,
+            const AnalysisProgress& progress)
       : model_(model),
         documents_(documents),
         analysis_(analysis),
+        progress_(progress),
         layers_(static_cast<int>(model.config().num_hidden_layers)),
         document_length_(static_cast<double>(documents.tokens()) /
                          static_cast<double>(documents.samples.size())) {}
@@ -32,7 +39,7 @@ class SpanStudy {
       throw bad_input("--layers", std::to_string(*options.layers),
                       fmt::format("at most {}, what spans of up to {} layers can share of {}", most,
                                   options.max_span, layers_));
-    analysis_.candidates = measure(plans);
+    analysis_.candidates = measure(plans, "spans");
   }
 
   /// Of each number of layers the best single span, or several together where that is measured to be better.
@@ -49,7 +56,7 @@ class SpanStudy {
       expected.push_back(plan.predicted_increase);
     }
     std::vector<MeasuredPlan> all;
-    if (!several.empty()) all = measure(several);
+    if (!several.empty()) all = measure(several, "plans");
     for (size_t i = 0; i < all.size(); ++i) all[i].predicted_increase = expected[i];
     all.insert(all.end(), analysis_.candidates.begin(), analysis_.candidates.end());
     for (int count = 1; count < layers_; ++count) {
@@ -76,7 +83,7 @@ class SpanStudy {
  private:
   static double increase(const MeasuredPlan& plan) { return plan.head_for_head.increase.ratio(); }
 
-  std::vector<MeasuredPlan> measure(const std::vector<std::vector<Span>>& plans) {
+  std::vector<MeasuredPlan> measure(const std::vector<std::vector<Span>>& plans, const std::string& stage) {
     std::vector<MeasuredPlan> measured;
     std::vector<LossQuery> queries;
     for (const std::vector<Span>& spans : plans) {
@@ -91,7 +98,7 @@ class SpanStudy {
       queries.push_back({sharing, head_maps(sharing, analysis_.assignments)});
       measured.push_back(std::move(plan));
     }
-    const SpanSums sums = measure_spans(model_, documents_, queries, 0, 1);
+    const SpanSums sums = measure_spans(model_, documents_, queries, 0, 1, stage_of(progress_, stage));
     analysis_.dense_loss = sums.dense;
     for (size_t i = 0; i < measured.size(); ++i) {
       measured[i].head_for_head = sums.plans[2 * i];
@@ -103,6 +110,7 @@ class SpanStudy {
   const Llama& model_;
   const AnalysisDocuments& documents_;
   ModelAnalysis& analysis_;
+  const AnalysisProgress& progress_;
   int layers_;
   double document_length_;
 };
@@ -110,13 +118,13 @@ class SpanStudy {
 }  // namespace
 
 ModelAnalysis analyze_model(const Llama& model, const AnalysisDocuments& documents,
-                            const AnalysisOptions& options) {
+                            const AnalysisOptions& options, const AnalysisProgress& progress) {
   ModelAnalysis analysis;
   analysis.config = model.config();
   analysis.documents = static_cast<int64_t>(documents.samples.size());
   analysis.tokens = documents.tokens();
   analysis.over_length = documents.over_length;
-  const LayerSums layers = measure_layers(model, documents, 0, 1);
+  const LayerSums layers = measure_layers(model, documents, 0, 1, stage_of(progress, "layers"));
   analysis.cosines_LHLH = mean_cosines(layers.similarity, model.config().num_hidden_layers);
   analysis.isotropy = layers.isotropy;
   analysis.assignments = assign_heads(analysis.cosines_LHLH);
@@ -127,7 +135,7 @@ ModelAnalysis analyze_model(const Llama& model, const AnalysisDocuments& documen
         "and its anchor are alike by construction (similarity 1), and no further span is measured.",
         describe_sharing(model.config().sharing));
   } else if (options.max_span > 0 && model.config().num_hidden_layers > 1) {
-    SpanStudy study(model, documents, analysis);
+    SpanStudy study(model, documents, analysis, progress);
     study.measure_candidates(options);
     study.measure_frontier();
     study.suggest(options);

@@ -1,7 +1,9 @@
 // One model from its weights to everything that `satune analyze` tells about it.
 #pragma once
 
+#include <functional>
 #include <optional>
+#include <string>
 
 #include "evaluation/analysis_report.h"
 
@@ -19,11 +21,15 @@ struct AnalysisOptions {
   LossBudget budget = {};
 };
 
+/// Called as the work goes on, with what is under way: "layers", "spans" (their losses), "plans" (those of
+/// several spans).
+using AnalysisProgress = std::function<void(const std::string& stage, int64_t done, int64_t total)>;
+
 /// Measures similarity and isotropy on every document; for a dense model also the loss of every candidate
 /// span, then that of the plans which predict_plans() makes of them. A model that shares already is analysed
 /// as it computes, a shared layer having its anchor's weights, and the note says that no span was measured.
 /// Throws BadInput where options.layers cannot be had.
 ModelAnalysis analyze_model(const Llama& model, const AnalysisDocuments& documents,
-                            const AnalysisOptions& options);
+                            const AnalysisOptions& options, const AnalysisProgress& progress = {});
 
 }  // namespace satune

@@ -7,6 +7,7 @@
 
 #include "data/batches.h"
 #include "data/files/error.h"
+#include "evaluation/device_batch.h"
 #include "evaluation/head_assignment.h"
 #include "evaluation/records.h"
 
@@ -106,10 +107,11 @@ LayerSums& LayerSums::operator+=(const LayerSums& other) {
 }
 
 LayerSums measure_layers(const Llama& model, const AnalysisDocuments& documents, int64_t share,
-                         int64_t shares) {
+                         int64_t shares, const WorkDone& done) {
   LayerSums sums;
   PlanProbe probe(model);
-  for (int64_t i = share; i < static_cast<int64_t>(documents.samples.size()); i += shares) {
+  const auto count = static_cast<int64_t>(documents.samples.size());
+  for (int64_t i = share; i < count; i += shares) {
     probe.start(to_device(make_counted_batch(documents, {i}).batch, model.weights().device()));
     std::vector<at::Tensor> q_NHD, k_NKD, hidden_NC;
     for (const PlanProbe::Trace& trace : probe.traces()) {
@@ -120,6 +122,7 @@ LayerSums measure_layers(const Llama& model, const AnalysisDocuments& documents,
     hidden_NC.push_back(probe.output_NC());
     add_similarity(sums.similarity, q_NHD, k_NKD);
     add_isotropy(sums.isotropy, q_NHD, k_NKD, hidden_NC);
+    if (done) done(i / shares + 1, (count - share + shares - 1) / shares);
   }
   return sums;
 }
@@ -165,11 +168,15 @@ SpanSums& SpanSums::operator+=(const SpanSums& other) {
 }
 
 SpanSums measure_spans(const Llama& model, const AnalysisDocuments& documents,
-                       const std::vector<LossQuery>& queries, int64_t share, int64_t shares) {
+                       const std::vector<LossQuery>& queries, int64_t share, int64_t shares,
+                       const WorkDone& done) {
   SpanSums sums;
   sums.plans.resize(queries.size());
   PlanProbe probe(model);
-  for (const std::vector<int64_t>& items : passes(documents, share, shares)) {
+  const std::vector<std::vector<int64_t>> all_passes = passes(documents, share, shares);
+  const auto total = static_cast<int64_t>(all_passes.size() * queries.size());
+  int64_t finished = 0;
+  for (const std::vector<int64_t>& items : all_passes) {
     const auto [batch, targets] = make_counted_batch(documents, items);
     if (batch.target_count == 0) continue;
     probe.start(to_device(batch, model.weights().device()));
@@ -185,6 +192,7 @@ SpanSums measure_spans(const Llama& model, const AnalysisDocuments& documents,
         sums.plans[i].loss.add(shared[d], targets[d]);
         sums.plans[i].increase.add(shared[d] - dense[d], targets[d]);
       }
+      if (done) done(++finished, total);
     }
   }
   return sums;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,9 @@ AnalysisDocuments read_analysis_documents(const std::filesystem::path& data, con
                                           const PromptTemplate* prompt_template, int64_t max_length,
                                           int64_t max_documents);
 
+/// Called by the analysing thread as the work goes on: steps done so far, of how many in all.
+using WorkDone = std::function<void(int64_t done, int64_t total)>;
+
 struct LayerSums {
   SimilaritySums similarity;
   IsotropySums isotropy;
@@ -43,7 +47,7 @@ struct LayerSums {
 /// One document at a time; see kSimilarityBlockBytes and kIsotropyBlockBytes for what exists at once, beside
 /// the queries and keys of every layer of one document.
 LayerSums measure_layers(const Llama& model, const AnalysisDocuments& documents, int64_t share,
-                         int64_t shares);
+                         int64_t shares, const WorkDone& done = {});
 
 /// The best use of an anchor's heads in a layer.
 struct HeadAssignment {
@@ -80,6 +84,7 @@ struct SpanSums {
 /// A dense model's loss and that of each query on the same batches, weights loaded once. Documents without a
 /// target count nothing.
 SpanSums measure_spans(const Llama& model, const AnalysisDocuments& documents,
-                       const std::vector<LossQuery>& queries, int64_t share, int64_t shares);
+                       const std::vector<LossQuery>& queries, int64_t share, int64_t shares,
+                       const WorkDone& done = {});
 
 }  // namespace satune

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -24,7 +25,7 @@ class DirectoryModel final : public AnalysisModel {
     request.precision = precision;
     request.device = device;
     source_ = find_model(request);
-    tokenizer_ = load_model_tokenizer(source_);
+    tokenizer_ = load_model_tokenizer(source_.directory, source_.config);
   }
   const std::string& name() const override { return name_; }
   std::optional<int64_t> step() const override { return std::nullopt; }
@@ -54,19 +55,31 @@ class SnapshotModel final : public AnalysisModel {
   const ModelConfig& config() const override { return snapshot_.config(); }
   const Tokenizer& tokenizer() const override { return *tokenizer_; }
   PromptTemplate prompt_template(const std::optional<std::string>& name) const override {
-    PromptTemplate result = name ? PromptTemplate::load(*name) : read_trained_text(snapshot_).prompt_template;
+    PromptTemplate result = name ? PromptTemplate::load(*name) : trained_template();
     result.check(*tokenizer_);
     return result;
   }
   Llama load() const override {
     snapshot_.verify();
     Llama model(snapshot_.config(), {}, type_, device_);
-    for (size_t i = 0; i < model.table().tensors().size(); ++i)
-      model.weights().tensor(i).copy_(snapshot_.tensor(i));
+    constexpr int64_t kBlock = int64_t{1} << 24;  // elements that are in memory twice
+    for (size_t i = 0; i < model.table().tensors().size(); ++i) {
+      const at::Tensor flat = model.weights().tensor(i).view(-1);
+      for (int64_t begin = 0; begin < flat.numel(); begin += kBlock) {
+        const int64_t count = std::min(kBlock, flat.numel() - begin);
+        flat.narrow(0, begin, count).copy_(snapshot_.elements(i, begin, count));
+      }
+    }
     return model;
   }
 
  private:
+  PromptTemplate trained_template() const {
+    TrainedText text = read_trained_text(snapshot_);
+    return text.format == DataFormat::kText ? PromptTemplate::load("alpaca")
+                                            : std::move(text.prompt_template);
+  }
+
   std::string name_;
   SnapshotReader snapshot_;
   std::unique_ptr<Tokenizer> tokenizer_;

@@ -8,6 +8,7 @@
 #include "data/batches.h"
 #include "data/random.h"
 #include "evaluation/analyze_model.h"
+#include "evaluation/device_batch.h"
 #include "evaluation/head_assignment.h"
 #include "evaluation/records.h"
 #include "model/ops/attention.h"

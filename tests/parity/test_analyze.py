@@ -144,15 +144,12 @@ def test_measures_are_those_of_numpy(analysis, random_model):
     assert similarity.min() < 0.9 and found["head_assignments"][0]["gain"] > 0.01
 
 
-def test_a_trained_model_measures_as_in_numpy(satune, tmp_path, realdata):
-    model = realdata / "stories260K_hf"
-    if not model.exists():
-        pytest.skip(f"needs real data {model}")
+def test_a_trained_model_measures_as_in_numpy(satune, tmp_path, stories):
     story = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     data = tmp_path / "story.txt"
     data.write_text(story)
-    found = analyze(satune, tmp_path / "out", model, "--data", data, "--max-length", LENGTH, "--max-span", 0)
-    check_against_numpy(found["models"][0], model, pieces(model, story, 1))
+    found = analyze(satune, tmp_path / "out", stories, "--data", data, "--max-length", LENGTH, "--max-span", 0)
+    check_against_numpy(found["models"][0], stories, pieces(stories, story, 1))
     assert found["models"][0]["spans"] is None
 
 
@@ -239,7 +236,7 @@ def test_response_losses_are_those_of_eval(satune, random_model, records, tmp_pa
     assert abs(plan["loss"] - loss("--sharing", plan["layers"])["loss"]) < 1e-5
 
 
-def test_suggestions_and_savings(analysis, random_model, satune, text, tmp_path):
+def test_suggestions_and_savings(analysis):
     spans = analysis["models"][0]["spans"]
     best = spans["best_by_shared_layers"]
     assert [plan["shared_layers"] for plan in best] == [1, 2, 3, 4, 5]
@@ -253,15 +250,26 @@ def test_suggestions_and_savings(analysis, random_model, satune, text, tmp_path)
         assert plan["saves"]["kv_cache_bytes_per_token"] == shared * 2 * 8 * 4
         assert abs(plan["saves"]["forward_flops_per_token"] - shared * (2 * 48 * 32 + 32 * length)) < 1e-6
     assert spans["suggested"] == best[-1]  # a budget of 1000 % is met by all
-    rising = sorted(plan["loss_increase"] for plan in best if plan["loss_increase"] > 0)
-    middle = rising[len(rising) // 2]
-    tight = analyze(satune, tmp_path / "tight", random_model, "--data", text, "--max-length", LENGTH, "--max-records", 3,
-                    "--loss-budget", middle + 1e-9)["models"][0]["spans"]
-    fitting = [plan["layers"] for plan in best if plan["loss_increase"] <= middle + 1e-6]
-    assert tight["suggested"]["layers"] == fitting[-1]
-    none = analyze(satune, tmp_path / "none", random_model, "--data", text, "--max-length", LENGTH, "--max-records", 3,
-                   "--loss-budget", "0")["models"][0]["spans"]
-    assert none["suggested"] is None or none["suggested"]["loss_increase"] <= 0
+
+
+def test_a_budget_chooses_the_most_layers_that_keep_to_it(satune, stories, text, tmp_path):
+    """On a trained model, where sharing costs something."""
+
+    def spans(name, *options):
+        found = analyze(satune, tmp_path / name, stories, "--data", text, "--max-length", LENGTH, "--max-records", 2, *options)
+        return found["models"][0]["spans"]
+
+    budget = spans("first", "--loss-budget", "0")
+    best = budget["best_by_shared_layers"]
+    increases = sorted(plan["loss_increase"] for plan in best)
+    assert increases[-1] > 0.05
+    assert budget["suggested"] is None or budget["suggested"]["loss_increase"] <= 0
+    middle = max(increases[len(increases) // 2], 0.001)
+    for name, option, allowed in (("nats", f"{middle:.9f}", middle), ("share", f"{100 * middle / budget['dense_loss']:.9f}%", middle)):
+        found = spans(name, "--loss-budget", option)
+        assert found["allowed_loss_increase"] == pytest.approx(allowed, abs=1e-6)
+        fitting = [plan for plan in best if plan["loss_increase"] <= found["allowed_loss_increase"]]
+        assert found["suggested"] == fitting[-1] and len(fitting) < len(best)
 
 
 # What is analysed

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
@@ -14,6 +15,7 @@
 #include "trainer/commands/model_options.h"
 #include "trainer/commands/standard_output.h"
 #include "trainer/device.h"
+#include "trainer/progress.h"
 
 namespace satune {
 namespace {
@@ -72,6 +74,32 @@ LoadedText read_documents(const AnalyzeOptions& options, const AnalysisModel& mo
   return text;
 }
 
+/// Says every ten seconds how far the analysis is.
+class ProgressLines {
+ public:
+  void operator()(const std::string& stage, int64_t done, int64_t total) {
+    const auto now = Clock::now();
+    if (stage != stage_) {
+      stage_ = stage;
+      // The first step ends here; the time until the next one is the first that is measured.
+      start_ = last_line_ = now;
+      start_done_ = done;
+    }
+    if (done == total || now - last_line_ < std::chrono::seconds(10)) return;
+    last_line_ = now;
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    spdlog::info("{}: {} of {}, {} left", stage, done, total,
+                 format_duration(seconds / static_cast<double>(done - start_done_) *
+                                 static_cast<double>(total - done)));
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string stage_;
+  Clock::time_point start_, last_line_;
+  int64_t start_done_ = 0;
+};
+
 void write_report(const std::filesystem::path& folder, const AnalysisReport& report, const Json& json) {
   const std::vector<NamedFigure> figures = analysis_figures(report);
   write_file_atomic(folder / "analysis.json", write_json(json));
@@ -104,10 +132,8 @@ void print_plans(const ModelAnalysis& model) {
 void print_report(const AnalysisReport& report) {
   for (const ModelAnalysis& model : report.models) {
     const at::Tensor similarity = layer_similarity(model.cosines_LHLH);
-    fmt::print(
-        "{}\n  {} documents, {} tokens\n  similarity of each layer's attention weights with the layer "
-        "before:\n   ",
-        model_title(model), model.documents, model.tokens);
+    fmt::print("{}\n  {}\n  similarity of each layer's attention weights with the layer before:\n   ",
+               model_title(model), documents_text(model));
     for (int64_t layer = 1; layer < similarity.size(0); ++layer)
       fmt::print(" {}:{:.2f}", layer,
                  similarity.const_data_ptr<double>()[layer * similarity.size(1) + layer - 1]);
@@ -139,7 +165,7 @@ int run_analyze(AnalyzeOptions options) {
                  models[i]->step() ? fmt::format(" step {}", *models[i]->step()) : "",
                  texts[i].documents.samples.size(), texts[i].documents.tokens());
     const Llama model = models[i]->load();
-    report.models.push_back(analyze_model(model, texts[i].documents, options.analysis));
+    report.models.push_back(analyze_model(model, texts[i].documents, options.analysis, ProgressLines()));
     report.models.back().name = models[i]->name();
     report.models.back().step = models[i]->step();
   }
