@@ -168,7 +168,7 @@ def oracle_loss(model, documents, sources):
         targets = torch.cat([tokens[1:], torch.tensor([-100])])
         batches.append({"tokens": tokens, "targets": targets, "positions": torch.arange(len(ids)),
                         "document_starts": torch.tensor([0, len(ids)])})
-    return float(oracle.loss(batches))
+    return oracle.loss(batches).item()
 
 
 def test_losses_of_spans_are_those_of_the_oracle(analysis, random_model):

@@ -215,5 +215,6 @@ def test_reports_of_eval_are_read(satune, stories, tmp_path):
         assert done.returncode == 0, done.stderr
     found = rows(compare(satune, tmp_path / "dense.json", tmp_path / "shared.json", "--json"))
     assert found["perplexity.loss"]["difference"] > 0.01
+    assert found["perplexity.loss"]["paired_items"] > 0
     assert found["kv_cache_bytes_per_token"]["difference"] < 0
     compare(satune, tmp_path / "dense.json", tmp_path / "shared.json", "--max-rise", "loss=0.001", code=1)
