@@ -64,6 +64,37 @@ else()
   target_link_libraries(satune_torch PUBLIC OpenMP::OpenMP_CXX)
 endif()
 target_precompile_headers(satune_torch PRIVATE <ATen/ATen.h> <fmt/format.h> <string> <vector>)
+
+# The header of all of LibTorch's operators leaves two seconds of pending templates to each file that starts from it.
+# Files that do not name it start from a smaller one.
+add_library(satune_tensor STATIC ${CMAKE_SOURCE_DIR}/model/aten_pch.cpp)
+target_link_libraries(satune_tensor PUBLIC satune_torch nlohmann_json::nlohmann_json)
+target_precompile_headers(satune_tensor PRIVATE <ATen/core/Tensor.h> <nlohmann/json.hpp> <fmt/format.h>
+                          <spdlog/spdlog.h> <algorithm> <chrono> <filesystem> <functional> <map> <optional>
+                          <string> <vector>)
+
+# satune_torch_room(NAME LINKS LIBRARY... SOURCES FILE...): a room's library over LibTorch.
+function(satune_torch_room name)
+  cmake_parse_arguments(PARSE_ARGV 1 ROOM "" "" "LINKS;SOURCES")
+  set(with_operators)
+  set(others)
+  foreach(file IN LISTS ROOM_SOURCES)
+    file(STRINGS ${file} uses REGEX "#include <(ATen/ATen\\.h|torch/)")
+    if(uses)
+      list(APPEND with_operators ${file})
+    else()
+      list(APPEND others ${file})
+    endif()
+  endforeach()
+  add_library(${name} STATIC ${with_operators})
+  target_link_libraries(${name} PUBLIC ${ROOM_LINKS})
+  target_precompile_headers(${name} REUSE_FROM satune_torch)
+  add_library(${name}_others OBJECT ${others})
+  target_link_libraries(${name}_others PUBLIC ${ROOM_LINKS})
+  target_precompile_headers(${name}_others REUSE_FROM satune_tensor)
+  target_sources(${name} PRIVATE $<TARGET_OBJECTS:${name}_others>)
+endfunction()
+
 if(SATUNE_NCCL_INCLUDE AND SATUNE_NCCL_LIBRARY)
   target_include_directories(satune_torch SYSTEM PUBLIC ${SATUNE_NCCL_INCLUDE})
   target_link_libraries(satune_torch PUBLIC ${SATUNE_NCCL_LIBRARY})
