@@ -117,10 +117,13 @@ void compare_task(const std::string& task, const ResultSet& a, const ResultSet& 
 
 /// Throws BadInput where it is certain that the two were not measured on the same.
 void check_same_ground(const ResultSet& a, const ResultSet& b) {
-  if (a.data_fingerprint && b.data_fingerprint && a.data_fingerprint != b.data_fingerprint)
-    throw bad_input(b.name + ": data_fingerprint", b.data_fingerprint->substr(0, 12),
+  for (const auto& [use, fingerprint] : a.texts) {
+    const auto other = b.texts.find(use);
+    if (other == b.texts.end() || other->second == fingerprint) continue;
+    throw bad_input(fmt::format("{}: {} data", b.name, use), "fingerprint " + other->second.substr(0, 12),
                     fmt::format("{}, that of {}: the same data, template and tokenizer",
-                                a.data_fingerprint->substr(0, 12), a.name));
+                                fingerprint.substr(0, 12), a.name));
+  }
   if (a.prompt && b.prompt && a.prompt != b.prompt)
     throw bad_input(b.name + ": prompt", Json(*b.prompt).dump(), "the prompt of " + a.name);
 }
@@ -174,7 +177,9 @@ std::vector<Regression> find_regressions(const std::vector<MetricComparison>& ro
       answered = true;
       const double worse = threshold.rise ? row.b - row.a : row.a - row.b;
       const double allowed = threshold.allowed * (threshold.relative ? std::abs(row.a) : 1.0);
-      if (!(worse <= allowed)) regressions.push_back({i, threshold});
+      // 0.5 - 0.48 is more than 0.02 in binary.
+      const double rounding = 1e-12 * std::max({1.0, std::abs(row.a), std::abs(row.b)});
+      if (!(worse <= allowed + rounding)) regressions.push_back({i, threshold});
     }
     if (answered) continue;
     std::vector<std::string> names;

@@ -118,7 +118,7 @@ HtmlTable pareto_table(const std::vector<Comparison>& comparisons) {
              (other.cost < side.cost || other.kv_bytes < side.kv_bytes);
     });
     table.rows.push_back({side.name, fmt::format("{:.6g}", side.metric), fmt::format("{:.0f}", side.kv_bytes),
-                          beaten ? "" : "yes"});
+                          beaten || !std::isfinite(side.cost) ? "" : "yes"});
   }
   return table;
 }

@@ -53,7 +53,7 @@ class ItemStore {
   std::filesystem::path path_;
   std::unique_ptr<std::FILE, CloseFile> file_;
   std::map<std::string, std::map<int64_t, ItemResult>> found_;  ///< by run and fingerprint
-  std::map<std::string, std::set<int64_t>> held_;  ///< items in the file, by run and fingerprint
+  std::map<std::string, std::set<int64_t>> held_;               ///< items in the file, by run and fingerprint
 };
 
 }  // namespace satune

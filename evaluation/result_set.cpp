@@ -107,16 +107,18 @@ double median(std::vector<double> values) {
 }
 
 /// The newest snapshot whose state can be read; snapshots are named in the order of their steps.
-std::optional<std::string> trained_on(const fs::path& run) {
+std::map<std::string, std::string> texts_of(const fs::path& run) {
   std::error_code error;
   std::vector<fs::path> states;
   for (const auto& entry : fs::directory_iterator(run / "snapshots", error))
     if (fs::exists(entry.path() / "MANIFEST.json", error)) states.push_back(entry.path() / "state.json");
-  if (states.empty()) return std::nullopt;
+  if (states.empty()) return {};
   const Json state = read_json_file(*std::max_element(states.begin(), states.end()));
-  if (!state.is_object() || !state.contains("data_fingerprint") || !state["data_fingerprint"].is_string())
-    return std::nullopt;
-  return state["data_fingerprint"].get<std::string>();
+  std::map<std::string, std::string> texts;
+  if (!state.is_object() || !state.contains("texts") || !state["texts"].is_object()) return texts;
+  for (const auto& [use, fingerprint] : state["texts"].items())
+    if (fingerprint.is_string()) texts[use] = fingerprint;
+  return texts;
 }
 
 ResultSet read_run(const fs::path& run) {
@@ -128,8 +130,9 @@ ResultSet read_run(const fs::path& run) {
   for_each_line(path, [&](int64_t number, const Json& row) {
     if (!row.is_object())
       throw bad_input(fmt::format("{} line {}", path.string(), number), describe_json(&row), "an object");
+    // What is not finite stands there as null.
     for (const char* key : {"step", "loss", "eval_loss"})
-      if (row.contains(key) && row[key].is_number()) last[key] = row[key];
+      if (row.contains(key) && (row[key].is_number() || row[key].is_null())) last[key] = row[key];
     for (const char* key : {"tokens_per_s", "step_seconds", "mfu", "peak_memory_bytes", "device_power_w"})
       if (row.contains(key) && row[key].is_number()) series[key].push_back(row[key]);
   });
@@ -138,12 +141,7 @@ ResultSet read_run(const fs::path& run) {
   for (const auto& [key, values] : series)
     set.measurements[key] =
         key == "peak_memory_bytes" ? *std::max_element(values.begin(), values.end()) : median(values);
-  set.data_fingerprint = trained_on(run);
-  if (fs::exists(run / "config.json")) {
-    const Json config = read_json_file(run / "config.json");
-    if (config.is_object() && config.contains("sharing") && config["sharing"].is_object())
-      set.sharing = config["sharing"].value("layers", "");
-  }
+  set.texts = texts_of(run);
   return set;
 }
 

@@ -36,15 +36,17 @@ struct ResultSet {
   /// Of the whole: tokens_per_s, peak_memory_bytes, parameters, kv_cache_bytes_per_token, seconds and other
   /// numbers beside "tasks", in the file's order.
   Json measurements = Json::object();
-  std::optional<std::string> data_fingerprint;  ///< of a run folder: what it trained on
-  std::optional<std::string> prompt;            ///< of generate's report, which has no tasks
+  /// Of a run folder: fingerprints of the tokens and targets that it was trained ("train") and evaluated
+  /// ("eval") on, whatever their order; those that its newest snapshot tells.
+  std::map<std::string, std::string> texts;
+  std::optional<std::string> prompt;  ///< of generate's report, which has no tasks
   std::string sharing;
 };
 
 /// Reads "X.json" with its items file, or a run folder: the last loss and eval_loss, medians of tokens_per_s,
-/// step_seconds, mfu and device_power_w, the highest peak_memory_bytes of metrics.jsonl, and the data
-/// fingerprint of the newest snapshot. A sweep gives one set for each plan, in its order. Throws BadInput
-/// that names file and key.
+/// step_seconds, mfu and device_power_w, the highest peak_memory_bytes of metrics.jsonl (a loss of null
+/// is not a number), and the texts of the newest snapshot. A sweep gives one set for each plan, in its order.
+/// Throws BadInput that names file and key.
 std::vector<ResultSet> read_results(const std::filesystem::path& path);
 
 }  // namespace satune

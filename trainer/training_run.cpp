@@ -345,6 +345,10 @@ Json TrainingRun::state_json() const {
       {"progress", run_state_json(state_)},
       {"data_position", {{"epoch", next.epoch}, {"row", next.first_row}}},
       {"data_fingerprint", plan_.train().fingerprint()},
+      // Whatever the order: what runs of several seeds have in common. For satune compare.
+      {"texts",
+       {{"train", plan_.train().dataset().fingerprint()},
+        {"eval", plan_.eval() != nullptr ? Json(plan_.eval()->dataset().fingerprint()) : Json(nullptr)}}},
       // Every draw is keyed by (seed, purpose, index): there is no generator whose state could be lost.
       {"random", {{"seed", settings_.seed}}},
       {"rows_per_step", plan_.rows_per_step()},

@@ -164,7 +164,7 @@ def test_what_cannot_be_compared_is_refused(satune, pair, tmp_path):
 
 
 def test_run_folders(satune, tmp_path):
-    def run(name, losses, evaluation, fingerprint):
+    def run(name, losses, evaluation, texts):
         folder = tmp_path / name
         snapshot = folder / "snapshots" / "step-00000003"
         snapshot.mkdir(parents=True)
@@ -174,20 +174,50 @@ def test_run_folders(satune, tmp_path):
                 out.write(json.dumps(row | ({"eval_loss": evaluation} if step == len(losses) else {})) + "\n")
             out.write('{"step": 4, "lo')  # a line that was cut off
         (folder / "config.json").write_text(json.dumps({"sharing": {"layers": "2-3", "anchor": "before"}}))
-        (snapshot / "state.json").write_text(json.dumps({"data_fingerprint": fingerprint}))
+        (snapshot / "state.json").write_text(json.dumps({"texts": texts}))
         (snapshot / "MANIFEST.json").write_text("{}")
         return folder
 
-    a, b = run("a", [3.0, 2.0, 1.0], 1.5, "f" * 64), run("b", [3.0, 2.5, 1.25], 1.6, "f" * 64)
+    texts = {"train": "f" * 64, "eval": "d" * 64}
+    a, b = run("a", [3.0, 2.0, 1.0], 1.5, texts), run("b", [3.0, 2.5, 1.25], 1.6, texts)
     found = rows(compare(satune, a, b, "--json"))
     assert found["training.loss"]["difference"] == 0.25
     assert found["training.eval_loss"]["difference"] == pytest.approx(0.1)
     assert found["tokens_per_s"]["a"] == 102 and found["peak_memory_bytes"]["b"] == 3000
     compare(satune, a, b, "--max-rise", "eval_loss=0.05", code=1)
     compare(satune, a, b, "--max-rise", "eval_loss=7%")
-    c = run("c", [3.0, 2.0, 1.0], 1.5, "e" * 64)
-    done = compare(satune, a, c, code=2)
-    assert "data_fingerprint" in done.stderr
+    compare(satune, a, b, "--max-rise", "eval_loss=0.1")  # exactly as much, but for the last bit of 1.6 - 1.5
+    for use in texts:
+        done = compare(satune, a, run(f"other-{use}", [3.0, 2.0, 1.0], 1.5, texts | {use: "e" * 64}), code=2)
+        assert f"{use} data" in done.stderr
+    # One that has diverged is beyond every threshold, whatever it had before.
+    diverged = run("diverged", [1.0, 1.0, None], None, texts)
+    compare(satune, a, diverged, "--max-rise", "loss=100", code=1)
+    compare(satune, a, diverged, "--max-rise", "eval_loss=100", code=1)
+
+
+def test_runs_of_other_seeds_are_compared_and_other_texts_refused(satune, stories, tmp_path):
+    def text(name, word):
+        path = tmp_path / f"{name}.txt"
+        path.write_text("\n\n".join(f"Once there was a {word} in house {i}." for i in range(40)))
+        return path
+
+    def run(name, seed, train, held_out):
+        folder = tmp_path / name
+        done = subprocess.run([satune, "train", str(tmp_path / "config.json"), f"output_dir={folder}", f"seed={seed}",
+                               f"train_file={train}", f"eval_file={held_out}"], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_name_or_path": str(stories), "max_length": 64, "max_steps": 2, "warmup_steps": 0, "precision": "fp32",
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "device": "cpu", "export_at_end": False,
+        "learning_rate": 1e-3}))
+    train, held_out = text("train", "cat"), text("held_out", "dog")
+    first, second = run("first", 1, train, held_out), run("second", 2, train, held_out)
+    assert "training.eval_loss" in rows(compare(satune, first, second, "--json"))
+    other = run("other", 1, train, text("else", "bird"))
+    assert "eval data" in compare(satune, first, other, code=2).stderr
 
 
 def test_a_sweep_and_its_pareto_front(satune, tmp_path):

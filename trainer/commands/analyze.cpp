@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cmath>
 
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
@@ -34,7 +35,8 @@ LossBudget parse_budget(const std::string& text) {
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, budget.value);
   budget.relative = stop + 1 == end && *stop == '%';
-  if (error != std::errc() || !(budget.value >= 0) || !(stop == end || budget.relative))
+  if (error != std::errc() || !(budget.value >= 0) || !std::isfinite(budget.value) ||
+      !(stop == end || budget.relative))
     throw bad_input("--loss-budget", fmt::format("\"{}\"", text),
                     "nats per token as in 0.05, or a share as in 3%");
   if (budget.relative) budget.value /= 100;
