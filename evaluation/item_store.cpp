@@ -1,6 +1,7 @@
 #include "evaluation/item_store.h"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <cerrno>
 #include <cstring>
@@ -32,6 +33,15 @@ ItemStore::ItemStore(fs::path file, const std::string& model, const std::vector<
     std::error_code error;
     fs::resize_file(path_, *kept, error);
     if (error) throw EnvironmentError(path_.string() + ": " + error.message());
+  }
+  if (!kept && file_exists(path_) && fs::file_size(path_) > 0) {
+    fs::path old = path_.string() + ".old";
+    for (int i = 2; file_exists(old); ++i) old = fmt::format("{}.old-{}", path_.string(), i);
+    std::error_code error;
+    fs::rename(path_, old, error);
+    if (error) throw EnvironmentError(path_.string() + ": " + error.message());
+    spdlog::warn("{} is of another model, precision or device: kept as {}", path_.string(),
+                 old.filename().string());
   }
   file_.reset(std::fopen(path_.c_str(), kept ? "ab" : "wb"));
   if (!file_) throw EnvironmentError(fmt::format("{}: {}", path_.string(), std::strerror(errno)));
@@ -76,13 +86,24 @@ bool ItemStore::holds(const std::string& run, const std::string& task_fingerprin
 
 void ItemStore::append(const std::string& run, const std::string& task_fingerprint,
                        const ItemResult& result) {
+  if (file_) write_result(key_of(run, task_fingerprint), result);
+}
+
+void ItemStore::hold_found() {
   if (!file_) return;
-  held_[key_of(run, task_fingerprint)].insert(result.item);
-  write_line({{"run", run},
-              {"task", task_fingerprint},
+  for (const auto& [key, results] : found_)
+    for (const auto& [item, result] : results)
+      if (!held_[key].contains(item)) write_result(key, result);
+}
+
+void ItemStore::write_result(const std::string& key, const ItemResult& result) {
+  const size_t end = key.find('\n');
+  write_line({{"run", key.substr(0, end)},
+              {"task", key.substr(end + 1)},
               {"item", result.item},
               {"tokens", result.tokens},
               {"result", result.result}});
+  held_[key].insert(result.item);
 }
 
 void ItemStore::write_line(const Json& line) {

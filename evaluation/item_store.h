@@ -24,10 +24,10 @@ class ItemStore {
   /// Keeps nothing.
   ItemStore() = default;
 
-  /// Takes up the file where it holds results of the same `model`; one of another model begins afresh. Throws
-  /// BadInput for a file that is none of ours, EnvironmentError where it cannot be written.
-  /// `others` are files of other ranks, read alone; those that are not there, or another model's, hold
-  /// nothing.
+  /// Takes up the file where it holds results of the same `model`; one of another model is kept as FILE.old
+  /// (or FILE.old-2 ..., said in the log) and begins afresh. Throws BadInput for a file that is none of ours,
+  /// EnvironmentError where it cannot be written. `others` are files of other ranks, read alone; those that
+  /// are not there, or another model's, hold nothing.
   ItemStore(std::filesystem::path file, const std::string& model,
             const std::vector<std::filesystem::path>& others = {});
 
@@ -37,6 +37,10 @@ class ItemStore {
 
   /// Whether the file itself has this result; what was found in those of other ranks it has not.
   bool holds(const std::string& run, const std::string& task_fingerprint, int64_t item) const;
+
+  /// Writes into the file what was found in those of other ranks alone, results of other tasks too: from then
+  /// on they can go. Throws as append() does.
+  void hold_found();
 
   /// Throws EnvironmentError naming the file ("No space left on device").
   void append(const std::string& run, const std::string& task_fingerprint, const ItemResult& result);
@@ -48,6 +52,7 @@ class ItemStore {
 
   /// Length of the complete lines, or nothing where the file is another model's.
   std::optional<uint64_t> read(const std::filesystem::path& file, const std::string& model);
+  void write_result(const std::string& key, const ItemResult& result);
   void write_line(const Json& line);
 
   std::filesystem::path path_;

@@ -218,8 +218,24 @@ TEST_F(Benchmarks, KeptResultsAreTakenUp) {
   }
   EXPECT_EQ(ItemStore(file, "model").found("mmlu", "task").size(), 3U);
   EXPECT_TRUE(ItemStore(file, "another model").found("mmlu", "task").empty());
+  EXPECT_EQ(ItemStore(file.string() + ".old", "model").found("mmlu", "task").size(), 3U) << "nothing is lost";
   EXPECT_TRUE(ItemStore(file, "model").found("mmlu", "task").empty()) << "the file began afresh";
   EXPECT_THROW(ItemStore(directory_.write("other.jsonl", "{\"a\": 1}\n"), "model"), BadInput);
+
+  // What other ranks have left, of a task that is not run now, is taken over before their files go.
+  const auto ours = directory_ / "ours.jsonl";
+  const auto theirs = directory_ / "theirs.jsonl";
+  ItemStore(theirs, "model").append("gsm8k", "other task", {7, Json{{"acc", 1}}, 5});
+  {
+    ItemStore store(ours, "model", {theirs});
+    EXPECT_EQ(store.found("gsm8k", "other task").size(), 1U);
+    EXPECT_FALSE(store.holds("gsm8k", "other task", 7));
+    store.hold_found();
+    EXPECT_TRUE(store.holds("gsm8k", "other task", 7));
+    store.hold_found();
+  }
+  std::filesystem::remove(theirs);
+  EXPECT_EQ(ItemStore(ours, "model").found("gsm8k", "other task").at(7).tokens, 5);
 }
 
 }  // namespace

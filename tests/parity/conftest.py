@@ -14,6 +14,14 @@ import pytest
 from programs import ROOT, built
 
 
+# Those that take minutes begin first: begun last, one process would end long after the other.
+LONG = ("test_stories.py", "test_transformers_4_57.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def satune():
     return built("satune")

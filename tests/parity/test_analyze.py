@@ -3,7 +3,6 @@ where it is there, on a trained one; its losses against eval and against the tor
 
 import itertools
 import json
-import os
 import re
 import struct
 import subprocess

@@ -134,7 +134,7 @@ def test_answers_of_generate(satune, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(satune, pair, tmp_path):
     a, b = pair[:2]
-    tokens, losses, right = pair[2], pair[3], pair[5]
+    right = pair[5]
     other = write_report(tmp_path / "other.json", {"quiz": {"acc": 0.5, "n": 300}}, {"quiz": [{"acc": int(h)} for h in right]},
                          fingerprints={"quiz": "another"})
     more = write_report(tmp_path / "more.json", {"quiz": {"acc": 0.5, "n": 299}})

@@ -74,10 +74,15 @@ def test_a_broken_run_goes_on(satune, stories, data, tmp_path):
     n = report["tasks"][marked["run"]]["n"]
     assert abs(report["tasks"][marked["run"]]["acc"] - whole["tasks"][marked["run"]]["acc"]) == pytest.approx(1 / n)
 
-    # Another precision is another model: everything is computed again.
+    # Another precision is another model: everything is computed again, and nothing is lost.
     (tmp_path / "broken.json").unlink()
     _, log = evaluate(satune, stories, data, out=tmp_path / "broken.json", precision="bf16")
-    assert "there already" not in log
+    assert "there already" not in log and "broken.items.jsonl.old" in log
+    assert items_of(tmp_path / "broken.items.jsonl.old") == found
+    # Names that differ after a dot are different names.
+    _, log = evaluate(satune, stories, data, out=tmp_path / "run-0.5")
+    _, log = evaluate(satune, stories, data, out=tmp_path / "run-0.6")
+    assert "there already" not in log and len(items_of(tmp_path / "run-0.5.items.jsonl")) == len(expected)
 
 
 def test_a_sweep_is_its_plans_one_by_one(satune, stories, data, tmp_path):

@@ -197,8 +197,10 @@ def test_checkpointing_gives_equal_gradients(export, anchor):
 def test_an_attention_implementation_can_be_set(export, monkeypatch):
     """transformers reads the source of the class, and keeps what it finds where derived classes find it too."""
     model = load(export("tied", "2-4", "before")[0])
+    kept = "_can_set_attn_implementation_cached_value"
     for ancestor in type(model).__mro__:
-        monkeypatch.delattr(ancestor, "_can_set_attn_implementation_cached_value", raising=False)
+        if kept in vars(ancestor):
+            monkeypatch.delattr(ancestor, kept)
     tokens = tokens_of(length=30)
     logits = {}
     for implementation in ("eager", "sdpa"):

@@ -72,16 +72,20 @@ void print_sweep(const Json& report) {
   }
 }
 
+/// The report's name without ".json"; any other ending belongs to the name ("run-0.5").
+std::string report_name(const std::filesystem::path& output) {
+  return output.extension() == ".json" ? output.stem().string() : output.filename().string();
+}
+
 /// results.json -> results.items.jsonl; of another rank than 0, results.items.rank-1.jsonl
 std::filesystem::path items_file(const std::filesystem::path& output, int64_t rank) {
-  std::filesystem::path file = output;
-  file.replace_extension(rank == 0 ? ".items.jsonl" : fmt::format(".items.rank-{}.jsonl", rank));
-  return file;
+  const std::string end = rank == 0 ? ".items.jsonl" : fmt::format(".items.rank-{}.jsonl", rank);
+  return output.parent_path() / (report_name(output) + end);
 }
 
 /// Files that ranks of this run, or of one before it that was broken off, have left beside rank 0's.
 std::vector<std::filesystem::path> rank_files(const std::filesystem::path& output) {
-  const std::string begin = output.stem().string() + ".items.rank-";
+  const std::string begin = report_name(output) + ".items.rank-";
   const std::filesystem::path folder = output.parent_path().empty() ? "." : output.parent_path();
   std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
@@ -138,7 +142,10 @@ int evaluate(EvalOptions options, const RankEnvironment& environment) {
   ItemStore store = open_store(options, source, *tasks.tokenizer, environment.world.rank);
   EvalRanks ranks(environment);
   std::vector<Json> reports = run_eval_tasks(source, tasks, plans, store, ranks);
-  if (ranks.is_leader()) write_report(options, std::move(reports));
+  if (ranks.is_leader()) {
+    store.hold_found();
+    write_report(options, std::move(reports));
+  }
   return kExitOk;
 }
 
