@@ -26,7 +26,8 @@ printf '%s\n' "$@" >"$OUT/arguments-$rank"
 env >"$OUT/env.tmp-$rank"
 mv "$OUT/env.tmp-$rank" "$OUT/env-$rank-${TORCHELASTIC_RESTART_COUNT:-0}"
 if [[ $rank == "${FAILING_RANK:-}" && ${TORCHELASTIC_RESTART_COUNT:-0} == 0 ]]; then exit 3; fi
-while [[ ! -e $OUT/go ]]; do sleep 0.05; done
+# In the background: while bash waits for a command in front, it can take SIGINT for that command's business.
+while [[ ! -e $OUT/go ]]; do sleep 0.05 & wait $!; done
 """
 
 
