@@ -52,32 +52,34 @@ Drawing similarity_figure(const ModelAnalysis& model) {
   return draw(heatmap);
 }
 
-Drawing head_figure(const ModelAnalysis& model) {
+/// One value for each head, a row a layer from `first_layer` on.
+Heatmap head_heatmap(const ModelAnalysis& model, int64_t first_layer) {
   Heatmap heatmap;
+  heatmap.row_axis = "layer";
+  heatmap.column_axis = "head";
+  heatmap.row_names = indices(first_layer, model.config.num_hidden_layers);
+  heatmap.column_names = indices(0, model.config.num_attention_heads);
+  return heatmap;
+}
+
+Drawing head_figure(const ModelAnalysis& model) {
+  Heatmap heatmap = head_heatmap(model, 1);
   heatmap.title = "Similarity of each head with the layer before";
   heatmap.description =
       "Cosine similarity of the attention weights of each head with those of the same head one layer below, "
       "mean "
       "over documents.";
-  heatmap.row_axis = "layer";
-  heatmap.column_axis = "head";
-  heatmap.row_names = indices(1, model.config.num_hidden_layers);
-  heatmap.column_names = indices(0, model.config.num_attention_heads);
   heatmap.values = neighbour_similarity(model.cosines_LHLH);
   heatmap.high = 1;
   return draw(heatmap);
 }
 
 Drawing isotropy_figure(const ModelAnalysis& model) {
-  Heatmap heatmap;
+  Heatmap heatmap = head_heatmap(model, 0);
   heatmap.title = "Weighted cumulative variance of attention weights";
   heatmap.description =
       "sum_k r_k (r_1 + ... + r_k) over the principal components of each head's attention weights, mean over "
       "documents: 1 = all variance in one direction, lower = more isotropic.";
-  heatmap.row_axis = "layer";
-  heatmap.column_axis = "head";
-  heatmap.row_names = indices(0, model.config.num_hidden_layers);
-  heatmap.column_names = indices(0, model.config.num_attention_heads);
   heatmap.values = rows_of(model.isotropy.attention_LH / static_cast<double>(model.isotropy.documents));
   return draw(heatmap);
 }
