@@ -19,7 +19,7 @@ class Examples {
  public:
   Examples(const DocumentGroup& group, int64_t shots) : group_(group), shots_(shots) {
     const auto there = static_cast<int64_t>(group.pool.size()),
-               needed = shots + (!group.first_of_pool && group.pool_has_document ? 1 : 0);
+               needed = shots + (group.pool_has_document ? 1 : 0);
     if (there < needed)
       throw bad_input("--num-fewshot",
                       fmt::format("{} with {} examples to draw from{}", shots, there,
@@ -39,11 +39,14 @@ class Examples {
  private:
   std::vector<int64_t> draw(const BenchmarkDocument& document) {
     std::vector<int64_t> drawn;
+    const auto there = static_cast<int64_t>(group_.pool.size());
     if (group_.first_of_pool) {
-      for (int64_t i = 0; i < shots_; ++i) drawn.push_back(i);
+      for (int64_t i = 0; i < there && static_cast<int64_t>(drawn.size()) < shots_; ++i) {
+        if (group_.pool_has_document && same_document(group_.pool[i], document)) continue;
+        drawn.push_back(i);
+      }
       return drawn;
     }
-    const auto there = static_cast<int64_t>(group_.pool.size());
     if (!group_.pool_has_document) return random_.sample(there, shots_);
     drawn = random_.sample(there, shots_ + 1);
     std::erase_if(drawn, [&](int64_t i) { return same_document(group_.pool[i], document); });

@@ -200,7 +200,11 @@ std::unique_ptr<Task> make_task_from_file(const fs::path& path, const TaskOption
   group.description = file.text("description").value_or("");
   group.first_of_pool = file.flag("first_examples");
   group.documents = read_documents(file, file.file("data"));
-  if (options.num_fewshot.value_or(shots) > 0) group.pool = read_documents(file, file.file("examples"));
+  if (options.num_fewshot.value_or(shots) > 0) {
+    const fs::path examples = file.file("examples");
+    group.pool = read_documents(file, examples);
+    group.pool_has_document = fs::equivalent(examples, file.file("data"));
+  }
   const std::string name = path.stem().string();
   if (!file.has_choices())
     return make_answer_task(name, std::move(group), answer_rules(file), shots, options, tokenizer);

@@ -164,6 +164,11 @@ TEST_F(Benchmarks, TaskFilesRunLikeBuiltInOnes) {
   const std::vector<const ScoredSequence*> one = {&expected};
   EXPECT_NEAR(results[1]["log_likelihoods"][0].get<double>(), score_sequences(model, one).log_likelihoods[0],
               1e-4);
+  // The examples are the data: no question is shown with its own answer.
+  const ScoredSequence other = encode_scored("{Q} Two? yes\n\n{Q} One?", " yes", tokenizer_, 256, "test");
+  const std::vector<const ScoredSequence*> first = {&other};
+  EXPECT_NEAR(results[0]["log_likelihoods"][0].get<double>(),
+              score_sequences(model, first).log_likelihoods[0], 1e-4);
   EXPECT_TRUE(task->metrics(results).contains("mcc_stderr"));
   EXPECT_FALSE(task->metrics(results).contains("acc_norm"));
 

@@ -217,6 +217,8 @@ def test_assigned_heads_are_those_of_a_model_with_permuted_values(analysis, rand
 
 
 def test_response_losses_are_those_of_eval(satune, random_model, records, tmp_path):
+    rows = json.loads(records.read_text())
+    records.write_text(json.dumps([rows[0] | {"output": "long " * 500}, *rows]))
     found = analyze(satune, tmp_path / "out", random_model, "--data", records, "--max-length", 400, "--layers", 2)
     spans = found["models"][0]["spans"]
     assert found["template"] == "alpaca"
@@ -229,7 +231,7 @@ def test_response_losses_are_those_of_eval(satune, random_model, records, tmp_pa
     dense = loss()
     assert abs(spans["dense_loss"] - dense["loss"]) < 1e-5
     assert abs(spans["dense_loss_stderr"] - dense["loss_stderr"]) < 1e-5
-    assert found["models"][0]["over_length"] == dense["over_length"]
+    assert found["models"][0]["over_length"] == dense["over_length"] == 1
     plan = spans["suggested"]
     assert plan["shared_layers"] == 2
     assert abs(plan["loss"] - loss("--sharing", plan["layers"])["loss"]) < 1e-5
@@ -384,6 +386,8 @@ def test_errors_are_one_line(satune, random_model, text, records, tmp_path):
         ([random_model, "--data", records, "--output", out, "--max-length", 4], ["records.json", "4 tokens"]),
         ([random_model, "--data", text, "--output", out, "--template", "alpaca"], ["--template", "plain text"]),
         ([random_model, "--data", text, "--output", out, "--loss-budget", "much"], ["--loss-budget", "much"]),
+        ([random_model, "--data", text, "--output", out, "--loss-budget", "inf"], ["--loss-budget", "inf"]),
+        ([random_model, "--data", text, "--output", out, "--layers", 2, "--max-span", 0], ["--max-span 0", "--layers"]),
         ([random_model, "--data", text, "--output", out, "--layers", 6, "--max-length", LENGTH, "--max-records", 1],
          ["--layers", "6", "at most 5"]),
         ([random_model, "--data", text, "--output", out, "--precision", "fp8"], ["--precision", "fp8"]),

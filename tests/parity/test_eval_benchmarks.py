@@ -136,6 +136,8 @@ def test_a_task_file_runs_like_a_built_in_one(satune, stories, data):
     (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4;3,4"], ["twice"]),
     (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4", "--sharing", "3-4"], ["--sweep beside it"]),
     (["--task", "{data}/none.json"], ["none.json"]),
+    (["--task", "perplexity={data}/text.txt", "--limit", "3"], ["--limit 3", "--max-records"]),
+    (["--task", "perplexity={data}/text.txt", "--num-fewshot", "0"], ["--num-fewshot 0", "no benchmark"]),
 ])
 def test_mistakes_are_one_line(satune, stories, data, arguments, words):
     done = call(satune, "eval", stories, *[argument.replace("{data}", str(data)) for argument in arguments])

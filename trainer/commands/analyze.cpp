@@ -26,7 +26,7 @@ struct AnalyzeOptions {
   std::string data, output, device = "auto", precision = "auto", budget = "5%";
   std::optional<std::string> template_name;
   int64_t max_length = 1024, max_records = 32;
-  bool max_length_given = false, json = false;
+  bool max_length_given = false, suggestion_given = false, json = false;
   AnalysisOptions analysis;
 };
 
@@ -148,6 +148,9 @@ void print_report(const AnalysisReport& report) {
 int run_analyze(AnalyzeOptions options) {
   require_new_directory(options.output);
   options.analysis.budget = parse_budget(options.budget);
+  if (options.suggestion_given && options.analysis.max_span == 0)
+    throw bad_input("--max-span 0", "--layers or --loss-budget beside it",
+                    "spans to choose from, or neither");
   const at::Device device = device_of(options.device);
   const auto models = find_analysis_models(options.models, options.precision, device);
   options.max_length = bounded_length(options, models);
@@ -222,12 +225,11 @@ void add_analyze_command(CLI::App& app, int& exit_code) {
   CLI::Option* layers =
       command->add_option("--layers", options->analysis.layers, "Suggest the best plan of N shared layers")
           ->check(CLI::Range(1, 1 << 20));
-  command
-      ->add_option(
-          "--loss-budget", options->budget,
-          "Suggest the most layers whose sharing adds at most this to the loss: nats per token, or a share "
-          "of the dense loss (default 5%)")
-      ->excludes(layers);
+  CLI::Option* budget = command->add_option(
+      "--loss-budget", options->budget,
+      "Suggest the most layers whose sharing adds at most this to the loss: nats per token, or a share "
+      "of the dense loss (default 5%)");
+  budget->excludes(layers);
   command->add_option("--precision", options->precision,
                       "fp32 | bf16 (default auto: bf16 for a bf16 checkpoint, else fp32)");
   command->add_option("--device", options->device,
@@ -248,8 +250,9 @@ void add_analyze_command(CLI::App& app, int& exit_code) {
       "  satune analyze meta-llama/Meta-Llama-3-8B --data alpaca.json --output analysis\n"
       "  satune analyze MODEL --data wiki.txt --output analysis --layers 4 --max-span 4\n"
       "  satune analyze runs/dense --data alpaca.json --output over-training --max-span 0");
-  command->callback([options, length, &exit_code] {
+  command->callback([options, length, layers, budget, &exit_code] {
     options->max_length_given = length->count() > 0;
+    options->suggestion_given = layers->count() + budget->count() > 0;
     exit_code = run_analyze(*options);
   });
 }

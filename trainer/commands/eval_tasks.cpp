@@ -82,6 +82,19 @@ std::vector<TaskRequest> requests_of(const EvalOptions& options) {
   return requests;
 }
 
+/// Throws BadInput for an option of questions where no task has any.
+void refuse_unused(const EvalOptions& options, const std::vector<TaskRequest>& requests) {
+  const bool questions = std::any_of(requests.begin(), requests.end(), [](const TaskRequest& request) {
+    return request.data.empty() || is_benchmark(request.name);
+  });
+  if (questions) return;
+  for (const auto& [value, option] :
+       {std::pair{options.task.limit, "--limit"}, std::pair{options.task.num_fewshot, "--num-fewshot"}})
+    if (value)
+      throw bad_input(fmt::format("{} {}", option, *value), "no benchmark and no task file beside it",
+                      "one of them (--max-records is for the other tasks)");
+}
+
 /// The task's key in the JSON: its name, and for a second file under the same name NAME:FILENAME.
 std::string task_key(const TaskRequest& request, const std::vector<NamedTask>& tasks) {
   const std::string& name = request.name;
@@ -141,6 +154,7 @@ int64_t bounded_length(const EvalOptions& options, const ModelSource& source) {
 
 EvalTasks make_eval_tasks(EvalOptions options, const ModelSource& source) {
   const std::vector<TaskRequest> requests = requests_of(options);
+  refuse_unused(options, requests);
   EvalTasks result;
   result.tokenizer = load_model_tokenizer(source.directory, source.config);
   result.prompt_template = load_template(options, requests, source, *result.tokenizer);
