@@ -134,7 +134,7 @@ int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording r
 }
 
 PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording) {
-  Live kept(shape.on_card), most(shape.on_card);
+  Live kept(shape.on_card), most(shape.on_card), in_loss(shape.on_card);
   for (size_t i = 0; i < recording.size(); ++i) {
     const auto layer = static_cast<int>(i);
     // Under every policy the layer in progress has its whole record, in the forward and in the backward.
@@ -144,13 +144,16 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
     if (layer + 1 >= shape.lowest_trained) raise_to_backward(most, shape, layer, live);
     kept.add(kept_of(shape, layer, recording[i]));
   }
-  raise_to_head(most, shape, kept);
+  const int64_t in_layers = most.total();
+  raise_to_head(in_loss, shape, kept);
+  most.raise_to(in_loss);
   if (shape.on_card && shape.lowest_trained == 0) {  // a card sums the embedding's gradient dense in fp32
     Live embedding(true);
     embedding.add((shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes);
     most.raise_to(embedding);
   }
-  return {kept.total(), most.total() - kept.total(), shape.on_card ? 0 : kHeapLimit};
+  return {kept.total(), most.total() - kept.total(), in_layers - kept.total(), in_loss.total() - kept.total(),
+          shape.on_card ? 0 : kHeapLimit};
 }
 
 std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available) {

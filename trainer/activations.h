@@ -29,7 +29,10 @@ int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording r
 
 struct PassBytes {
   int64_t kept = 0;     ///< by all layers; by those that no backward reaches what their span still reads
-  int64_t working = 0;  ///< beside that: the layer, or the chunk of the loss, in progress
+  int64_t working = 0;  ///< beside that, at the worst moment
+  /// Of these moments, the worst with a layer in progress, and with a chunk of the loss (its logits, the
+  /// gradient of the head) in progress. On the CPU what both leave behind can be more than either.
+  int64_t layer = 0, loss = 0;
   /// On the CPU: holes of the heap, counted as one buffer of the largest size that it takes. glibc
   /// before 2.38 does not put an aligned buffer where one of its size was (bug 14581). Twenty runs of 50 to
   /// 2,040 tokens had from none to 76 MiB of them, 25 in the middle, whatever the shapes.

@@ -34,6 +34,16 @@ BadInput unknown_device(std::string_view text) {
 
 }  // namespace
 
+std::span<const CardSize> common_cards() {
+  static constexpr std::array<CardSize, 6> cards = {{{"24 GB (RTX 4090, L4)", 23 * kGiB},
+                                                     {"40 GB (A100)", 39 * kGiB},
+                                                     {"48 GB (L40S, A6000)", 44 * kGiB},
+                                                     {"80 GB (A100, H100)", 78 * kGiB},
+                                                     {"141 GB (H200)", 139 * kGiB},
+                                                     {"180 GB (B200)", 177 * kGiB}}};
+  return cards;
+}
+
 DeviceRates parse_device_rates(std::string_view text) {
   for (const DeviceRates& device : known_devices()) {
     if (text == device.name) return device;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -22,6 +23,14 @@ struct DeviceRates {
   double flops(Precision precision) const { return precision == Precision::kFp32 ? full_flops : half_flops; }
   double link(int64_t world_size) const { return world_size <= per_machine ? near_link : far_link; }
 };
+
+/// A size that cards come in.
+struct CardSize {
+  std::string_view name;     ///< "80 GB (A100, H100)"
+  int64_t memory_bytes = 0;  ///< that a run can have
+};
+/// Ascending by memory.
+std::span<const CardSize> common_cards();
 
 /// Share of the peak that predictions count with where no rate is given.
 inline constexpr double kPredictedUtilisation = 0.5;

@@ -11,7 +11,7 @@
 #include "data/files/error.h"
 #include "data/preview.h"
 #include "trainer/device.h"
-#include "trainer/memory_plan.h"
+#include "trainer/memory_modes.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
@@ -179,8 +179,8 @@ std::string memory_lines(RunPlan& plan, const at::Device& device, int64_t local_
                        !device.is_cpu(),
                        operator_threads(settings, local_ranks)};
   const StageChoice choice = choose_zero_stage(run, world, available);
-  const MemoryPlan memory =
-      plan_memory(run, {world, choice.stage, shard_group_size(settings, world)}, available);
+  const Sharded sharded{world, choice.stage, shard_group_size(settings, world)};
+  const MemoryPlan memory = plan_memory(run, sharded, available);
   std::string parts;
   for (const auto& [name, bytes] : memory.items()) {
     if (bytes > 0) {
@@ -196,8 +196,8 @@ std::string memory_lines(RunPlan& plan, const at::Device& device, int64_t local_
                "{}{} estimated ({}); {} available on {}{}", format_bytes(static_cast<double>(memory.total())),
                several ? " a rank" : "", parts, format_bytes(static_cast<double>(available)), device.str(),
                several && device.is_cpu() ? fmt::format(" for each of its {} ranks", local_ranks) : ""));
-  if (memory.total() > available)
-    text += "WARNING     the estimate is more than this machine has available\n";
+  const std::string warning = why_it_will_not_fit(run, sharded, available);
+  if (!warning.empty()) text += line("WARNING", warning);
   return text;
 }
 

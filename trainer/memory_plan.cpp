@@ -107,6 +107,8 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   const PassBytes pass = pass_bytes(shape, plan.recording);
   plan.activations = pass.kept;
   plan.working = pass.working;
+  plan.working_layer = pass.layer;
+  plan.working_loss = pass.loss;
   // Where segments' buffers come and go as well, they leave holes of their own.
   plan.holes = pass.holes * (sharded.world_size > 1 && sharded.stage >= 2 ? 2 : 1);
   return plan;

@@ -13,7 +13,7 @@
 #include "trainer/device.h"
 #include "trainer/evaluation_loss.h"
 #include "trainer/final_export.h"
-#include "trainer/memory_plan.h"
+#include "trainer/memory_modes.h"
 #include "trainer/resume.h"
 #include "trainer/snapshot_writer.h"
 #include "trainer/trained_text.h"
@@ -53,6 +53,9 @@ MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordi
   if (coordinator.world().rank == 0) {
     const StageChoice choice = choose_zero_stage(run, world_size, available);
     if (world_size > 1) spdlog::info("{}", choice.reason);
+    const Sharded chosen{world_size, choice.stage, shard_group_size(settings, world_size)};
+    const std::string warning = why_it_will_not_fit(run, chosen, available);
+    if (!warning.empty()) spdlog::warn("{}", warning);
     coordinator.publish("zero stage", std::to_string(choice.stage));
   }
   const int64_t stage = std::stoll(coordinator.wait_for("zero stage"));

@@ -110,6 +110,75 @@ def test_table_marks_the_stage_and_says_prediction(satune):
     assert "tokens/s" in call(satune, "plan", *SHAPES, "--device", "24GiB", "--flops", "1e14").stdout
 
 
+def test_policies_and_cards(satune):
+    """What each policy keeps and costs, and what a card of each size has room for: the sizes say the same."""
+    one = plan(satune, *SHAPES, "--device", "h200", "gradient_accumulation_steps=1")
+    keep, selective, recompute = one["policies"]
+    assert [policy["gradient_checkpointing"] for policy in one["policies"]] == ["false", "selective", "true"]
+    assert keep["activation_bytes"] > selective["activation_bytes"] > recompute["activation_bytes"]
+    # A forward more of three passes' work, but for the head and the last layers' part in it.
+    assert 1.2 < recompute["step_seconds"] / keep["step_seconds"] < 4 / 3
+    configured = one["stages"][0]
+    assert recompute["total_bytes"] == configured["total_bytes"]  # gradient_checkpointing: true
+    working = configured["working_bytes"]
+    assert configured["memory_bytes"]["working"] >= max(working.values()) > 0
+    for card in one["cards"]:
+        fits = {mode: stage is not None for mode, stage in card["lowest_stage"].items()}
+        for mode, policy in zip(("keep", "selective", "recompute"), one["policies"]):
+            assert fits[mode] == (policy["total_bytes"] <= card["available_bytes"]), card
+    assert [card["lowest_stage"]["recompute+offload"] for card in one["cards"]][-1] == 0
+
+    eight = plan(satune, *SHAPES, "--device", "h100", "--world-size", 8)
+    card = next(card for card in eight["cards"] if "H100" in card["card"])
+    assert card["lowest_stage"]["recompute"] == eight["zero_stage"] == 1
+    text = call(satune, "plan", *SHAPES, "--device", "h100", "--world-size", 8).stdout
+    assert "lowest ZeRO stage on cards of" in text and "selective" in text
+
+
+def test_whole_run_in_hours_and_money(satune, model):
+    timed = plan(satune, *SHAPES, "--device", "h100", "--world-size", 8, "--steps", 1000, "--price", 2.5)
+    run = timed["run"]
+    assert run["steps"] == 1000
+    assert run["hours"] == pytest.approx(1000 * timed["prediction"]["step_seconds"] / 3600)
+    assert run["device_hours"] == pytest.approx(8 * run["hours"]) and run["cost"] == pytest.approx(20 * run["hours"])
+    unknown = plan(satune, *SHAPES, "--device", "h100")["run"]
+    assert unknown["steps"] is None and "architecture" in unknown["steps_from"]
+    # 600 records, unpacked, in rows of 4: three epochs of 150 steps, as a dry run counts them.
+    small = (model / "config.json", f"model_name_or_path={model / 'tokenizer'}", "max_steps=null", "num_train_epochs=3",
+             "packing=false", "per_device_train_batch_size=2", "gradient_accumulation_steps=2", "max_length=256")
+    assert plan(satune, *small)["run"]["steps"] == 450
+    assert "450 steps (from the data)" in call(satune, "plan", *small).stdout
+
+
+def test_predicts_with_the_rate_of_an_earlier_run(satune, model, tmp_path):
+    """The same config must come out as it was measured."""
+    settings = (model / "config.json", f"model_name_or_path={model / 'tokenizer'}", "max_steps=6", "max_length=64",
+                "precision=fp32", "gradient_checkpointing=true", "num_threads=1")
+    call(satune, "train", *settings, f"output_dir={tmp_path / 'run'}")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    tokens = [row["num_tokens"] - before["num_tokens"] for before, row in zip(rows, rows[1:])]
+    rates = sorted(count / row["step_seconds"] for count, row in list(zip(tokens, rows[1:]))[2:])
+    planned = plan(satune, *settings, "--measured", tmp_path / "run")
+    assert planned["prediction"]["measured"]
+    assert planned["prediction"]["step_seconds"] == pytest.approx(planned["tokens_per_micro_step"] / rates[1], rel=1e-6)
+    assert "(measured)" in call(satune, "plan", *settings, "--measured", tmp_path / "run").stdout
+    assert "metrics.jsonl" in refused(satune, "plan", *settings, "--measured", tmp_path / "elsewhere")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert "metrics.jsonl:1" in refused(satune, "plan", *settings, "--measured", tmp_path / "run")
+
+
+def test_warns_before_a_run_that_will_not_fit(satune, model, tmp_path):
+    """Of the memory that rows of max_length would take; here they are short, and the run goes through."""
+    huge = (model / "config.json", f"model_name_or_path={model / 'tokenizer'}", "packing=false", "max_steps=1",
+            "per_device_train_batch_size=200000", "max_length=2048", f"output_dir={tmp_path / 'run'}",
+            "gradient_checkpointing=false", "unfrozen_parameters=[\"model.norm.weight\"]")
+    for command in (["plan", *huge], ["train", *huge, "--dry-run", "--allow-changes"]):
+        text = call(satune, *command).stdout
+        assert "WARNING" in text and "gradient_checkpointing=true per_device_train_batch_size=" in text, text
+    ran = call(satune, "train", *huge)
+    assert "this run needs " in ran.stderr and "with gradient_checkpointing=true per_device" in ran.stderr
+
+
 def test_offloaded_optimizer_is_in_host_memory(satune):
     here = plan(satune, *SHAPES, "--device", "h100", "--world-size", 2)["stages"][3]
     there = plan(satune, *SHAPES, "--device", "h100", "--world-size", 2, "optimizer_offload=cpu")["stages"][3]

@@ -1,0 +1,16 @@
+// What an earlier run achieved, as the rate that predictions for other runs on the same device count with.
+#pragma once
+
+#include <filesystem>
+
+namespace satune {
+
+/// FLOP/s of one rank over the later half of a run's steps (median), from its metrics.jsonl: what a step
+/// computes, activations computed again included, over the time between its begin and its end (waiting for
+/// other ranks included, for data, and for the update). Rows count as full: where documents are short and few
+/// are packed, attention costs less than is assumed, and the rate comes out high by that. The number of ranks
+/// is that of the newest snapshot; where there is none the run must have been of one process. Throws BadInput
+/// naming the file: not a run folder, fewer than four steps, ranks that nothing tells.
+double measured_flops(const std::filesystem::path& run);
+
+}  // namespace satune
