@@ -38,6 +38,13 @@ std::unique_ptr<SnapshotReader> open_newest(const SnapshotStore& store) {
 }
 
 std::unique_ptr<SnapshotReader> open_named(const fs::path& folder, const SnapshotStore& store) {
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) {
+    const std::string hint = nearest_name(folder.string(), {"auto", "never"});
+    throw bad_input("resume", quote_json(folder.string()),
+                    "\"auto\", \"never\" or a snapshot folder" +
+                        (hint.empty() ? std::string() : fmt::format(" (did you mean \"{}\"?)", hint)));
+  }
   auto snapshot = open_verified(folder);
   for (const StoredSnapshot& other : store.scan()) {
     if (other.step <= snapshot->step()) continue;

@@ -148,7 +148,7 @@ def test_a_resumed_run_lets_go_of_the_snapshot_it_came_from(satune, model, tmp_p
 def test_sigterm_during_an_evaluation(satune, model, shim, tmp_path):
     """The evaluation after step 2 is dropped; the resumed run does it first and logs the step once."""
     held_out = tmp_path / "heldout.json"
-    held_out.write_text(json.dumps(json.loads((model / "train.json").read_text()) * 10))  # a second of evaluation or more
+    held_out.write_text(json.dumps(json.loads((model / "train.json").read_text()) * 2))  # many forwards of evaluation
     changes = CHANGES | {"eval_steps": 2, "max_steps": 3, "val_size": 0, "eval_file": str(held_out)}
     whole, output = tmp_path / "whole", tmp_path / "run"
     run(satune, settings(model, whole, **changes), COUNT, tmp_path / "logs")

@@ -182,6 +182,7 @@ def test_errors_name_what_was_found_and_expected(satune, tiny, tmp_path):
         "unfrozen_parameters=model.layer.1": ["unfrozen_parameters", "matches no tensor"],
         "warmup_steps=6": ["warmup_steps", "shorter than the run"],
         "output_dir=/proc/version/run": ["output_dir"],
+        "resume=autoo": ['resume: found "autoo"', '"never" or a snapshot folder', 'mean "auto"'],
     }.items():
         line = refused(satune, "train", config, override, "--dry-run")
         assert all(word in line for word in words), line
