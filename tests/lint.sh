@@ -6,9 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() { echo "usage: tests/lint.sh [--since COMMIT | FILE...]"; }
 
-build=${SATUNE_BUILD_DIR:-build/release}
+readonly BUILD=build/lint
 readonly ROOMS=('data/*.cpp' 'model/*.cpp' 'evaluation/*.cpp' 'trainer/*.cpp')
-[[ -f $build/compile_commands.json ]] || { echo "error: tests/lint.sh: no $build/compile_commands.json; run cmake --preset release" >&2; exit 3; }
 command -v clang-tidy >/dev/null || { echo "error: tests/lint.sh: found no clang-tidy, expected the package of that name" >&2; exit 3; }
 case ${1:-} in
   -h | --help) usage; exit 0 ;;
@@ -17,10 +16,12 @@ case ${1:-} in
   -*) echo "error: tests/lint.sh: unknown option $1, expected --since" >&2; exit 2 ;;
   *) files=("$@") ;;
 esac
+# A command for each file: the build compiles them several at a time.
+cmake --preset release -B "$BUILD" -DSATUNE_UNITY=OFF >/dev/null
 # gcc's precompiled header and its warning switches are not clang's.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 sed -e 's/-Winvalid-pch//g; s/-include [^ ]*cmake_pch.hxx//g; s/-Wno-restrict//g; s/-fopenmp//g' \
-  "$build/compile_commands.json" >"$work/compile_commands.json"
+  "$BUILD/compile_commands.json" >"$work/compile_commands.json"
 printf '%s\n' "${files[@]}" | xargs -r -P "$(nproc)" -n 1 clang-tidy --quiet -p "$work"
 echo "${#files[@]} files linted"

@@ -10,7 +10,6 @@
 namespace satune {
 namespace {
 
-constexpr int64_t kHighestStage = 3;
 constexpr int64_t kShortestRow = 128;  // tokens: shorter ones are not proposed
 
 /// `run` with other settings, which must outlive it. Its largest micro-batch shrinks as they do.

@@ -12,7 +12,6 @@ namespace satune {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
-constexpr int64_t kHighestStage = 3;
 constexpr int64_t kStateParts = 3;  // master and two moments
 // MKL keeps buffers of packed operands: 5.0 MiB with one thread, 10.0 with two (sgemm of LibTorch 2.11.0,
 // first call; no more for later or larger ones).

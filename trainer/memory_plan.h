@@ -58,6 +58,8 @@ struct MemoryPlan {
 /// gradient_checkpointing "auto" is settled by `available`, the bytes of the device.
 MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t available);
 
+inline constexpr int64_t kHighestStage = 3;  ///< of ZeRO
+
 /// A stage and why.
 struct StageChoice {
   int64_t stage = 0;

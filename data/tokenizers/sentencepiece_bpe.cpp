@@ -10,8 +10,6 @@
 namespace satune {
 namespace {
 
-constexpr std::string_view kMetaSpace = "\xE2\x96\x81";  // U+2581
-
 bool is_space_at(std::string_view text, size_t i) {
   return text.substr(i, kMetaSpace.size()) == kMetaSpace;
 }

@@ -11,6 +11,8 @@
 
 namespace satune {
 
+inline constexpr std::string_view kMetaSpace = "\xE2\x96\x81";  ///< U+2581, how pieces write a space
+
 /// Encodes as SentencePieceProcessor::Encode does. The library merges over the whole text with one heap; in
 /// the models taken here no piece reaches from another character into a following space, so the words
 /// between can be merged apart.

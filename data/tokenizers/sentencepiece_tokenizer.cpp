@@ -13,8 +13,6 @@
 namespace satune {
 namespace {
 
-constexpr std::string_view kMetaSpace = "\xE2\x96\x81";  // U+2581, how pieces write a space
-
 /// "<0x0A>" -> "\n".
 char byte_of_piece(const std::string& piece) {
   return static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16));

@@ -15,7 +15,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::string error_of(const std::filesystem::path& path) {
+std::string open_error(const std::filesystem::path& path) {
   try {
     MappedFile{path};
   } catch (const BadInput& error) {
@@ -55,14 +55,14 @@ TEST(MappedFile, AnEmptyFileIsAnEmptySpan) {
 
 TEST(MappedFile, RefusesWhatIsNoReadableFile) {
   const TemporaryDirectory folder;
-  EXPECT_EQ(error_of(folder / "none"),
+  EXPECT_EQ(open_error(folder / "none"),
             (folder / "none").string() + ": found no such file, expected a readable file");
-  EXPECT_THAT(error_of(folder.write("f", "x") / "g"), HasSubstr("found no such file"));
-  EXPECT_THAT(error_of(folder.path()), HasSubstr("found a directory, expected a file"));
-  EXPECT_THAT(error_of("/dev/null"), HasSubstr("found no regular file"));
+  EXPECT_THAT(open_error(folder.write("f", "x") / "g"), HasSubstr("found no such file"));
+  EXPECT_THAT(open_error(folder.path()), HasSubstr("found a directory, expected a file"));
+  EXPECT_THAT(open_error("/dev/null"), HasSubstr("found no regular file"));
   const std::string pipe = folder / "pipe";
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
-  EXPECT_THAT(error_of(pipe), HasSubstr("found no regular file"));
+  EXPECT_THAT(open_error(pipe), HasSubstr("found no regular file"));
 }
 
 TEST(MappedFile, ReleasedBytesLeaveMemoryAndCanBeReadAgain) {
