@@ -15,6 +15,7 @@ A config is one JSON file; `//` comments are allowed. `key=value` or `--key=valu
 a dot inside groups (`sharing.layers=23-26`). An unknown key is an error that names the nearest known one, or what
 [other trainers' key](coming-from.md) is called here.
 ```sh
+export PATH=$PWD/build/release:$PATH
 satune train --print-config > config.json                                    # all keys with their defaults
 satune train configs/llama3-8b-sa.json learning_rate=1e-5 --print-config     # what a run would take
 ```

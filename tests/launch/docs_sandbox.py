@@ -159,15 +159,18 @@ class World:
         (self.tree / "llama3.json").write_text(large)
 
     def make_quickstart(self):
-        """What the quickstart leaves, untrained."""
+        """What the quickstart leaves, after one step."""
         quickstart = self.tree / "runs" / "quickstart"
         data = write_json(quickstart / "data" / "train.json", records(40))
         write_json(quickstart / "data" / "heldout.json", records(6))
         write_json(quickstart / "data" / "heldout-sort.json", records(4))
         arch = write_json(self.folder / "eight.json", SMALL | {"vocab_size": 350, "num_hidden_layers": 8})
-        template = ROOT / "configs" / "quickstart-template.json"
-        call(self.satune, "init", arch, quickstart / "dense" / "export", "--train-tokenizer", data, "--template", template)
-        call(self.satune, "share", quickstart / "dense" / "export", quickstart / "sa" / "export", "--sharing", "3-7")
+        template, init = ROOT / "configs" / "quickstart-template.json", quickstart / "init"
+        call(self.satune, "init", arch, init, "--train-tokenizer", data, "--template", template)
+        call(self.satune, "train", ROOT / "configs" / "quickstart-finetune.json", f"model_name_or_path={init}",
+             f"train_file={data}", f"eval_file={quickstart / 'data' / 'heldout.json'}", f"output_dir={quickstart / 'dense'}",
+             f"template={template}", "max_steps=1", "warmup_steps=0", "token_cache_dir=", "device=cpu", "num_threads=1")
+        shutil.copytree(quickstart / "dense", quickstart / "dense-more")
 
     def make_benchmarks(self):
         for name, rows in LINES.items():
@@ -218,7 +221,7 @@ class Sandbox:
         clean = {n: v for n, v in os.environ.items()
                  if not n.startswith(("SLURM", "OMPI", "TORCHELASTIC", "SATUNE")) and n not in ("RANK", "WORLD_SIZE")}
         self.environment = clean | {
-            "PATH": f"{folder / 'build' / 'release'}:{programs}:{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
             "RECORDS": str(self.records), "DOWNLOADS": str(world.folder / "downloads"), "HOME": str(folder),
             "PYTHONPATH": str(world.folder / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "TORCHRUN": str(programs / "torchrun"),
