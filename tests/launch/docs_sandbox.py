@@ -210,6 +210,7 @@ class Sandbox:
             (folder / name).symlink_to(ROOT / name)
         (folder / "build" / "release").mkdir(parents=True)
         (folder / "build" / "release" / "satune").symlink_to(world.satune)
+        write_program(folder / ".setup" / "environment.sh", "")
         programs = folder.parent / (folder.name + "-programs")
         for name, text in STAND_INS.items():
             head = RECORD.format(python=ROOT / ".venv" / "bin" / "python", name=name)

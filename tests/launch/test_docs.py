@@ -47,6 +47,7 @@ WAYS = [
     ("", Way(r"\./launch/quickstart\.sh$", "whole in test_quickstart.py; here its help", add="--help")),
     ("", Way(r"\./tests/run\.sh$", "it runs these tests; here its help", add="--help")),
     ("", Way(r"\./launch/setup\.sh$", "tests/run.sh begins with it; here its help", add="--help")),
+    ("", Way(r"source \.setup/environment\.sh$", "as it is, with nothing unpacked")),
     ("", Way(r"python3 launch/experiment\.py --experiment \S+ --output \S+$", "whole in test_experiment.py; here its help", add="--help")),
     ("", Way(r"cmake --preset \w+$", "tests/run.sh does; here the preset is read", add="-N")),
     ("", Way(r"cmake --build --preset", "tests/run.sh builds; here the preset is listed",
