@@ -56,7 +56,8 @@ def page(printed):
 def main():
     if len(sys.argv) != 2:
         sys.exit("usage: python3 docs/generate_settings.py SATUNE")
-    print(page(subprocess.run([sys.argv[1], "train", "--print-config"], capture_output=True, text=True, check=True).stdout), end="")
+    run = subprocess.run([sys.argv[1], "train", "--print-config"], capture_output=True, text=True, check=True)
+    print(page(run.stdout), end="")
 
 
 if __name__ == "__main__":

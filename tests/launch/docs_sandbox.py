@@ -146,7 +146,8 @@ class World:
     def make_run(self, data):
         """A finished run under the name that the guides give theirs, and the config that continues it."""
         config = {
-            "model_name_or_path": "models/tiny", "output_dir": "runs/llama3-8b-sa", "train_file": str(data.relative_to(self.tree)),
+            "model_name_or_path": "models/tiny", "output_dir": "runs/llama3-8b-sa",
+            "train_file": str(data.relative_to(self.tree)),
             "sharing": {"layers": "23-26"}, "max_length": 256, "val_size": 4, "max_steps": 4, "save_steps": 2,
             "warmup_steps": 1, "precision": "fp32", "device": "cpu", "num_threads": 1, "token_cache_dir": "",
         }

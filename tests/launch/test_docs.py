@@ -48,7 +48,8 @@ WAYS = [
     ("", Way(r"\./tests/run\.sh$", "it runs these tests; here its help", add="--help")),
     ("", Way(r"\./launch/setup\.sh$", "tests/run.sh begins with it; here its help", add="--help")),
     ("", Way(r"source \.setup/environment\.sh$", "as it is, with nothing unpacked")),
-    ("", Way(r"python3 launch/experiment\.py --experiment \S+ --output \S+$", "whole in test_experiment.py; here its help", add="--help")),
+    ("", Way(r"python3 launch/experiment\.py --experiment \S+ --output \S+$", "whole in test_experiment.py; here its help",
+             add="--help")),
     ("", Way(r"cmake --preset \w+$", "tests/run.sh does; here the preset is read", add="-N")),
     ("", Way(r"cmake --build --preset", "tests/run.sh builds; here the preset is listed",
              change=((r"--preset (\w+) --target satune$", r"--list-presets | grep '\"\1\"'"),))),
@@ -59,15 +60,18 @@ WAYS = [
     ("", Way(r"vllm serve ", "recorded, then checked")),
     ("", Way(r"pkill ", "recorded, then checked")),
     ("", Way(r"tensorboard --logdir ", "recorded, then checked")),
-    ("", Way(r"(\w+=\S+ )*(launch/train(_nodes|_mpi)?\.sh|torchrun) ", "with a stand-in for what starts ranks, as a dry run of one",
+    ("", Way(r"(\w+=\S+ )*(launch/train(_nodes|_mpi)?\.sh|torchrun) ",
+             "with a stand-in for what starts ranks, as a dry run of one",
              change=((r"HOSTFILE=hosts", "HOSTFILE=<(echo localhost)"),))),
     ("", Way(r"sbatch ", "the script with stand-ins for Slurm, as a dry run")),
     ("", Way(r"tar -xf ", "as it is")),
     ("", Way(r".*cutoff_len=2048", "as it is: it is refused", codes=(2,))),
     ("", Way(r"satune train .*--print-config", "as it is")),
-    ("resume.md", Way(r"satune train llama3\.json (--resume never|learning_rate=1e-5)$", "a tiny run in the place of the large one: it is refused",
+    ("resume.md", Way(r"satune train llama3\.json (--resume never|learning_rate=1e-5)$",
+                      "a tiny run in the place of the large one: it is refused",
                       change=(TINY_RUN,), codes=(2,))),
-    ("resume.md", Way(r"satune train llama3\.json .*--nproc-per-node 8", "a tiny run in the place of the large one, on two ranks",
+    ("resume.md", Way(r"satune train llama3\.json .*--nproc-per-node 8",
+                      "a tiny run in the place of the large one, on two ranks",
                       change=(TINY_RUN, (r"--nproc-per-node 8", "--nproc-per-node 2 gradient_accumulation_steps=1")))),
     ("resume.md", Way(r"satune train llama3\.json", "a tiny run in the place of the large one", change=(TINY_RUN,))),
     # The stand-in's tokenizer lacks the tokens of Llama-3's template.
@@ -75,12 +79,15 @@ WAYS = [
              change=((" --dry-run", " model_name_or_path=models/Meta-Llama-3-8B template=alpaca --dry-run"),))),
     ("", Way(A_RUN_OF_8B, "dry run on empty weights of the true shape", add="--dry-run", change=((r" --dry-run$", ""),))),
     ("", Way(r"satune train configs/quickstart-finetune\.json .*--dry-run$", "as it is, on an untrained model")),
-    ("", Way(r"satune train configs/quickstart-finetune\.json", "two steps of an untrained model", add="max_steps=2 warmup_steps=1")),
+    ("", Way(r"satune train configs/quickstart-finetune\.json", "two steps of an untrained model",
+             add="max_steps=2 warmup_steps=1")),
     ("", Way(r"satune plan ", "as it is: it reads headers")),
     ("choose-layers.md", Way(r"satune compare runs/dense ", "one tiny run in the place of three",
                              change=((r"runs/(dense|sa-\S+)", "runs/llama3-8b-sa"),))),
-    ("", Way(r"satune analyze ", "an untrained model of eight layers in the place of the large one", change=(EIGHT_LAYERS, (r"--max-records 96", "--max-records 4")))),
-    ("", Way(r"satune compare .*--max", "as it is; which side is better is chance in models without training", codes=(0, 1))),
+    ("", Way(r"satune analyze ", "an untrained model of eight layers in the place of the large one",
+             change=(EIGHT_LAYERS, (r"--max-records 96", "--max-records 4")))),
+    ("", Way(r"satune compare .*--max", "as it is; which side is better is chance in models without training",
+             codes=(0, 1))),
     ("", Way(r"satune (eval|generate|share|export) ", "a tiny model in the place of the large one", change=(TINY,))),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -309,6 +316,7 @@ def test_every_guide_is_linked_from_the_readme():
 def test_named_paths_exist():
     """Paths of the checkout in code spans: launch/..., configs/..., tests/..., docs/..., trainer/..., model/..."""
     for page in PAGES:
-        for path in re.findall(r"`((?:launch|configs|tests|docs|trainer|model|evaluation|data)/[\w./-]+\.(?:\w+))`", page.read_text()):
+        folders = "launch|configs|tests|docs|trainer|model|evaluation|data"
+        for path in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", page.read_text()):
             if not re.match(r"data/(heldout|train|book|alpaca)", path):
                 assert (ROOT / path).exists(), f"{page.name}: {path}"
