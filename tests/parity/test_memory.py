@@ -13,7 +13,7 @@ import time
 
 import pytest
 from memory import status_bytes
-from test_train_command import write_sparse_model
+from sparse_model import write_sparse_model
 
 # One after another where tests run side by side.
 pytestmark = pytest.mark.xdist_group("large-memory")
