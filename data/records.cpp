@@ -221,7 +221,55 @@ TextDocument read_text_document(const std::filesystem::path& path) {
   return document;
 }
 
+std::vector<PromptRecord> prompt_lines(const std::filesystem::path& path) {
+  const TextDocument document = read_text_document(path);
+  std::vector<PromptRecord> prompts;
+  size_t number = 0;
+  for (size_t begin = 0; begin < document.text.size(); ++number) {
+    const size_t end = std::min(document.text.find('\n', begin), document.text.size());
+    std::string_view line = std::string_view(document.text).substr(begin, end - begin);
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    begin = end + 1;
+    if (trim_white_space(line).empty()) continue;
+    prompts.push_back({std::string(line), {}});
+    prompts.back().record.number = number + 1;
+  }
+  if (prompts.empty()) throw bad_input(path.string(), "blank lines only", "one prompt a line");
+  return prompts;
+}
+
+bool holds_records(const std::filesystem::path& path) {
+  if (is_text_file(path)) return false;
+  if (path.extension() == ".json" || path.extension() == ".jsonl") return true;
+  const MappedFile file(path);
+  const size_t first = file.text().find_first_not_of(kSpace);
+  return first != std::string_view::npos && (file.text()[first] == '[' || file.text()[first] == '{');
+}
+
 }  // namespace
+
+std::vector<PromptRecord> read_prompts(const std::filesystem::path& path) {
+  if (!holds_records(path)) return prompt_lines(path);
+  const ColumnNames columns;
+  std::vector<PromptRecord> prompts;
+  RecordScanner scanner(path);
+  while (const auto raw = scanner.next()) {
+    Json json = parse_record(*raw, path);
+    const bool plain = json.contains("prompt"), instruction = json.contains(columns.instruction);
+    if (plain == instruction)
+      throw bad_input(raw->where, plain ? "both of \"prompt\" and \"instruction\"" : "neither of them",
+                      "one of \"prompt\" and \"instruction\"");
+    PromptRecord& prompt = prompts.emplace_back();
+    prompt.record.number = raw->number;
+    if (plain) {
+      prompt.text = take_text(json, "prompt", *raw);
+    } else {
+      prompt.record.instruction = take_text(json, columns.instruction, *raw);
+      prompt.record.input = take_optional_text(json, columns.input, *raw);
+    }
+  }
+  return prompts;
+}
 
 DataFormat detect_data_format(const std::filesystem::path& path, const ColumnNames& columns) {
   if (is_text_file(path)) return DataFormat::kText;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,18 @@ DataFormat detect_data_format(const std::filesystem::path& path, const ColumnNam
 /// names file, record (JSONL: line) and key: no such file, empty, no record, not JSON, not an object, a key
 /// missing, twice or of another type, invalid UTF-8, an array that is cut off.
 std::vector<Record> read_alpaca(const std::filesystem::path& path, const ColumnNames& columns = {});
+
+/// What a model is asked.
+struct PromptRecord {
+  std::optional<std::string> text;  ///< plain text to continue; without it, `record` is to be answered
+  Record record;                    ///< its number (of a text file: the line's) in any case; no output
+};
+
+/// A file of prompts: records as read_alpaca() takes them, whose output may be missing, or whose only part is
+/// a string `prompt`, to be continued as it is; or plain text, one prompt a line, blank lines skipped. A name
+/// that ends in .txt is text, one in .json or .jsonl is records, and others are records where the first byte
+/// that is not a space is '[' or '{'. Throws as read_alpaca(), and for a record with both or neither.
+std::vector<PromptRecord> read_prompts(const std::filesystem::path& path);
 
 /// A .txt file is one document; JSON arrays and JSONL hold one in `text` of each record. Throws as above.
 std::vector<TextDocument> read_plain_text(const std::filesystem::path& path, const ColumnNames& columns = {});

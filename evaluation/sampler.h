@@ -1,37 +1,46 @@
-// From logits to the next token: greedy, or drawn after temperature, top-k and top-p in the order that
-// transformers applies them.
+// From logits to the next token: greedy, or drawn, after the repetition penalty, temperature, top-k and top-p
+// in the order in which transformers applies them.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "data/random.h"
 
 namespace satune {
 
 struct SamplingOptions {
-  double temperature = 0;  ///< 0 = greedy
-  int64_t top_k = 0;       ///< 0 = all tokens
-  double top_p = 1;        ///< smallest set of most probable tokens whose mass reaches it
+  double temperature = 0;         ///< 0 = greedy
+  int64_t top_k = 0;              ///< 0 = all tokens
+  double top_p = 1;               ///< smallest set of most probable tokens whose mass reaches it
+  double repetition_penalty = 1;  ///< of every token that stands in prompt or answer, as in transformers
   uint64_t seed = 42;
 };
 
-/// Throws BadInput naming the option for a negative or non-finite temperature, a negative top_k, or a top_p
-/// outside (0, 1].
+/// Throws BadInput naming the option for a negative or non-finite temperature, a negative top_k, a top_p
+/// outside (0, 1], or a repetition penalty that is not a positive number.
 void check_sampling_options(const SamplingOptions& options);
 
-/// Draws from its own stream of random numbers: the same seed and logits give the same tokens everywhere.
+/// One text's draws, a stream of random numbers of its own: seed, `index` (which prompt of several it is) and
+/// the place in the text decide, whatever else is generated beside it.
 class Sampler {
  public:
-  explicit Sampler(SamplingOptions options);
+  explicit Sampler(SamplingOptions options, uint64_t index = 0, std::span<const int32_t> prompt = {});
 
   /// The chosen id. Equal logits are ranked by id, lowest first. Throws std::runtime_error when no logit is
   /// finite or one is NaN.
   int32_t next(std::span<const float> logits);
 
  private:
+  /// The logits with those of the tokens seen so far divided by the penalty (multiplied where negative).
+  std::span<const float> penalised(std::span<const float> logits);
+  int32_t draw(std::span<const float> logits);
+
   SamplingOptions options_;
   RandomStream random_;
+  std::vector<bool> seen_;  ///< by id; only with a penalty
+  std::vector<float> scratch_;
 };
 
 }  // namespace satune

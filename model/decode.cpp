@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "data/files/error.h"
 #include "model/ops/attention.h"
@@ -17,43 +18,39 @@
 namespace satune {
 namespace {
 
-/// Softmax weights of one query row over T keys: q [1, H, D], k [T, K, D] -> [K, H / K, T] in fp32 (fp64 for
+constexpr int64_t kRowsTogether = 16;  // of one sequence that steps through several tokens
+
+/// Softmax weights of one query row over T keys: q [1, H, D], k [K, T, D] -> [K, H / K, T] in fp32 (fp64 for
 /// an fp64 model). Heads of a group share their key head, so that the cache is read once and never repeated.
-at::Tensor step_probabilities(const at::Tensor& q_1HD, const at::Tensor& k_TKD) {
-  const int64_t K = k_TKD.size(1), D = k_TKD.size(2);
-  const at::ScalarType wide = statistics_type(k_TKD.scalar_type());
+at::Tensor step_probabilities(const at::Tensor& q_1HD, const at::Tensor& k_KTD) {
+  const int64_t K = k_KTD.size(0), D = k_KTD.size(2);
+  const at::ScalarType wide = statistics_type(k_KTD.scalar_type());
   const at::Tensor q_KGD = (q_1HD.to(wide) / std::sqrt(static_cast<double>(D))).view({K, -1, D});
-  return at::softmax(at::bmm(q_KGD, k_TKD.to(wide).permute({1, 2, 0})), -1);
+  return at::softmax(at::bmm(q_KGD, k_KTD.to(wide).transpose(1, 2)), -1);
 }
 
-/// [K, G, T] times v [T, K, D] -> [1, H * D] in v's type.
-at::Tensor apply_step(const at::Tensor& probabilities_KGT, const at::Tensor& v_TKD) {
-  const at::Tensor out_KGD =
-      at::bmm(probabilities_KGT, v_TKD.to(probabilities_KGT.scalar_type()).transpose(0, 1));
-  return out_KGD.reshape({1, -1}).to(v_TKD.scalar_type());
+/// [K, G, T] times v [K, T, D] -> [1, H * D] in v's type.
+at::Tensor apply_step(const at::Tensor& probabilities_KGT, const at::Tensor& v_KTD) {
+  const at::Tensor out_KGD = at::bmm(probabilities_KGT, v_KTD.to(probabilities_KGT.scalar_type()));
+  return out_KGD.reshape({1, -1}).to(v_KTD.scalar_type());
 }
 
 }  // namespace
-
-int64_t kv_cache_bytes_per_token(const ModelConfig& config, int64_t element_bytes) {
-  const int64_t tensors = 2 * config.num_hidden_layers - config.sharing.num_shared();
-  return tensors * config.key_value_size() * element_bytes;
-}
 
 Decoder::Decoder(const Llama& model, int64_t capacity, int64_t sequences)
     : model_(model), capacity_(capacity), lengths_(static_cast<size_t>(sequences), 0) {
   const ModelConfig& config = model.config();
   const Weights& weights = model.weights();
-  const auto options = at::TensorOptions(weights.type()).device(weights.device());
   rope_ = make_rope_table(config, capacity, weights.type(), weights.device());
-  const auto cache = [&] {
-    return at::empty({sequences, capacity, config.num_key_value_heads, config.head_dim}, options);
-  };
-  for (int l = 0; l < config.num_hidden_layers; ++l) {
+  cache_ = KvCache(config, sequences, capacity, weights.type(), weights.device());
+  for (int l = 0; l < config.num_hidden_layers; ++l)
     layers_.push_back(bind_layer(weights, l, config.sharing));
-    keys_.push_back(config.sharing.is_shared(l) ? at::Tensor() : cache());
-    values_.push_back(cache());
-  }
+  if (CpuStep::supports(model))
+    cpu_step_ = CpuStep::make(model, layers_, rope_, cache_, std::max(sequences, kRowsTogether));
+}
+
+void Decoder::truncate(int64_t length, int64_t sequence) {
+  lengths_[sequence] = std::min(lengths_[sequence], length);
 }
 
 void Decoder::check(std::span<const int32_t> tokens, int64_t length) const {
@@ -69,18 +66,38 @@ void Decoder::check(std::span<const int32_t> tokens, int64_t length) const {
 
 at::Tensor Decoder::append(std::span<const int32_t> tokens, int64_t sequence) {
   check(tokens, lengths_[sequence] + static_cast<int64_t>(tokens.size()));
-  const std::span<const int64_t> one(&sequence, 1);
-  if (lengths_[sequence] == 0) return forward(tokens, one, tokens.size() == 1).squeeze(0);
+  if (lengths_[sequence] == 0 && tokens.size() > 1) return forward(tokens, {&sequence, 1}, false).squeeze(0);
+  if (cpu_step_) return append_rows(tokens, sequence);
   at::Tensor logits_1V;
-  for (size_t i = 0; i < tokens.size(); ++i) logits_1V = forward(tokens.subspan(i, 1), one, true);
+  for (size_t i = 0; i < tokens.size(); ++i) logits_1V = forward(tokens.subspan(i, 1), {&sequence, 1}, true);
   return logits_1V.squeeze(0);
 }
 
+at::Tensor Decoder::append_rows(std::span<const int32_t> tokens, int64_t sequence) {
+  const at::Tensor logits_V = at::empty({model_.config().vocab_size}, at::kFloat);
+  const std::vector<int64_t> sequences(kRowsTogether, sequence);
+  while (!tokens.empty()) {
+    const size_t count = std::min(tokens.size(), sequences.size());
+    std::vector<int64_t> positions(count);
+    std::iota(positions.begin(), positions.end(), lengths_[sequence]);
+    cpu_step_->run({tokens.first(count), std::span(sequences).first(count), positions},
+                   static_cast<int64_t>(count) - 1, logits_V.mutable_data_ptr<float>(), counts_);
+    lengths_[sequence] += static_cast<int64_t>(count);
+    tokens = tokens.subspan(count);
+  }
+  return logits_V;
+}
+
 at::Tensor Decoder::step(std::span<const int32_t> tokens, std::span<const int64_t> sequences) {
-  int64_t longest = 0;
-  for (const int64_t sequence : sequences) longest = std::max(longest, lengths_[sequence] + 1);
-  check(tokens, longest);
-  return forward(tokens, sequences, true);
+  std::vector<int64_t> positions;
+  for (const int64_t sequence : sequences) positions.push_back(lengths_[sequence]);
+  check(tokens, positions.empty() ? 0 : 1 + *std::max_element(positions.begin(), positions.end()));
+  if (!cpu_step_) return forward(tokens, sequences, true);
+  const at::Tensor logits_MV =
+      at::empty({static_cast<int64_t>(tokens.size()), model_.config().vocab_size}, at::kFloat);
+  cpu_step_->run({tokens, sequences, positions}, 0, logits_MV.mutable_data_ptr<float>(), counts_);
+  for (const int64_t sequence : sequences) ++lengths_[sequence];
+  return logits_MV;
 }
 
 at::Tensor Decoder::forward(std::span<const int32_t> tokens, std::span<const int64_t> sequences, bool step) {
@@ -118,11 +135,11 @@ at::Tensor Decoder::forward(std::span<const int32_t> tokens, std::span<const int
 
 void Decoder::remember(const at::Tensor& cache, const at::Tensor& new_NKD, const Rows& rows) const {
   if (!rows.step) {
-    cache[rows.sequences.front()].narrow(0, 0, rows.count()).copy_(new_NKD);
+    cache[rows.sequences.front()].narrow(1, 0, rows.count()).copy_(new_NKD.transpose(0, 1));
     return;
   }
   for (int64_t i = 0; i < rows.count(); ++i)
-    cache[rows.sequences[i]][lengths_[rows.sequences[i]]].copy_(new_NKD[i]);
+    cache[rows.sequences[i]].select(1, lengths_[rows.sequences[i]]).copy_(new_NKD[i]);
 }
 
 at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const Rows& rows,
@@ -136,9 +153,10 @@ at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const Rows
       qkv.narrow(1, v_begin, config.key_value_size()).view({N, config.num_key_value_heads, D});
   // Of a step, row i's sequence with its new token.
   const auto cached = [&](const at::Tensor& cache, int64_t i) {
-    return cache[rows.sequences[i]].narrow(0, 0, lengths_[rows.sequences[i]] + 1);
+    return cache[rows.sequences[i]].narrow(1, 0, lengths_[rows.sequences[i]] + 1);
   };
-  remember(values_[layer], v_NKD, rows);
+  remember(cache_.values[layer], v_NKD, rows);
+  if (rows.step) (source == layer ? counts_.computed : counts_.reused) += N;
   if (source == layer) {
     SpanInput& own = span_inputs[layer];
     own.q_NHD = qkv.narrow(1, 0, config.query_size()).view({N, config.num_attention_heads, D});
@@ -146,23 +164,28 @@ at::Tensor Decoder::attention(int layer, const at::Tensor& normed_NC, const Rows
         qkv.narrow(1, config.query_size(), config.key_value_size()).view({N, config.num_key_value_heads, D});
     rope_apply(own.q_NHD, rows.positions_N, rope_, false);
     rope_apply(own.k_NKD, rows.positions_N, rope_, false);
-    remember(keys_[layer], own.k_NKD, rows);
+    remember(cache_.keys[layer], own.k_NKD, rows);
     // One row of queries a sequence: its probabilities are small enough to keep.
     for (int64_t i = 0; rows.step && i < N; ++i)
-      own.probabilities_KGT.push_back(step_probabilities(own.q_NHD.narrow(0, i, 1), cached(keys_[layer], i)));
+      own.probabilities_KGT.push_back(
+          step_probabilities(own.q_NHD.narrow(0, i, 1), cached(cache_.keys[layer], i)));
   }
   const SpanInput& used = span_inputs[source];
   if (!rows.step)
     return attention_forward(used.q_NHD, used.k_NKD, v_NKD, {0, N}).out_NHD.reshape({N, config.query_size()});
   std::vector<at::Tensor> attended;
   for (int64_t i = 0; i < N; ++i)
-    attended.push_back(apply_step(used.probabilities_KGT[i], cached(values_[layer], i)));
+    attended.push_back(apply_step(used.probabilities_KGT[i], cached(cache_.values[layer], i)));
   return N == 1 ? attended.front() : at::cat(attended);
 }
 
+int64_t Decoder::dense_cache_bytes() const {
+  const int64_t per_token = 2 * model_.config().num_hidden_layers * model_.config().key_value_size();
+  return per_token * cache_.values.front().element_size() * capacity_ * sequences();
+}
+
 int64_t Decoder::bytes_per_token() const {
-  return kv_cache_bytes_per_token(model_.config(),
-                                  model_.weights().tensor("model.norm.weight").element_size());
+  return kv_cache_bytes_per_token(model_.config(), cache_.values.front().element_size());
 }
 
 }  // namespace satune

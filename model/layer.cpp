@@ -187,6 +187,12 @@ at::Tensor FusedProjection::forward(const at::Tensor& x_NI) const {
   return at::cat(parts, 1);
 }
 
+std::vector<at::Tensor> FusedProjection::weights() const {
+  std::vector<at::Tensor> weights;
+  for (const Block& block : blocks_) weights.push_back(block.weight_OI);
+  return weights;
+}
+
 at::Tensor FusedProjection::backward(const at::Tensor& d_y_NO, const at::Tensor& x_NI,
                                      const ParameterBuffers& gradients, bool accumulate,
                                      bool need_input) const {

@@ -22,6 +22,8 @@ class FusedProjection {
   FusedProjection(const Weights& weights, std::vector<size_t> tensors);
 
   at::Tensor forward(const at::Tensor& x_NI) const;
+  /// The matrices [outputs, inputs] whose outputs, one after another, are those of forward().
+  std::vector<at::Tensor> weights() const;
   /// Gradient of the input; also the weights' gradients into `gradients`. `need_input` false skips the
   /// former.
   at::Tensor backward(const at::Tensor& d_y_NO, const at::Tensor& x_NI, const ParameterBuffers& gradients,

@@ -174,6 +174,52 @@ TEST_F(RecordsTest, TheFormatIsToldByContent) {
   EXPECT_EQ(detect_data_format(write("d.json", R"([{"prompt":"x"}])")), DataFormat::kAlpaca);
 }
 
+TEST_F(RecordsTest, PromptsAreInstructionsOrPlainText) {
+  const auto array = write("p.json", R"([{"instruction":"add","input":"1 2"},{"prompt":"Once "},
+    {"instruction":"q","output":"not read","input":null}])");
+  const auto lines = write("p.jsonl",
+                           "{\"instruction\":\"add\",\"input\":\"1 2\"}\n{\"prompt\":\"Once \"}\n\n"
+                           "{\"instruction\":\"q\"}\n");
+  const auto other = write("prompts", R"({"instruction":"add","input":"1 2"})"
+                                      "\n{\"prompt\":\"Once \"}\n{\"instruction\":\"q\"}");
+  for (const auto& path : {array, lines, other}) {
+    const auto prompts = read_prompts(path);
+    ASSERT_EQ(prompts.size(), 3u) << path;
+    EXPECT_EQ(prompts[0].record.input, "1 2");
+    EXPECT_FALSE(prompts[0].text);
+    EXPECT_EQ(prompts[1].text, "Once ");
+    EXPECT_EQ(prompts[1].record.number, 2u);
+    EXPECT_EQ(prompts[2].record.instruction, "q");
+    EXPECT_EQ(prompts[2].record.output, "");
+  }
+}
+
+TEST_F(RecordsTest, PromptsOfATextFileAreItsLines) {
+  const auto prompts = read_prompts(write("p.txt", "{one}\r\n\n  \n two \xC3\xA9\nthree"));
+  ASSERT_EQ(prompts.size(), 3u);
+  EXPECT_EQ(prompts[0].text, "{one}");
+  EXPECT_EQ(prompts[1].text, " two \xC3\xA9");
+  EXPECT_EQ(prompts[1].record.number, 4u);
+  EXPECT_EQ(prompts[2].text, "three");
+  EXPECT_EQ(read_prompts(write("list", "one\ntwo\n")).size(), 2u);
+}
+
+TEST_F(RecordsTest, PromptFilesThatCannotBeUsed) {
+  const auto error = [&](const char* name, std::string_view text) {
+    const auto path = write(name, text);
+    return message_of<BadInput>([&] { read_prompts(path); });
+  };
+  EXPECT_THAT(error("e.txt", ""), HasSubstr("empty file"));
+  EXPECT_THAT(error("b.txt", "\n \n"), HasSubstr("blank lines only"));
+  EXPECT_THAT(error("u.txt", "one\n\xFF"), HasSubstr("line 2"));
+  EXPECT_THAT(error("e.jsonl", ""), HasSubstr("empty file"));
+  EXPECT_THAT(error("e.json", "[]"), HasSubstr("empty array"));
+  EXPECT_THAT(error("n.jsonl", "{\"text\":\"a\"}"), HasSubstr("line 1: found neither"));
+  EXPECT_THAT(error("t.jsonl", "{\"prompt\":\"a\",\"instruction\":\"b\"}"), HasSubstr("both"));
+  EXPECT_THAT(error("k.jsonl", "{\"prompt\":3}"), HasSubstr("a string"));
+  EXPECT_THAT(error("x.jsonl", "plain"), HasSubstr("expected a JSON array"));
+}
+
 TEST(RealRecords, AlpacaFilesAreRead) {
   const std::vector<std::pair<std::string, size_t>> files = {{"alpaca_random9k/random_9k.json", 9229},
                                                              {"alpaca_tiny_torchtune/alpaca_tiny.json", 100}};

@@ -93,6 +93,49 @@ TEST(Generation, TogetherIsOneByOne) {
   EXPECT_THROW(generate_together(small, prompts, options, {}, {}), BadInput);
 }
 
+/// pain: another answer for another batch size.
+TEST(Generation, DrawsTogetherAreThoseAlone) {
+  const Llama model = byte_model("2-3");
+  const std::vector<int32_t> texts[] = {kPrompt, {1, 60}, kPrompt, {1, 70, 71, 72, 73, 74}, {1, 99, 98}};
+  const std::vector<std::span<const int32_t>> prompts(std::begin(texts), std::end(texts));
+  GenerationOptions options{.max_new_tokens = 15,
+                            .sampling = {.temperature = 1.2, .top_k = 40, .top_p = 0.95}};
+  std::vector<std::vector<int32_t>> alone;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    options.first_index = i;
+    Decoder decoder(model, 21);
+    alone.push_back(generate(decoder, prompts[i], options).tokens);
+  }
+  EXPECT_NE(alone[0], alone[2]);  // the same prompt at another place
+  options.first_index = 0;
+  for (const int64_t sequences : {1, 2, 5}) {
+    Decoder decoder(model, 21, sequences);
+    generate_together(
+        decoder, prompts, options, [](size_t, int32_t) { return true; },
+        [&](size_t i, const Generation& text) { EXPECT_EQ(text.tokens, alone[i]) << i; });
+  }
+}
+
+TEST(Generation, PromptAndAnswerEndAtMaxLength) {
+  const Llama model = byte_model();
+  Decoder decoder(model, 9);
+  const Generation result = generate(decoder, kPrompt, {.max_new_tokens = 50, .max_length = 9});
+  EXPECT_EQ(result.tokens.size(), 5u);
+  EXPECT_FALSE(result.stopped || result.cut);
+  EXPECT_GT(result.first_token_seconds, 0);
+  EXPECT_GE(result.seconds, result.first_token_seconds);
+  EXPECT_THROW(generate(decoder, kPrompt, {.max_length = 4}), BadInput);
+}
+
+TEST(Generation, GoesOnFromWhatTheDecoderHolds) {
+  const Llama model = byte_model("2-3");
+  const std::vector<int32_t> prompt = {1, 80, 90, 100, 110, 120, 130};
+  Decoder decoder(model, 20);
+  const std::vector<int32_t> expected = generate(decoder, prompt, {.max_new_tokens = 8}).tokens;
+  decoder.truncate(4);
+  EXPECT_EQ(generate(decoder, prompt, {.max_new_tokens = 8}).tokens, expected);
+}
+
 TEST(Generation, TheListenerCanEndIt) {
   Llama model = byte_model();
   Decoder decoder(model, 14);
@@ -100,6 +143,7 @@ TEST(Generation, TheListenerCanEndIt) {
   const Generation result =
       generate(decoder, kPrompt, {.max_new_tokens = 10}, [&](int32_t) { return ++calls < 3; });
   EXPECT_EQ(result.tokens.size(), 3u);
+  EXPECT_TRUE(result.cut);
   EXPECT_FALSE(result.stopped);
 }
 

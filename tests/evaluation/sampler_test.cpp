@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -51,6 +53,57 @@ TEST(Sampler, TopPKeepsTheSmallestSetThatReachesTheMass) {
   EXPECT_EQ(draw({.temperature = 1.0, .top_p = 0.9}, 2000).size(), 3u);
 }
 
+/// Of a vocabulary that is ranked piece by piece: what the nucleus holds is what sorting all of it gives.
+TEST(Sampler, TopPOfALargeVocabulary) {
+  std::vector<float> logits(5000);
+  for (size_t id = 0; id < logits.size(); ++id) logits[id] = std::sin(static_cast<float>(id)) * 1.5f;
+  std::vector<std::pair<double, int32_t>> order;
+  double total = 0;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    order.emplace_back(-std::exp(double{logits[id]}), static_cast<int32_t>(id));
+    total -= order.back().first;
+  }
+  std::sort(order.begin(), order.end());
+  for (const double top_p : {0.05, 0.6}) {
+    std::set<int32_t> nucleus;
+    double mass = 0;
+    for (const auto& [weight, id] : order) {
+      if (mass >= top_p * total) break;
+      nucleus.insert(id);
+      mass -= weight;
+    }
+    Sampler sampler({.temperature = 1.0, .top_p = top_p});
+    std::set<int32_t> seen;
+    for (int i = 0; i < 400; ++i) seen.insert(sampler.next(logits));
+    EXPECT_TRUE(std::includes(nucleus.begin(), nucleus.end(), seen.begin(), seen.end())) << top_p;
+    EXPECT_GT(seen.size(), 100u);
+  }
+}
+
+/// transformers.RepetitionPenaltyLogitsProcessor: once a token, whether it stood in the prompt or the answer.
+TEST(Sampler, RepetitionsArePenalised) {
+  const std::vector<float> logits = {-1.0f, 3.0f, 2.9f, 2.0f, -1.5f};
+  const std::vector<int32_t> prompt = {1, 1, 0};
+  Sampler sampler({.repetition_penalty = 1.5}, 0, prompt);
+  EXPECT_EQ(sampler.next(logits), 2);  // 1 stood in the prompt: 3 / 1.5 = 2
+  EXPECT_EQ(sampler.next(logits), 1);  // 2.9 / 1.5 < 2, and of equal ones the lowest id
+  EXPECT_EQ(sampler.next(logits), 1);  // is not divided again
+  const std::vector<float> negative = {-1.0f, -1.2f};
+  EXPECT_EQ(Sampler({.repetition_penalty = 1.5}, 0, std::vector<int32_t>{0}).next(negative), 1);
+  EXPECT_EQ(Sampler({}, 0, std::vector<int32_t>{0}).next(negative), 0);
+}
+
+TEST(Sampler, EachPromptDrawsOnItsOwn) {
+  const auto sequence = [](uint64_t index) {
+    Sampler sampler({.temperature = 1.0, .seed = 3}, index);
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 50; ++i) ids.push_back(sampler.next(kLogits));
+    return ids;
+  };
+  EXPECT_EQ(sequence(0), sequence(0));
+  EXPECT_NE(sequence(0), sequence(1));
+}
+
 TEST(Sampler, SameSeedSameTokensOtherSeedOthers) {
   const auto sequence = [](uint64_t seed) {
     Sampler sampler({.temperature = 1.0, .seed = seed});
@@ -93,6 +146,8 @@ TEST(Sampler, OptionsOutOfRangeAreNamed) {
   EXPECT_NE(message({.top_k = -1}).find("--top-k"), std::string::npos);
   EXPECT_NE(message({.top_p = 0}).find("--top-p"), std::string::npos);
   EXPECT_NE(message({.top_p = 1.5}).find("--top-p"), std::string::npos);
+  EXPECT_NE(message({.repetition_penalty = 0}).find("--repetition-penalty"), std::string::npos);
+  EXPECT_NE(message({.repetition_penalty = INFINITY}).find("--repetition-penalty"), std::string::npos);
   EXPECT_EQ(message({}), "");
 }
 

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "data/files/error.h"
+#include "model/kv_cache.h"
 #include "tests/model_configs.h"
 
 namespace satune {
@@ -136,14 +137,118 @@ TEST(Decoder, WorksInBf16) {
   EXPECT_LT(largest_difference(logits_V, expected_NV[19]), 0.03 * expected_NV[19].abs().max().item<double>());
 }
 
+/// Sizes that are no multiple of what the kernels take at a time.
+ModelConfig odd_config() {
+  ModelConfig config = model_configs::config_of(
+      {.vocabulary = 61, .hidden = 44, .ffn = 53, .layers = 4, .heads = 6, .kv_heads = 2, .head_dim = 20});
+  config.sharing = SharingPlan::parse("2-3", AnchorRule::kBefore, 4);
+  return config;
+}
+
+TEST(Decoder, SizesNeedNotBeRound) {
+  Llama model = decode_model(odd_config());
+  const std::vector<int32_t> tokens = decode_tokens(15);
+  const at::Tensor expected_NV = whole_logits(model, tokens);
+  Decoder decoder(model, 15);
+  decoder.append(std::span(tokens).first(3));
+  EXPECT_LT(largest_difference(decoder.append(std::span(tokens).subspan(3)), expected_NV[14]), 1e-4);
+}
+
+TEST(Decoder, OtherTypesStepByTensorOperations) {
+  const ModelConfig config = decode_config("1,3-4,6", AnchorRule::kBefore);
+  Llama model = decode_model(config, at::kDouble);
+  const std::vector<int32_t> tokens = decode_tokens(12);
+  const std::span<const int32_t> all(tokens);
+  Decoder decoder(model, 12, 2);
+  decoder.append(all.first(7), 1);
+  decoder.append(all.first(5), 0);
+  const at::Tensor logits_MV =
+      decoder.step(std::vector<int32_t>{tokens[5], tokens[7]}, std::vector<int64_t>{0, 1});
+  const at::Tensor expected_NV = whole_logits(model, tokens);
+  EXPECT_LT(largest_difference(logits_MV[0], expected_NV[5]), 1e-5);
+  EXPECT_LT(largest_difference(logits_MV[1], expected_NV[7]), 1e-5);
+  EXPECT_LT(largest_difference(decoder.append(all.subspan(8), 1), expected_NV[11]), 1e-5);
+  // Two rows and then four, over 7 layers of which 4 reuse.
+  EXPECT_EQ(decoder.attention_counts().computed, 3 * (2 + 4));
+  EXPECT_EQ(decoder.attention_counts().reused, 4 * (2 + 4));
+}
+
+/// Logits after a step of sequence 0 beside `others` sequences of other texts.
+at::Tensor logits_beside(const Llama& model, int64_t others) {
+  const std::vector<int32_t> tokens = decode_tokens(40);
+  const std::span<const int32_t> all(tokens);
+  Decoder decoder(model, 40, others + 1);
+  std::vector<int32_t> next;
+  std::vector<int64_t> sequences;
+  for (int64_t s = others; s >= 0; --s) {
+    decoder.append(all.first(9 + 3 * s), s);
+    next.push_back(tokens[20 - s]);
+    sequences.push_back(s);
+  }
+  decoder.step(next, sequences);
+  return decoder.step(next, sequences)[others];
+}
+
+TEST(Decoder, ASequenceHasTheSameBitsAloneAndBesideOthers) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    for (const ModelConfig& config : {decode_config("3-5", AnchorRule::kBefore), odd_config()}) {
+      const Llama model = decode_model(config, type);
+      const at::Tensor alone = logits_beside(model, 0);
+      for (const int64_t others : {1, 2, 3, 4, 8})
+        EXPECT_TRUE(at::equal(logits_beside(model, others), alone)) << type << " beside " << others;
+    }
+  }
+}
+
+TEST(Decoder, AConversationGoesOnFromWhatIsKept) {
+  const Llama model = decode_model(decode_config("3-5", AnchorRule::kFirst));
+  const std::vector<int32_t> tokens = decode_tokens(40);
+  const std::span<const int32_t> all(tokens);
+  Decoder decoder(model, 40);
+  decoder.append(all.first(6));
+  for (size_t i = 6; i < 30; ++i) decoder.append(all.subspan(i, 1));
+  const at::Tensor one_by_one = decoder.append(all.subspan(30, 1));
+  decoder.truncate(8);
+  EXPECT_EQ(decoder.length(), 8);
+  EXPECT_TRUE(at::equal(decoder.append(all.subspan(8, 23)), one_by_one));
+  decoder.truncate(50);
+  EXPECT_EQ(decoder.length(), 31);
+}
+
 TEST(Decoder, SharedLayersCacheValuesOnly) {
   // 2 heads of 8 elements: 16 a tensor, keys and values of 7 layers.
   Llama dense = decode_model(decode_config("", AnchorRule::kBefore));
   EXPECT_EQ(Decoder(dense, 4).bytes_per_token(), 7 * 2 * 16 * 4);
+  EXPECT_EQ(Decoder(dense, 4, 3).cache_bytes(), 3 * 4 * 7 * 2 * 16 * 4);
+  EXPECT_EQ(Decoder(dense, 4, 3).dense_cache_bytes(), Decoder(dense, 4, 3).cache_bytes());
   Llama shared = decode_model(decode_config("3-5", AnchorRule::kBefore));
   EXPECT_EQ(Decoder(shared, 4).bytes_per_token(), (7 * 2 - 3) * 16 * 4);
+  EXPECT_EQ(Decoder(shared, 5, 2).cache_bytes(), 2 * 5 * (7 * 2 - 3) * 16 * 4);
+  EXPECT_EQ(Decoder(shared, 5, 2).dense_cache_bytes(), 2 * 5 * 7 * 2 * 16 * 4);
   Llama first = decode_model(decode_config("3-5", AnchorRule::kFirst), at::kBFloat16);
   EXPECT_EQ(Decoder(first, 4).bytes_per_token(), (7 * 2 - 2) * 16 * 2);
+}
+
+TEST(KvCache, HoldsKeysOfTheLayersThatComputeAlone) {
+  const KvCache cache(decode_config("3-5", AnchorRule::kFirst), 2, 10, at::kBFloat16, at::kCPU);
+  for (int layer = 0; layer < 7; ++layer) {
+    EXPECT_EQ(cache.values[layer].nbytes(), 2u * 10 * 16 * 2) << layer;
+    EXPECT_EQ(cache.keys[layer].defined(), layer != 4 && layer != 5) << layer;
+  }
+  EXPECT_EQ(cache.bytes(), 2 * 10 * (7 * 2 - 2) * 16 * 2);
+}
+
+TEST(Decoder, ASpansWeightsAreComputedOnceAStep) {
+  const Llama model = decode_model(decode_config("3-5", AnchorRule::kBefore));
+  Decoder decoder(model, 12, 2);
+  const std::vector<int32_t> tokens = decode_tokens(12);
+  decoder.append(std::span(tokens).first(4), 0);
+  decoder.append(std::span(tokens).first(5), 1);
+  EXPECT_EQ(decoder.attention_counts().computed, 0);
+  decoder.step(std::span(tokens).first(2), std::vector<int64_t>{0, 1});
+  decoder.step(std::span(tokens).first(1), std::vector<int64_t>{1});
+  EXPECT_EQ(decoder.attention_counts().computed, 3 * 4);
+  EXPECT_EQ(decoder.attention_counts().reused, 3 * 3);
 }
 
 TEST(Decoder, RefusesWhatDoesNotFitAndKeepsItsState) {

@@ -46,6 +46,10 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
     empty.write_text("[]")
     book = tmp_path / "book.txt"
     book.write_text(make_models.STORY)
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n")
+    long = tmp_path / "long.txt"
+    long.write_text("Once\n" + "a b " * 600 + "\n")
     call(satune, "share", stories, tmp_path / "shared", "--sharing", "3-4")
     cases = [
         (["generate", stories], ["--prompt", "--instruction"]),
@@ -56,6 +60,19 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
         (["generate", stories, "--prompt", "a", "--top-p", "0.9"], ["--top-p", "--temperature"]),
         (["generate", stories, "--prompt", "a", "--top-k", "3"], ["--top-k", "--temperature"]),
         (["generate", stories, "--prompt", "a", "--seed", "3"], ["--seed", "--temperature"]),
+        (["generate", stories, "--prompt", "a", "--repetition-penalty", "0"], ["--repetition-penalty", "0"]),
+        (["generate", stories, "--prompt", "a", "--stop", ""], ["--stop", "empty"]),
+        (["generate", stories, "--prompts", empty], ["empty.json", "empty array"]),
+        (["generate", stories, "--prompts", blank], ["blank.txt", "blank lines"]),
+        (["generate", stories, "--prompts", tmp_path / "none.txt"], ["none.txt"]),
+        (["generate", stories, "--prompts", long, "--max-new-tokens", "3"], ["long.txt prompt 2", "512"]),
+        (["generate", stories, "--prompts", book, "--max-new-tokens", "500"], ["--max-new-tokens", "500", "512"]),
+        (["generate", stories, "--prompts", book, "--json"], ["--json", "--prompts"]),
+        (["generate", stories, "--prompts", book, "--interactive"], ["--prompts", "--interactive"]),
+        (["generate", stories, "--prompts", book, "--template", "vicuna"], ["vicuna"]),
+        (["generate", stories, "--interactive", "--template", "llama3"], ["<|start_header_id|>"]),
+        (["generate", stories, "--prompt", "a", "--output", tmp_path / "o"], ["--output", "--prompts"]),
+        (["generate", stories, "--prompt", "a", "--batch-size", "2"], ["--batch-size", "--prompts"]),
         (["generate", stories, "--prompt", "a", "--max-new-tokens", "0"], ["--max-new-tokens"]),
         (["generate", stories, "--prompt", "a", "--precision", "fp8"], ["--precision", "fp8"]),
         (["generate", stories, "--prompt", "a", "--device", "tpu"], ["--device", "tpu"]),
