@@ -41,8 +41,8 @@ std::vector<MetricComparison> compare_results(const ResultSet& a, const ResultSe
 
 /// What a comparison shows even where nobody has measured it: latency, speed, memory, energy.
 inline constexpr const char* kCosts[] = {
-    "first_token_seconds", "seconds_per_token",        "tokens_per_s",
-    "peak_memory_bytes",   "kv_cache_bytes_per_token", "device_energy_joules_per_token"};
+    "time_to_first_token_s", "time_per_token_s",         "tokens_per_s",
+    "peak_memory_bytes",     "kv_cache_bytes_per_token", "device_energy_joules_per_token"};
 
 /// What a reader must know before the numbers, a sentence each: runs at different steps, other precisions,
 /// tasks that one side alone has.

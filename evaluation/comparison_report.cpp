@@ -38,6 +38,17 @@ bool is_regression(const Comparison& comparison, size_t row) {
                      [&](const Regression& regression) { return regression.row == row; });
 }
 
+Json pareto_json(const ParetoFront& front) {
+  if (front.sides.empty()) return nullptr;
+  Json sides = Json::array();
+  for (const ParetoSide& side : front.sides) {
+    Json values = Json::array();
+    for (const auto& value : side.values) values.push_back(optional_json(value));
+    sides.push_back({{"name", side.name}, {"values", values}, {"on_front", side.on_front}});
+  }
+  return {{"metrics", front.metrics}, {"sides", sides}};
+}
+
 /// Displayed characters of UTF-8 text.
 size_t width_of(const std::string& text) {
   return static_cast<size_t>(std::count_if(
@@ -55,7 +66,7 @@ std::string notes_text(const Comparison& comparison) {
   return comparison.notes.empty() ? "" : fmt::format("Mind: {}.", fmt::join(comparison.notes, "; "));
 }
 
-Json comparison_json(const std::vector<Comparison>& comparisons) {
+Json comparison_json(const std::vector<Comparison>& comparisons, const ParetoFront& front) {
   Json json = Json::array();
   for (const Comparison& comparison : comparisons) {
     Json rows = Json::array(), regressions = Json::array();
@@ -70,7 +81,7 @@ Json comparison_json(const std::vector<Comparison>& comparisons) {
                     {"metrics", rows},
                     {"regressions", regressions}});
   }
-  return {{"comparisons", json}};
+  return {{"comparisons", json}, {"pareto", pareto_json(front)}};
 }
 
 HtmlTable comparison_table(const Comparison& comparison) {
@@ -91,7 +102,7 @@ HtmlTable comparison_table(const Comparison& comparison) {
   return table;
 }
 
-std::string comparison_page(const std::vector<Comparison>& comparisons, const HtmlTable& pareto) {
+std::string comparison_page(const std::vector<Comparison>& comparisons, const ParetoFront& front) {
   HtmlPage page("Comparison");
   size_t regressions = 0;
   for (const Comparison& comparison : comparisons) regressions += comparison.regressions.size();
@@ -102,9 +113,9 @@ std::string comparison_page(const std::vector<Comparison>& comparisons, const Ht
     if (!comparison.notes.empty()) page.paragraph(notes_text(comparison));
     page.table(comparison_table(comparison));
   }
-  if (!pareto.rows.empty()) {
+  if (!front.sides.empty()) {
     page.heading("Quality and cost");
-    page.table(pareto);
+    page.table(pareto_table(front));
   }
   return page.text();
 }

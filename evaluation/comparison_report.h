@@ -6,10 +6,12 @@
 
 #include "evaluation/comparison.h"
 #include "evaluation/figures/html_page.h"
+#include "evaluation/pareto.h"
 
 namespace satune {
 
-Json comparison_json(const std::vector<Comparison>& comparisons);
+/// {"comparisons": [{"a", "b", "notes", "metrics", "regressions"}], "pareto": {"metrics", "sides"} or null}
+Json comparison_json(const std::vector<Comparison>& comparisons, const ParetoFront& front);
 
 /// Columns: metric, A, B, difference, 95 % interval, p. "-" = not measured.
 HtmlTable comparison_table(const Comparison& comparison);
@@ -17,8 +19,7 @@ HtmlTable comparison_table(const Comparison& comparison);
 /// "Mind: loss at steps 100 and 200; ..."; "" where there is nothing to mind.
 std::string notes_text(const Comparison& comparison);
 
-/// `pareto`: pareto_table(); nothing is shown of an empty one.
-std::string comparison_page(const std::vector<Comparison>& comparisons, const HtmlTable& pareto);
+std::string comparison_page(const std::vector<Comparison>& comparisons, const ParetoFront& front);
 
 /// The table as text for a terminal.
 std::string table_text(const HtmlTable& table);

@@ -61,6 +61,10 @@ void VarianceSums::add(const at::Tensor& values) {
   *this += {values.nan_to_num(0.0), values.isnan().logical_not().to(at::kDouble)};
 }
 
+at::Tensor VarianceSums::mean() const {
+  return sum / count;
+}
+
 VarianceSums& VarianceSums::operator+=(const VarianceSums& other) {
   if (!other.sum.defined()) return *this;
   sum = sum.defined() ? sum + other.sum : other.sum;

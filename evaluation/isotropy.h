@@ -28,7 +28,7 @@ struct VarianceSums {
 
   void add(const at::Tensor& values);  ///< of one document; NaN = none
   VarianceSums& operator+=(const VarianceSums& other);
-  at::Tensor mean() const { return sum / count; }  ///< NaN where no document has a value
+  at::Tensor mean() const;  ///< NaN where no document has a value
 };
 
 /// A sum of such values over documents.

@@ -13,7 +13,8 @@ namespace satune {
 namespace {
 
 bool lower_is_better(const std::string& metric) {
-  for (const char* word : {"loss", "perplexity", "bits", "bytes", "seconds", "joules", "power", "parameters"})
+  for (const char* word :
+       {"loss", "perplexity", "bits", "bytes", "seconds", "time_", "joules", "power", "parameters"})
     if (metric.find(word) != std::string::npos) return true;
   return false;
 }
@@ -38,42 +39,39 @@ std::optional<double> find_number(const std::vector<Metric>& numbers, const std:
   return exact ? exact : find([&](const Metric& metric) { return metric.name.ends_with("." + wanted); });
 }
 
-/// One side; a value that is missing or no number is nothing.
-struct Candidate {
-  std::string name;
-  std::vector<std::optional<double>> values, costs;
-
-  bool complete() const {
-    return std::all_of(values.begin(), values.end(), [](const auto& value) { return value.has_value(); });
-  }
-  bool beats(const Candidate& other) const {
-    if (!complete()) return false;
-    bool better = false;
-    for (size_t i = 0; i < costs.size(); ++i) {
-      if (*costs[i] > *other.costs[i]) return false;
-      better = better || *costs[i] < *other.costs[i];
-    }
-    return better;
-  }
-};
-
-Candidate make_candidate(const ResultSet& side, const std::vector<std::string>& wanted) {
-  Candidate candidate{side.name, {}, {}};
-  const std::vector<Metric> numbers = all_numbers(side);
+ParetoSide make_side(const ResultSet& set, const std::vector<std::string>& wanted) {
+  ParetoSide side{set.name, {}, false};
+  const std::vector<Metric> numbers = all_numbers(set);
   for (const std::string& metric : wanted) {
-    std::optional<double> value = find_number(numbers, metric);
-    if (value && !std::isfinite(*value)) value.reset();
-    candidate.values.push_back(value);
-    candidate.costs.push_back(value && !lower_is_better(metric) ? std::optional(-*value) : value);
+    const std::optional<double> value = find_number(numbers, metric);
+    side.values.push_back(value && std::isfinite(*value) ? value : std::nullopt);
   }
-  return candidate;
+  return side;
+}
+
+bool is_complete(const ParetoSide& side) {
+  return std::all_of(side.values.begin(), side.values.end(),
+                     [](const auto& value) { return value.has_value(); });
+}
+
+/// Both complete.
+bool beats(const ParetoSide& one, const ParetoSide& other, const std::vector<std::string>& metrics) {
+  bool better = false;
+  for (size_t i = 0; i < metrics.size(); ++i) {
+    const double sign = lower_is_better(metrics[i]) ? 1 : -1;
+    const double cost = sign * *one.values[i], of_other = sign * *other.values[i];
+    if (cost > of_other) return false;
+    better = better || cost < of_other;
+  }
+  return better;
 }
 
 /// Throws BadInput for a metric that no side has.
-void check_wanted(const std::vector<Candidate>& sides, const std::vector<std::string>& wanted,
+void check_wanted(const std::vector<ParetoSide>& sides, const std::vector<std::string>& wanted,
                   const ResultSet& first) {
   for (size_t i = 0; i < wanted.size(); ++i) {
-    if (std::any_of(sides.begin(), sides.end(), [&](const Candidate& side) { return side.values[i]; }))
+    if (std::any_of(sides.begin(), sides.end(),
+                    [&](const ParetoSide& side) { return side.values[i].has_value(); }))
       continue;
     std::vector<std::string> names;
     for (const Metric& metric : all_numbers(first)) names.push_back(metric.name);
@@ -85,7 +83,7 @@ void check_wanted(const std::vector<Candidate>& sides, const std::vector<std::st
 
 }  // namespace
 
-HtmlTable pareto_table(const std::vector<Comparison>& comparisons, std::vector<std::string> wanted) {
+ParetoFront find_pareto_front(const std::vector<Comparison>& comparisons, std::vector<std::string> wanted) {
   if (comparisons.empty()) return {};
   const bool asked = !wanted.empty();
   const ResultSet& first = *comparisons.front().a;
@@ -95,25 +93,29 @@ HtmlTable pareto_table(const std::vector<Comparison>& comparisons, std::vector<s
     wanted.push_back(row.name());
   }
   if (wanted.size() < 2) wanted.emplace_back("kv_cache_bytes_per_token");
-  std::vector<Candidate> sides = {make_candidate(first, wanted)};
-  for (const Comparison& comparison : comparisons) sides.push_back(make_candidate(*comparison.b, wanted));
-  const bool measured =
-      std::all_of(sides.begin(), sides.end(), [](const Candidate& side) { return side.values.back(); });
-  if (!asked && !measured) return {};
-  check_wanted(sides, wanted, first);
+  ParetoFront front{wanted, {make_side(first, wanted)}};
+  for (const Comparison& comparison : comparisons) front.sides.push_back(make_side(*comparison.b, wanted));
+  if (!asked && !std::all_of(front.sides.begin(), front.sides.end(), is_complete)) return {};
+  check_wanted(front.sides, wanted, first);
+  for (ParetoSide& side : front.sides)
+    side.on_front = is_complete(side) &&
+                    std::none_of(front.sides.begin(), front.sides.end(), [&](const ParetoSide& other) {
+                      return is_complete(other) && beats(other, side, wanted);
+                    });
+  return front;
+}
+
+HtmlTable pareto_table(const ParetoFront& front) {
   HtmlTable table{fmt::format("{}: on the Pareto front are those that no other beats in all of them.",
-                              fmt::join(wanted, " against ")),
+                              fmt::join(front.metrics, " against ")),
                   {"results"},
                   {}};
-  table.columns.insert(table.columns.end(), wanted.begin(), wanted.end());
+  table.columns.insert(table.columns.end(), front.metrics.begin(), front.metrics.end());
   table.columns.emplace_back("Pareto front");
-  for (const Candidate& side : sides) {
+  for (const ParetoSide& side : front.sides) {
     std::vector<std::string> row = {side.name};
     for (const auto& value : side.values) row.push_back(value ? fmt::format("{:.6g}", *value) : "-");
-    const bool beaten = std::any_of(sides.begin(), sides.end(), [&](const Candidate& other) {
-      return side.complete() && other.beats(side);
-    });
-    row.emplace_back(side.complete() && !beaten ? "yes" : "");
+    row.emplace_back(side.on_front ? "yes" : "");
     table.rows.push_back(std::move(row));
   }
   return table;

@@ -80,9 +80,12 @@ ResultSet read_answer(const Json& report, const std::string& name) {
   set.name = name;
   set.prompt = report["prompt"].get<std::string>();
   read_numbers(report, set.measurements);
-  const double speed = set.measurements.value("tokens_per_s", 0.0);
-  if (speed > 0 && !set.measurements.contains("seconds_per_token"))
-    set.measurements["seconds_per_token"] = 1 / speed;
+  const auto number = [&](const char* key) { return set.measurements.value(key, 0.0); };
+  const size_t tokens =
+      report.contains("tokens") && report["tokens"].is_array() ? report["tokens"].size() : 0;
+  const double seconds = number("seconds"), first = number("time_to_first_token_s");
+  if (tokens > 1 && first > 0 && seconds > first)
+    set.measurements["time_per_token_s"] = (seconds - first) / static_cast<double>(tokens - 1);
   return set;
 }
 

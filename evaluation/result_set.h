@@ -34,8 +34,8 @@ struct ResultSet {
   std::string name;                          ///< what the user gave; with the plan, for one of a sweep
   std::map<std::string, TaskResults> tasks;  ///< a run folder has one, "training"
   /// Of the whole: tokens_per_s, peak_memory_bytes, parameters, kv_cache_bytes_per_token, seconds and other
-  /// numbers beside "tasks", in the file's order; for an answer of generate also seconds_per_token. Of a run
-  /// folder: see read_results().
+  /// numbers beside "tasks", in the file's order; for an answer of generate also time_per_token_s, of the
+  /// tokens after the first. Of a run folder: see read_results().
   Json measurements = Json::object();
   /// Of a run folder: fingerprints of the tokens and targets that it was trained ("train") and evaluated
   /// ("eval") on, whatever their order; those that its newest snapshot tells.

