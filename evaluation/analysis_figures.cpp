@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "evaluation/analysis_report.h"
 
@@ -80,12 +81,12 @@ Drawing isotropy_figure(const ModelAnalysis& model) {
   heatmap.description =
       "sum_k r_k (r_1 + ... + r_k) over the principal components of each head's attention weights, mean over "
       "documents: 1 = all variance in one direction, lower = more isotropic.";
-  heatmap.values = rows_of(model.isotropy.attention_LH / static_cast<double>(model.isotropy.documents));
+  heatmap.values = rows_of(model.isotropy.attention_LH.mean());
   return draw(heatmap);
 }
 
 Drawing hidden_figure(const ModelAnalysis& model) {
-  const at::Tensor values = model.isotropy.hidden_states / static_cast<double>(model.isotropy.documents);
+  const at::Tensor values = model.isotropy.hidden_states.mean();
   Curve curve{"hidden states", {}, {}};
   for (int64_t i = 0; i < values.size(0); ++i) {
     curve.x.push_back(static_cast<double>(i));
@@ -105,7 +106,9 @@ Drawing hidden_figure(const ModelAnalysis& model) {
 /// would leave all the others one colour. Nothing where none stands out.
 std::optional<double> span_scale_end(const std::vector<MeasuredPlan>& candidates) {
   std::vector<double> increases;
-  for (const MeasuredPlan& plan : candidates) increases.push_back(plan.head_for_head.increase.ratio());
+  for (const MeasuredPlan& plan : candidates)
+    if (plan.is_finite()) increases.push_back(plan.head_for_head.increase.ratio());
+  if (increases.empty()) return std::nullopt;
   std::sort(increases.begin(), increases.end());
   const double end = 4 * increases[increases.size() / 2];
   return end > 0 && increases.back() > end ? std::optional(end) : std::nullopt;
@@ -117,7 +120,7 @@ Drawing span_figure(const ModelAnalysis& model) {
   heatmap.title = "Loss added by sharing a span, without training";
   heatmap.description = fmt::format(
       "Increase of the loss per target token when layers first to last reuse the attention weights of "
-      "the layer before them; the dense model's loss is {:.4f}. Grey: not measured.",
+      "the layer before them; the dense model's loss is {:.4f}. Grey: not measured, or not a number.",
       model.dense_loss.ratio());
   heatmap.high = span_scale_end(model.candidates);
   if (heatmap.high)
@@ -129,7 +132,8 @@ Drawing span_figure(const ModelAnalysis& model) {
   heatmap.row_names = heatmap.column_names = indices(1, layers);
   heatmap.values.assign(layers - 1, std::vector<double>(layers - 1, kNone));
   for (const MeasuredPlan& plan : model.candidates)
-    heatmap.values[plan.span->first - 1][plan.span->last - 1] = plan.head_for_head.increase.ratio();
+    if (plan.is_finite())
+      heatmap.values[plan.span->first - 1][plan.span->last - 1] = plan.head_for_head.increase.ratio();
   return draw(heatmap);
 }
 
@@ -173,21 +177,37 @@ Drawing neighbours_figure(const AnalysisReport& report) {
   return draw(chart);
 }
 
-/// Over the snapshots of a run; `model` has as many layers as the others.
-Drawing steps_figure(const AnalysisReport& report) {
+/// Names of which several snapshots were analysed, in the order of the report: the runs.
+std::vector<std::string> runs_of(const AnalysisReport& report) {
+  std::map<std::string, int> snapshots;
+  std::vector<std::string> runs;
+  for (const ModelAnalysis& model : report.models)
+    if (model.step && ++snapshots[model.name] == 2) runs.push_back(model.name);
+  return runs;
+}
+
+/// Over the snapshots of each run.
+Drawing steps_figure(const AnalysisReport& report, const std::vector<std::string>& runs) {
   LineChart chart{
       .title = "Similarity over training",
-      .description = "Mean similarity of neighbouring layers, and of all pairs, at each snapshot.",
+      .description = "Mean similarity of neighbouring layers, and of all pairs, at each snapshot of a run.",
       .x_axis = "step",
       .y_axis = "cosine similarity",
-      .curves = {{"neighbours", {}, {}}, {"all pairs", {}, {}}}};
-  for (const ModelAnalysis& model : report.models) {
-    if (!model.step) continue;
-    const at::Tensor values = layer_similarity(model.cosines_LHLH);
-    const auto layers = static_cast<double>(values.size(0));
-    for (Curve& curve : chart.curves) curve.x.push_back(static_cast<double>(*model.step));
-    chart.curves[0].y.push_back(values.diagonal(-1).mean().item<double>());
-    chart.curves[1].y.push_back(values.tril(-1).sum().item<double>() / (layers * (layers - 1) / 2));
+      .curves = {}};
+  for (const std::string& run : runs) {
+    const std::string prefix = runs.size() > 1 ? run + ": " : "";
+    Curve neighbours{prefix + "neighbours", {}, {}}, pairs{prefix + "all pairs", {}, {}};
+    for (const ModelAnalysis& model : report.models) {
+      if (!model.step || model.name != run) continue;
+      const at::Tensor values = layer_similarity(model.cosines_LHLH);
+      const auto layers = static_cast<double>(values.size(0));
+      neighbours.x.push_back(static_cast<double>(*model.step));
+      neighbours.y.push_back(values.diagonal(-1).mean().item<double>());
+      pairs.x.push_back(static_cast<double>(*model.step));
+      pairs.y.push_back(values.tril(-1).sum().item<double>() / (layers * (layers - 1) / 2));
+    }
+    chart.curves.push_back(std::move(neighbours));
+    chart.curves.push_back(std::move(pairs));
   }
   return draw(chart);
 }
@@ -213,9 +233,8 @@ std::vector<NamedFigure> analysis_figures(const AnalysisReport& report) {
     if (!model.frontier.empty()) add("shared-layers", frontier_figure(model));
   }
   figures.push_back({"neighbours", count, neighbours_figure(report)});
-  int snapshots = 0;
-  for (const ModelAnalysis& model : report.models) snapshots += model.step.has_value();
-  if (snapshots > 1) figures.push_back({"steps", count, steps_figure(report)});
+  const std::vector<std::string> runs = runs_of(report);
+  if (!runs.empty()) figures.push_back({"steps", count, steps_figure(report, runs)});
   return figures;
 }
 

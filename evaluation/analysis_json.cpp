@@ -25,6 +25,7 @@ Json plan_json(const MeasuredPlan& plan) {
   add_ratio(json, "loss_increase", plan.head_for_head.increase);
   add_ratio(json, "assigned_heads_loss", plan.assigned.loss);
   add_ratio(json, "assigned_heads_loss_increase", plan.assigned.increase);
+  json["assigned_heads_loss_gain"] = plan.assigned_gain();
   if (plan.predicted_increase) json["predicted_loss_increase"] = *plan.predicted_increase;
   json["saves"] = {{"parameters", plan.savings.parameters},
                    {"forward_flops_per_token", plan.savings.forward_flops_per_token},
@@ -75,13 +76,53 @@ Json model_json(const ModelAnalysis& model) {
   json["similarity"] = {{"layers", tensor_json(layer_similarity(model.cosines_LHLH))},
                         {"heads", tensor_json(head_similarity(model.cosines_LHLH))}};
   json["head_assignments"] = assignments_json(model.assignments);
-  const auto documents = static_cast<double>(model.isotropy.documents);
   json["weighted_cumulative_variance"] =
-      documents > 0 ? Json{{"attention", tensor_json(model.isotropy.attention_LH / documents)},
-                           {"hidden_states", tensor_json(model.isotropy.hidden_states / documents)}}
-                    : Json(nullptr);
+      model.isotropy.documents > 0 ? Json{{"attention", tensor_json(model.isotropy.attention_LH.mean())},
+                                          {"hidden_states", tensor_json(model.isotropy.hidden_states.mean())}}
+                                   : Json(nullptr);
   json["spans"] = spans_json(model);
   return json;
+}
+
+/// Every key of the report whose name does not say all.
+Json definitions() {
+  return {
+      {"documents, tokens", "what the model read; over_length: longer records that were left out"},
+      {"similarity.layers", "[layer][layer]: mean over heads of similarity.heads"},
+      {"similarity.heads",
+       "[head][layer][layer]: mean over documents of <A, B> / (|A| |B|) of the attention weights of the same "
+       "head"},
+      {"head_assignments",
+       "heads[h] of the anchor serves head h of the layer: the permutation with the greatest mean "
+       "similarity. "
+       "similarity: head for head; assigned_similarity: under the permutation; gain: the latter less the "
+       "former. What it gains in loss stands with the spans"},
+      {"weighted_cumulative_variance",
+       "mean over documents of sum_k r_k (r_1 + ... + r_k) = (1 + sum_k r_k^2) / 2, r_k = share of variance "
+       "of "
+       "principal component k. attention: [layer][head], rows = queries, columns = keys; hidden_states: "
+       "embedding and each layer's output, rows = tokens. 1 = one direction; lower = more isotropic; null = "
+       "no "
+       "document varies there"},
+      {"spans.dense_loss", "mean -log p per target token of the model as it is; target_tokens: how many"},
+      {"spans.candidates",
+       "every span of 1 to --max-span layers; layers: as --sharing takes them; anchor: the layer before"},
+      {"spans.best_by_shared_layers",
+       "the least loss_increase measured for each number of shared layers; of plans of several spans, those "
+       "whose sum of single increases is least are measured"},
+      {"spans.suggested",
+       "the most layers within allowed_loss_increase (--loss-budget), or the best plan of --layers; null = "
+       "none"},
+      {"loss", "mean -log p per target token with attention shared directly, without training"},
+      {"loss_increase", "loss less dense_loss, over the same documents; null = not a number"},
+      {"assigned_heads_loss, assigned_heads_loss_increase",
+       "the same with the anchor's heads as head_assignments has them"},
+      {"assigned_heads_loss_gain", "loss less assigned_heads_loss: above 0 where assigning heads helps"},
+      {"predicted_loss_increase", "of plans of several spans: the sum of their single loss_increase"},
+      {"..._stderr", "standard error over documents (linearised ratio)"},
+      {"saves.parameters", "q_proj and k_proj of shared layers"},
+      {"saves.forward_flops_per_token", "at the documents' mean length; attention halved by causality"},
+      {"saves.kv_cache_bytes_per_token", "K of shared layers, in the precision of the analysis"}};
 }
 
 }  // namespace
@@ -89,22 +130,7 @@ Json model_json(const ModelAnalysis& model) {
 Json analysis_json(const AnalysisReport& report) {
   Json json = {{"data", report.data}};
   json.update(report.settings);
-  json["definitions"] = {
-      {"similarity.layers", "[layer][layer]: mean over heads of similarity.heads"},
-      {"similarity.heads",
-       "[head][layer][layer]: mean over documents of <A, B> / (|A| |B|) of the attention weights of the same "
-       "head"},
-      {"head_assignments",
-       "heads[h] of the anchor serves head h of the layer: the permutation with the greatest mean "
-       "similarity"},
-      {"weighted_cumulative_variance",
-       "mean over documents of sum_k r_k (r_1 + ... + r_k) = (1 + sum_k r_k^2) / 2, r_k = share of variance "
-       "of "
-       "principal component k. attention: [layer][head], rows = queries, columns = keys; hidden_states: "
-       "embedding "
-       "and each layer's output, rows = tokens. 1 = one direction; lower = more isotropic"},
-      {"loss", "mean -log p per target token with attention shared directly, without training"},
-      {"saves.forward_flops_per_token", "at the documents' mean length; attention halved by causality"}};
+  json["definitions"] = definitions();
   json["models"] = Json::array();
   for (const ModelAnalysis& model : report.models) json["models"].push_back(model_json(model));
   return json;

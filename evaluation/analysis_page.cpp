@@ -28,19 +28,24 @@ HtmlTable frontier_table(const ModelAnalysis& model) {
   return table;
 }
 
-/// The pairs of layers whose heads gain most from being assigned.
+/// Of neighbouring layers. The loss is that of the span of this one layer.
 HtmlTable assignment_table(const ModelAnalysis& model) {
   HtmlTable table{
-      "Neighbouring layers: similarity head for head, and with the anchor's heads assigned to those of "
-      "the layer (Hungarian algorithm).",
-      {"anchor, layer", "head for head", "assigned", "gain"},
+      "Neighbouring layers: similarity head for head, and with the anchor's heads assigned to those of the "
+      "layer (Hungarian algorithm); what that takes off the loss where the layer alone shares (- = not "
+      "measured).",
+      {"anchor, layer", "head for head", "assigned", "gain in similarity", "gain in loss"},
       {}};
-  for (const HeadAssignment& pair : model.assignments)
-    if (pair.layer == pair.anchor + 1)
-      table.rows.push_back({fmt::format("{}, {}", pair.anchor, pair.layer),
-                            fmt::format("{:.3f}", pair.similarity),
-                            fmt::format("{:.3f}", pair.assigned_similarity),
-                            fmt::format("{:.3f}", pair.assigned_similarity - pair.similarity)});
+  for (const HeadAssignment& pair : model.assignments) {
+    if (pair.layer != pair.anchor + 1) continue;
+    std::string gain = "-";
+    for (const MeasuredPlan& plan : model.candidates)
+      if (plan.span == Span{pair.layer, pair.layer}) gain = fmt::format("{:.4f}", plan.assigned_gain());
+    table.rows.push_back({fmt::format("{}, {}", pair.anchor, pair.layer),
+                          fmt::format("{:.3f}", pair.similarity),
+                          fmt::format("{:.3f}", pair.assigned_similarity),
+                          fmt::format("{:.3f}", pair.assigned_similarity - pair.similarity), gain});
+  }
   return table;
 }
 

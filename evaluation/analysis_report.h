@@ -1,6 +1,7 @@
 // What `satune analyze` found, as JSON, figures and a page.
 #pragma once
 
+#include <cmath>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -21,6 +22,11 @@ struct MeasuredPlan {
   PlanLoss head_for_head, assigned;  ///< direct sharing; with the anchor's heads assigned by similarity
   std::optional<double> predicted_increase;  ///< of plans made of several spans
   PlanSavings savings;
+
+  /// Loss that the assignment of heads takes off that of head for head.
+  double assigned_gain() const { return head_for_head.loss.ratio() - assigned.loss.ratio(); }
+  /// Whether direct sharing gives a loss at all; a plan without is never suggested.
+  bool is_finite() const { return std::isfinite(head_for_head.increase.ratio()); }
 };
 
 /// One model, or one snapshot of a run.

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <string_view>
 
 #include "data/files/error.h"
 
@@ -14,6 +16,8 @@ WorkDone stage_of(const AnalysisProgress& progress, const std::string& stage) {
   if (!progress) return {};
   return [&progress, stage](int64_t done, int64_t total) { progress(stage, done, total); };
 }
+
+constexpr std::string_view kFiniteModel = "a model that computes finite numbers (--precision fp32?)";
 
 class SpanStudy {
  public:
@@ -29,16 +33,7 @@ class SpanStudy {
 
   void measure_candidates(const AnalysisOptions& options) {
     std::vector<std::vector<Span>> plans;
-    std::vector<MeasuredSpan> unmeasured;
-    for (const Span& span : candidate_spans(layers_, options.max_span)) {
-      plans.push_back({span});
-      unmeasured.push_back({span, 0});
-    }
-    const auto most = static_cast<int>(predict_plans(layers_, unmeasured).size());
-    if (options.layers && *options.layers > most)
-      throw bad_input("--layers", std::to_string(*options.layers),
-                      fmt::format("at most {}, what spans of up to {} layers can share of {}", most,
-                                  options.max_span, layers_));
+    for (const Span& span : candidate_spans(layers_, options.max_span)) plans.push_back({span});
     analysis_.candidates = measure(plans, "spans");
   }
 
@@ -46,7 +41,7 @@ class SpanStudy {
   void measure_frontier() {
     std::vector<MeasuredSpan> singles;
     for (const MeasuredPlan& plan : analysis_.candidates)
-      singles.push_back({*plan.span, plan.head_for_head.increase.ratio()});
+      if (plan.is_finite()) singles.push_back({*plan.span, plan.head_for_head.increase.ratio()});
     const std::vector<PredictedPlan> predicted = predict_plans(layers_, singles);
     std::vector<std::vector<Span>> several;
     std::vector<double> expected;
@@ -59,6 +54,7 @@ class SpanStudy {
     if (!several.empty()) all = measure(several, "plans");
     for (size_t i = 0; i < all.size(); ++i) all[i].predicted_increase = expected[i];
     all.insert(all.end(), analysis_.candidates.begin(), analysis_.candidates.end());
+    std::erase_if(all, [](const MeasuredPlan& plan) { return !plan.is_finite(); });
     for (int count = 1; count < layers_; ++count) {
       const MeasuredPlan* best = nullptr;
       for (const MeasuredPlan& plan : all)
@@ -100,6 +96,8 @@ class SpanStudy {
     }
     const SpanSums sums = measure_spans(model_, documents_, queries, 0, 1, stage_of(progress_, stage));
     analysis_.dense_loss = sums.dense;
+    if (sums.dense.items > 0 && !std::isfinite(sums.dense.ratio()))
+      throw bad_input(analysis_.name, "a loss that is not finite", kFiniteModel);
     for (size_t i = 0; i < measured.size(); ++i) {
       measured[i].head_for_head = sums.plans[2 * i];
       measured[i].assigned = sums.plans[2 * i + 1];
@@ -117,14 +115,35 @@ class SpanStudy {
 
 }  // namespace
 
-ModelAnalysis analyze_model(const Llama& model, const AnalysisDocuments& documents,
+void check_analysis_options(const AnalysisOptions& options, const ModelConfig& config) {
+  const auto layers = static_cast<int>(config.num_hidden_layers);
+  if (!options.layers || !config.sharing.empty()) return;
+  std::vector<MeasuredSpan> unmeasured;
+  for (const Span& span : candidate_spans(layers, options.max_span)) unmeasured.push_back({span, 0});
+  const auto most = static_cast<int>(predict_plans(layers, unmeasured).size());
+  if (*options.layers > most)
+    throw bad_input("--layers", std::to_string(*options.layers),
+                    fmt::format("at most {}, what spans of up to {} layers can share of {}", most,
+                                options.max_span, layers));
+}
+
+ModelAnalysis analyze_model(const std::string& name, const Llama& model, const AnalysisDocuments& documents,
                             const AnalysisOptions& options, const AnalysisProgress& progress) {
+  check_analysis_options(options, model.config());
   ModelAnalysis analysis;
+  analysis.name = name;
   analysis.config = model.config();
   analysis.documents = static_cast<int64_t>(documents.samples.size());
   analysis.tokens = documents.tokens();
   analysis.over_length = documents.over_length;
   const LayerSums layers = measure_layers(model, documents, 0, 1, stage_of(progress, "layers"));
+  if (layers.broken)
+    throw bad_input(
+        name,
+        fmt::format("hidden states of document {} that are not finite {}", layers.broken->document,
+                    layers.broken->layer < 0 ? "in the embedding"
+                                             : fmt::format("after layer {}", layers.broken->layer)),
+        kFiniteModel);
   analysis.cosines_LHLH = mean_cosines(layers.similarity, model.config().num_hidden_layers);
   analysis.isotropy = layers.isotropy;
   analysis.assignments = assign_heads(analysis.cosines_LHLH);

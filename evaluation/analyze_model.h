@@ -25,11 +25,16 @@ struct AnalysisOptions {
 /// several spans).
 using AnalysisProgress = std::function<void(const std::string& stage, int64_t done, int64_t total)>;
 
+/// Throws BadInput where options.layers cannot be had of a dense model like this: told before weights are
+/// loaded.
+void check_analysis_options(const AnalysisOptions& options, const ModelConfig& config);
+
 /// Measures similarity and isotropy on every document; for a dense model also the loss of every candidate
 /// span, then that of the plans which predict_plans() makes of them. A model that shares already is analysed
 /// as it computes, a shared layer having its anchor's weights, and the note says that no span was measured.
-/// Throws BadInput where options.layers cannot be had.
-ModelAnalysis analyze_model(const Llama& model, const AnalysisDocuments& documents,
+/// Throws BadInput as check_analysis_options() does, and naming model and document where the model's own
+/// hidden states or loss are not finite. A plan under which the loss is not is measured and never suggested.
+ModelAnalysis analyze_model(const std::string& name, const Llama& model, const AnalysisDocuments& documents,
                             const AnalysisOptions& options, const AnalysisProgress& progress = {});
 
 }  // namespace satune

@@ -49,7 +49,8 @@ std::vector<std::string> few_shot_contexts(const DocumentGroup& group, int64_t s
 
 /// Multiple choice by log-likelihood. Metrics: acc, acc_norm (each with _stderr), f1, mcc (with a jackknife
 /// _stderr); with named groups also `categories` and `subjects`, and standard errors pooled over subjects as
-/// lm-eval does; n. Results: {"log_likelihoods", "gold", "acc", "acc_norm"}.
+/// lm-eval does; n. Results: {"log_likelihoods", "gold", "acc", "acc_norm"}, of named groups also
+/// "subject" and "category".
 std::unique_ptr<Task> make_choice_task(std::string_view name, std::vector<DocumentGroup> groups,
                                        ChoiceMetrics metrics, int64_t default_shots,
                                        const TaskOptions& options, const Tokenizer& tokenizer);

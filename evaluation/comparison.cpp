@@ -5,127 +5,60 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <limits>
+#include <tuple>
 
 #include "data/files/error.h"
-#include "evaluation/paired_tests.h"
+#include "evaluation/item_pairs.h"
+#include "evaluation/same_ground.h"
 
 namespace satune {
 namespace {
 
-/// null stands for a number that is not finite.
-bool is_value(const Json& value) {
-  return value.is_number() || value.is_null();
-}
-
-double number(const Json& value) {
-  return value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
-}
-
-std::optional<double> error_of(const Json& metrics, const std::string& metric) {
-  const auto it = metrics.find(metric + "_stderr");
-  return it != metrics.end() && it->is_number() ? std::optional(it->get<double>()) : std::nullopt;
-}
-
-/// What counts items describes the data and is no result.
-bool describes_data(std::string_view metric) {
-  return metric == "n" || metric == "tokens" || metric == "over_length" || metric == "step";
-}
-
-/// The items that both have under one fingerprint.
-struct CommonItems {
-  const ItemResults* a = nullptr;
-  const ItemResults* b = nullptr;
-};
-
-CommonItems common_items(const std::string& task, const ResultSet& a, const ResultSet& b) {
-  const TaskResults &of_a = a.tasks.at(task), &of_b = b.tasks.at(task);
-  for (const auto& [fingerprint, items] : of_a.items) {
-    const auto it = of_b.items.find(fingerprint);
-    if (it != of_b.items.end()) return {&items, &it->second};
-  }
-  const std::string where = fmt::format("{}: task {}", b.name, task);
-  if (!of_a.items.empty() && !of_b.items.empty())
-    throw bad_input(where, "fingerprint " + of_b.items.begin()->first.substr(0, 12),
-                    fmt::format("{}, that of {}: the same data, template and tokenizer",
-                                of_a.items.begin()->first.substr(0, 12), a.name));
-  for (const char* key : {"n", "tokens", "over_length"})
-    if (of_a.metrics.contains(key) && of_b.metrics.contains(key) && of_a.metrics[key] != of_b.metrics[key])
-      throw bad_input(where, fmt::format("{} {}", key, of_b.metrics[key].dump()),
-                      fmt::format("{} as in {}: the same data, template and tokenizer",
-                                  of_a.metrics[key].dump(), a.name));
-  return {};
-}
-
-std::vector<PairedItem> pair_items(const CommonItems& items, const std::string& metric) {
-  std::vector<PairedItem> pairs;
-  if (items.a == nullptr) return pairs;
-  for (const auto& [item, result] : *items.a) {
-    const auto other = items.b->find(item);
-    if (other == items.b->end()) return {};
-    const std::optional<ItemValue> of_a = item_value(result, metric),
-                                   of_b = item_value(other->second, metric);
-    if (!of_a || !of_b) return {};
-    pairs.push_back({of_a->value, of_b->value, of_a->weight, of_b->weight});
-  }
-  return pairs;
-}
-
-void add_tests(MetricComparison& row, const std::vector<PairedItem>& pairs,
-               const ComparisonOptions& options) {
-  if (pairs.empty()) return;
-  row.paired_items = static_cast<int64_t>(pairs.size());
+void add_tests(MetricComparison& row, const MetricPairs& pairs, const ComparisonOptions& options) {
+  if (pairs.items.empty()) return;
+  row.paired_items = static_cast<int64_t>(pairs.items.size());
   RandomStream random(options.seed, "paired bootstrap " + row.name());
-  const PairedDifference difference = paired_bootstrap(pairs, options.resamples, random);
+  const PairedDifference difference = paired_bootstrap(pairs.items, pairs.metric, options.resamples, random);
   row.paired_stderr = difference.standard_error;
   row.low = difference.low;
   row.high = difference.high;
+  if (!pairs.right_or_wrong) return;
   int64_t only_a = 0, only_b = 0;
-  const bool right_or_wrong = std::all_of(pairs.begin(), pairs.end(), [&](const PairedItem& pair) {
-    only_a += pair.a > pair.b;
-    only_b += pair.b > pair.a;
-    return (pair.a == 0 || pair.a == 1) && (pair.b == 0 || pair.b == 1) && pair.weight_a == 1 &&
-           pair.weight_b == 1;
-  });
-  if (right_or_wrong && row.metric != "loss") row.mcnemar_p = mcnemar_p_value(only_a, only_b);
+  for (const PairedItem& pair : pairs.items) {
+    only_a += pair.a[0] > pair.b[0];
+    only_b += pair.b[0] > pair.a[0];
+  }
+  row.mcnemar_p = mcnemar_p_value(only_a, only_b);
 }
 
-/// The metrics of a task, and below `prefix` those of its parts (MMLU's subjects: "subjects.anatomy.acc").
-void compare_metrics(const std::string& task, const std::string& prefix, const Json& of_a, const Json& of_b,
-                     std::vector<MetricComparison>& rows) {
-  for (const auto& [metric, value] : of_a.items()) {
-    const auto other = of_b.find(metric);
-    if (other == of_b.end()) continue;
-    if (value.is_object() && other->is_object())
-      compare_metrics(task, prefix + metric + ".", value, *other, rows);
-    if (!is_value(value) || !is_value(*other)) continue;
-    if (metric.ends_with("_stderr") || describes_data(metric)) continue;
-    MetricComparison row{task, prefix + metric, number(value), number(*other)};
-    row.a_stderr = error_of(of_a, metric);
-    row.b_stderr = error_of(of_b, metric);
+void compare_task(const std::string& task, const TaskResults& a, const TaskResults& b,
+                  const ComparisonOptions& options, std::vector<MetricComparison>& rows) {
+  const std::vector<Metric> others = result_metrics(b.metrics);
+  for (const Metric& metric : result_metrics(a.metrics)) {
+    const auto other = std::find_if(others.begin(), others.end(),
+                                    [&](const Metric& each) { return each.name == metric.name; });
+    if (other == others.end()) continue;
+    MetricComparison row{task, metric.name, metric.value, other->value};
+    row.a_stderr = metric.standard_error;
+    row.b_stderr = other->standard_error;
+    if (!a.items.empty() && !b.items.empty())
+      add_tests(row, pair_items(a.items, b.items, metric.name), options);
     rows.push_back(std::move(row));
   }
 }
 
-void compare_task(const std::string& task, const ResultSet& a, const ResultSet& b,
-                  const ComparisonOptions& options, std::vector<MetricComparison>& rows) {
-  const CommonItems items = common_items(task, a, b);
-  const size_t first = rows.size();
-  compare_metrics(task, "", a.tasks.at(task).metrics, b.tasks.at(task).metrics, rows);
-  for (size_t i = first; i < rows.size(); ++i) add_tests(rows[i], pair_items(items, rows[i].metric), options);
-}
-
-/// Throws BadInput where it is certain that the two were not measured on the same.
-void check_same_ground(const ResultSet& a, const ResultSet& b) {
-  for (const auto& [use, fingerprint] : a.texts) {
-    const auto other = b.texts.find(use);
-    if (other == b.texts.end() || other->second == fingerprint) continue;
-    throw bad_input(fmt::format("{}: {} data", b.name, use), "fingerprint " + other->second.substr(0, 12),
-                    fmt::format("{}, that of {}: the same data, template and tokenizer",
-                                fingerprint.substr(0, 12), a.name));
-  }
-  if (a.prompt && b.prompt && a.prompt != b.prompt)
-    throw bad_input(b.name + ": prompt", Json(*b.prompt).dump(), "the prompt of " + a.name);
+void compare_measurements(const Json& a, const Json& b, std::vector<MetricComparison>& rows) {
+  std::vector<std::string> keys;
+  const auto add = [&](const std::string& key) {
+    if (std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(key);
+  };
+  for (const Json* side : {&a, &b})
+    for (const auto& [key, value] : side->items()) add(key);
+  for (const char* key : kCosts) add(key);
+  const auto value = [](const Json& side, const std::string& key) {
+    return side.contains(key) ? std::optional(side[key].get<double>()) : std::nullopt;
+  };
+  for (const std::string& key : keys) rows.push_back({"", key, value(a, key), value(b, key)});
 }
 
 }  // namespace
@@ -134,16 +67,40 @@ std::vector<MetricComparison> compare_results(const ResultSet& a, const ResultSe
                                               const ComparisonOptions& options) {
   check_same_ground(a, b);
   std::vector<MetricComparison> rows;
-  bool common = a.prompt && b.prompt;
-  for (const auto& [task, results] : a.tasks) {
-    if (!b.tasks.contains(task)) continue;
-    common = true;
-    compare_task(task, a, b, options, rows);
-  }
-  if (!common) throw bad_input(b.name, "no task that " + a.name + " has", "one at least in both");
-  for (const auto& [key, value] : a.measurements.items())
-    if (b.measurements.contains(key)) rows.push_back({"", key, number(value), number(b.measurements[key])});
+  for (const auto& [task, results] : a.tasks)
+    if (b.tasks.contains(task)) compare_task(task, results, b.tasks.at(task), options, rows);
+  compare_measurements(a.measurements, b.measurements, rows);
   return rows;
+}
+
+std::vector<std::string> comparison_notes(const ResultSet& a, const ResultSet& b) {
+  std::vector<std::string> notes;
+  for (const auto& [metric, step] : a.steps) {
+    const auto other = b.steps.find(metric);
+    if (other != b.steps.end() && other->second != step)
+      notes.push_back(fmt::format("{} at steps {} and {}", metric, step, other->second));
+  }
+  if (!a.precision.empty() && !b.precision.empty() && a.precision != b.precision)
+    notes.push_back(fmt::format("precision {} and {}", a.precision, b.precision));
+  for (const auto& [one, other, side] : {std::tuple(&a, &b, "A"), std::tuple(&b, &a, "B")})
+    for (const auto& [task, results] : one->tasks)
+      if (!other->tasks.contains(task)) notes.push_back(fmt::format("{} in {} alone", task, side));
+  return notes;
+}
+
+std::vector<Comparison> compare_with_first(std::vector<ResultSet> sides,
+                                           const std::vector<Threshold>& thresholds,
+                                           const ComparisonOptions& options) {
+  std::vector<std::shared_ptr<const ResultSet>> all;
+  for (ResultSet& side : sides) all.push_back(std::make_shared<const ResultSet>(std::move(side)));
+  std::vector<Comparison> comparisons;
+  for (size_t i = 1; i < all.size(); ++i) {
+    Comparison comparison{
+        all[0], all[i], compare_results(*all[0], *all[i], options), comparison_notes(*all[0], *all[i]), {}};
+    comparison.regressions = find_regressions(comparison.rows, thresholds);
+    comparisons.push_back(std::move(comparison));
+  }
+  return comparisons;
 }
 
 Threshold parse_threshold(const std::string& text, bool rise, const std::string& option) {
@@ -174,16 +131,18 @@ std::vector<Regression> find_regressions(const std::vector<MetricComparison>& ro
     for (size_t i = 0; i < rows.size(); ++i) {
       const MetricComparison& row = rows[i];
       if (threshold.metric != row.metric && threshold.metric != row.name()) continue;
+      if (!row.a || !row.b) continue;
       answered = true;
-      const double worse = threshold.rise ? row.b - row.a : row.a - row.b;
-      const double allowed = threshold.allowed * (threshold.relative ? std::abs(row.a) : 1.0);
+      const double worse = threshold.rise ? *row.b - *row.a : *row.a - *row.b;
+      const double allowed = threshold.allowed * (threshold.relative ? std::abs(*row.a) : 1.0);
       // 0.5 - 0.48 is more than 0.02 in binary.
-      const double rounding = 1e-12 * std::max({1.0, std::abs(row.a), std::abs(row.b)});
+      const double rounding = 1e-12 * std::max({1.0, std::abs(*row.a), std::abs(*row.b)});
       if (!(worse <= allowed + rounding)) regressions.push_back({i, threshold});
     }
     if (answered) continue;
     std::vector<std::string> names;
-    for (const MetricComparison& row : rows) names.push_back(row.name());
+    for (const MetricComparison& row : rows)
+      if (row.a && row.b) names.push_back(row.name());
     const std::string near = nearest_name(threshold.metric, names);
     throw bad_input(threshold.rise ? "--max-rise" : "--max-drop", threshold.text,
                     "a metric that both sides have" + (near.empty() ? "" : " (did you mean " + near + "?)"));

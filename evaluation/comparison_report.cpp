@@ -1,15 +1,16 @@
 #include "evaluation/comparison_report.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cmath>
 
 namespace satune {
 namespace {
 
-std::string value_text(double value, const std::optional<double>& error) {
-  return error ? fmt::format("{:.6g} \xC2\xB1 {:.2g}", value, *error) : fmt::format("{:.6g}", value);
+std::string value_text(const std::optional<double>& value, const std::optional<double>& error) {
+  if (!value) return "-";
+  return error ? fmt::format("{:.6g} \xC2\xB1 {:.2g}", *value, *error) : fmt::format("{:.6g}", *value);
 }
 
 Json optional_json(const std::optional<double>& value) {
@@ -17,7 +18,10 @@ Json optional_json(const std::optional<double>& value) {
 }
 
 Json row_json(const MetricComparison& row) {
-  Json json = {{"metric", row.name()}, {"a", row.a}, {"b", row.b}, {"difference", row.difference()}};
+  Json json = {{"metric", row.name()},
+               {"a", optional_json(row.a)},
+               {"b", optional_json(row.b)},
+               {"difference", optional_json(row.difference())}};
   json["a_stderr"] = optional_json(row.a_stderr);
   json["b_stderr"] = optional_json(row.b_stderr);
   json["paired_items"] = row.paired_items;
@@ -34,15 +38,16 @@ bool is_regression(const Comparison& comparison, size_t row) {
                      [&](const Regression& regression) { return regression.row == row; });
 }
 
-bool lower_is_better(const std::string& metric) {
-  return metric.find("loss") != std::string::npos || metric.find("perplexity") != std::string::npos;
+Json pareto_json(const ParetoFront& front) {
+  if (front.sides.empty()) return nullptr;
+  Json sides = Json::array();
+  for (const ParetoSide& side : front.sides) {
+    Json values = Json::array();
+    for (const auto& value : side.values) values.push_back(optional_json(value));
+    sides.push_back({{"name", side.name}, {"values", values}, {"on_front", side.on_front}});
+  }
+  return {{"metrics", front.metrics}, {"sides", sides}};
 }
-
-/// One side on the way to the Pareto front: both numbers as costs.
-struct Candidate {
-  std::string name;
-  double metric = 0, cost = 0, kv_bytes = 0;
-};
 
 /// Displayed characters of UTF-8 text.
 size_t width_of(const std::string& text) {
@@ -57,7 +62,11 @@ std::string padded(const std::string& text, size_t width, bool left) {
 
 }  // namespace
 
-Json comparison_json(const std::vector<Comparison>& comparisons) {
+std::string notes_text(const Comparison& comparison) {
+  return comparison.notes.empty() ? "" : fmt::format("Mind: {}.", fmt::join(comparison.notes, "; "));
+}
+
+Json comparison_json(const std::vector<Comparison>& comparisons, const ParetoFront& front) {
   Json json = Json::array();
   for (const Comparison& comparison : comparisons) {
     Json rows = Json::array(), regressions = Json::array();
@@ -66,19 +75,20 @@ Json comparison_json(const std::vector<Comparison>& comparisons) {
       regressions.push_back({{"metric", comparison.rows[regression.row].name()},
                              {"threshold", (regression.threshold.rise ? "--max-rise " : "--max-drop ") +
                                                regression.threshold.text}});
-    json.push_back({{"a", comparison.a.name},
-                    {"b", comparison.b.name},
+    json.push_back({{"a", comparison.a->name},
+                    {"b", comparison.b->name},
+                    {"notes", comparison.notes},
                     {"metrics", rows},
                     {"regressions", regressions}});
   }
-  return {{"comparisons", json}};
+  return {{"comparisons", json}, {"pareto", pareto_json(front)}};
 }
 
 HtmlTable comparison_table(const Comparison& comparison) {
   HtmlTable table{
       fmt::format("A: {}; B: {}. \xC2\xB1 is a standard error; the interval is that of B - A over the same "
-                  "items (paired bootstrap), p that of McNemar's exact test.",
-                  comparison.a.name, comparison.b.name),
+                  "items (paired bootstrap), p that of McNemar's exact test. - is not measured.",
+                  comparison.a->name, comparison.b->name),
       {"metric", "A", "B", "B - A", "95 % interval", "p", ""},
       {}};
   for (size_t i = 0; i < comparison.rows.size(); ++i) {
@@ -92,53 +102,20 @@ HtmlTable comparison_table(const Comparison& comparison) {
   return table;
 }
 
-HtmlTable pareto_table(const std::vector<Comparison>& comparisons) {
-  if (comparisons.empty() || comparisons.front().rows.empty() ||
-      comparisons.front().rows.front().task.empty())
-    return {};
-  const MetricComparison& first = comparisons.front().rows.front();
-  const double sign = lower_is_better(first.metric) ? 1 : -1;
-  const auto candidate = [&](const ResultSet& side, double metric) {
-    return Candidate{side.name, metric, sign * metric,
-                     side.measurements.value("kv_cache_bytes_per_token", std::nan(""))};
-  };
-  std::vector<Candidate> sides = {candidate(comparisons.front().a, first.a)};
-  for (const Comparison& comparison : comparisons)
-    for (const MetricComparison& row : comparison.rows)
-      if (row.name() == first.name()) sides.push_back(candidate(comparison.b, row.b));
-  HtmlTable table{
-      fmt::format("{} against the KV cache: on the Pareto front are those that no other beats in both.",
-                  first.name()),
-      {"results", first.name(), "KV bytes a token", "Pareto front"},
-      {}};
-  for (const Candidate& side : sides) {
-    if (!(side.kv_bytes >= 0)) return {};
-    const bool beaten = std::any_of(sides.begin(), sides.end(), [&](const Candidate& other) {
-      return other.cost <= side.cost && other.kv_bytes <= side.kv_bytes &&
-             (other.cost < side.cost || other.kv_bytes < side.kv_bytes);
-    });
-    table.rows.push_back({side.name, fmt::format("{:.6g}", side.metric), fmt::format("{:.0f}", side.kv_bytes),
-                          beaten || !std::isfinite(side.cost) ? "" : "yes"});
-  }
-  return table;
-}
-
-std::string comparison_page(const std::vector<Comparison>& comparisons) {
+std::string comparison_page(const std::vector<Comparison>& comparisons, const ParetoFront& front) {
   HtmlPage page("Comparison");
   size_t regressions = 0;
   for (const Comparison& comparison : comparisons) regressions += comparison.regressions.size();
   page.paragraph(regressions == 0 ? "No threshold is exceeded."
                                   : fmt::format("{} thresholds are exceeded.", regressions));
   for (const Comparison& comparison : comparisons) {
-    page.heading(comparison.b.name + " against " + comparison.a.name);
+    page.heading(comparison.b->name + " against " + comparison.a->name);
+    if (!comparison.notes.empty()) page.paragraph(notes_text(comparison));
     page.table(comparison_table(comparison));
   }
-  if (comparisons.size() > 1) {
-    const HtmlTable pareto = pareto_table(comparisons);
-    if (!pareto.rows.empty()) {
-      page.heading("Quality and cost");
-      page.table(pareto);
-    }
+  if (!front.sides.empty()) {
+    page.heading("Quality and cost");
+    page.table(pareto_table(front));
   }
   return page.text();
 }

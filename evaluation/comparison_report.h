@@ -6,27 +6,20 @@
 
 #include "evaluation/comparison.h"
 #include "evaluation/figures/html_page.h"
+#include "evaluation/pareto.h"
 
 namespace satune {
 
-/// B against A.
-struct Comparison {
-  ResultSet a, b;
-  std::vector<MetricComparison> rows;
-  std::vector<Regression> regressions;
-};
+/// {"comparisons": [{"a", "b", "notes", "metrics", "regressions"}], "pareto": {"metrics", "sides"} or null}
+Json comparison_json(const std::vector<Comparison>& comparisons, const ParetoFront& front);
 
-Json comparison_json(const std::vector<Comparison>& comparisons);
-
-/// Columns: metric, A, B, difference, 95 % interval, p.
+/// Columns: metric, A, B, difference, 95 % interval, p. "-" = not measured.
 HtmlTable comparison_table(const Comparison& comparison);
 
-/// Of a sweep or of several files: every side with its first metric and what it costs. A side is on the
-/// Pareto front where no other is at least as good in the metric and in KV bytes and better in one. Empty
-/// where a side lacks either. Losses and perplexities are better lower, other metrics higher.
-HtmlTable pareto_table(const std::vector<Comparison>& comparisons);
+/// "Mind: loss at steps 100 and 200; ..."; "" where there is nothing to mind.
+std::string notes_text(const Comparison& comparison);
 
-std::string comparison_page(const std::vector<Comparison>& comparisons);
+std::string comparison_page(const std::vector<Comparison>& comparisons, const ParetoFront& front);
 
 /// The table as text for a terminal.
 std::string table_text(const HtmlTable& table);

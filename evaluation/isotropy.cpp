@@ -30,15 +30,24 @@ at::Tensor attention_values(const at::Tensor& q_NHD, const at::Tensor& k_NKD, in
   return values_H;
 }
 
-void accumulate(at::Tensor& sum, const at::Tensor& value) {
-  if (value.defined()) sum = sum.defined() ? sum + value : value;
+/// Deviations from the columns' means, by the largest of the matrix, so that squares of squares neither
+/// vanish nor overflow. A column that the rounding of its mean alone sets apart does not vary.
+at::Tensor scaled_deviations(const at::Tensor& x_BRC) {
+  const at::Tensor wide = x_BRC.to(statistics_type(x_BRC.scalar_type()));
+  const double epsilon = wide.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                           : std::numeric_limits<float>::epsilon();
+  const at::Tensor centred = wide - wide.mean(1, /*keepdim=*/true);
+  const at::Tensor noise_B1C = wide.abs().amax(1, /*keepdim=*/true).mul_(8 * epsilon);
+  const at::Tensor varies_B1C = centred.abs().amax(1, /*keepdim=*/true).gt(noise_B1C);
+  // Divided, not multiplied by a reciprocal, which would overflow for the smallest numbers.
+  const at::Tensor kept = centred.mul_(varies_B1C), largest_B11 = kept.abs().amax({1, 2}, /*keepdim=*/true);
+  return kept.div_(at::where(largest_B11 > 0, largest_B11, at::ones_like(largest_B11)));
 }
 
 }  // namespace
 
 at::Tensor weighted_cumulative_variance(const at::Tensor& x_BRC) {
-  const at::Tensor wide = x_BRC.to(statistics_type(x_BRC.scalar_type()));
-  const at::Tensor centred = wide - wide.mean(1, /*keepdim=*/true);
+  const at::Tensor centred = scaled_deviations(x_BRC);
   const at::Tensor transposed = centred.transpose(1, 2);
   const at::Tensor gram =
       centred.size(1) < centred.size(2) ? at::matmul(centred, transposed) : at::matmul(transposed, centred);
@@ -48,10 +57,25 @@ at::Tensor weighted_cumulative_variance(const at::Tensor& x_BRC) {
   return at::where(trace_B > 0, value_B, std::numeric_limits<double>::quiet_NaN()).to(at::kCPU);
 }
 
+void VarianceSums::add(const at::Tensor& values) {
+  *this += {values.nan_to_num(0.0), values.isnan().logical_not().to(at::kDouble)};
+}
+
+at::Tensor VarianceSums::mean() const {
+  return sum / count;
+}
+
+VarianceSums& VarianceSums::operator+=(const VarianceSums& other) {
+  if (!other.sum.defined()) return *this;
+  sum = sum.defined() ? sum + other.sum : other.sum;
+  count = count.defined() ? count + other.count : other.count;
+  return *this;
+}
+
 IsotropySums& IsotropySums::operator+=(const IsotropySums& other) {
   documents += other.documents;
-  accumulate(attention_LH, other.attention_LH);
-  accumulate(hidden_states, other.hidden_states);
+  attention_LH += other.attention_LH;
+  hidden_states += other.hidden_states;
   return *this;
 }
 
@@ -63,7 +87,9 @@ void add_isotropy(IsotropySums& sums, const std::vector<at::Tensor>& q_NHD,
   for (size_t layer = 0; layer < q_NHD.size(); ++layer)
     attention.push_back(attention_values(q_NHD[layer], k_NKD[layer], block_bytes));
   for (const at::Tensor& x_NC : hidden_NC) hidden.push_back(weighted_cumulative_variance(x_NC.unsqueeze(0)));
-  sums += {1, at::stack(attention), at::cat(hidden)};
+  ++sums.documents;
+  sums.attention_LH.add(at::stack(attention));
+  sums.hidden_states.add(at::cat(hidden));
 }
 
 }  // namespace satune

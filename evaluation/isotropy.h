@@ -18,14 +18,24 @@
 
 namespace satune {
 
-/// Of each matrix [B, rows, columns] -> [B] fp64 on the CPU. NaN where the rows do not vary.
+/// Of each matrix [B, rows, columns] -> [B] fp64 on the CPU, whatever its scale. NaN where the rows do not
+/// vary by more than rounding does.
 at::Tensor weighted_cumulative_variance(const at::Tensor& x_BRC);
+
+/// Values of documents where there is one, and how many have one: a document without variance counts nothing.
+struct VarianceSums {
+  at::Tensor sum, count;  ///< fp64 of one shape; undefined without documents
+
+  void add(const at::Tensor& values);  ///< of one document; NaN = none
+  VarianceSums& operator+=(const VarianceSums& other);
+  at::Tensor mean() const;  ///< NaN where no document has a value
+};
 
 /// A sum of such values over documents.
 struct IsotropySums {
-  int64_t documents = 0;     ///< those with variance: of two tokens or more
-  at::Tensor attention_LH;   ///< fp64 sums; rows = queries of a document, columns = keys
-  at::Tensor hidden_states;  ///< [L + 1] fp64 sums; rows = tokens: the embedding, then each layer's output
+  int64_t documents = 0;       ///< of two tokens or more
+  VarianceSums attention_LH;   ///< rows = queries of a document, columns = keys
+  VarianceSums hidden_states;  ///< [L + 1]; rows = tokens: the embedding, then each layer's output
 
   IsotropySums& operator+=(const IsotropySums& other);
 };

@@ -14,16 +14,35 @@
 namespace satune {
 namespace {
 
+/// The first `wanted` tokens of a text, or all. Of a long one only a beginning is encoded, which ends between
+/// two words far behind the last token taken: what follows a word does not change tokens before it.
+std::vector<int32_t> first_tokens(const std::string& text, const Tokenizer& tokenizer, int64_t wanted) {
+  constexpr int64_t kMargin = 64;  // tokens before the cut that are encoded and thrown away
+  constexpr size_t kBytesPerToken = 8;
+  for (size_t bytes = static_cast<size_t>(wanted + kMargin) * kBytesPerToken;; bytes *= 2) {
+    const size_t end = bytes < text.size() ? text.find_first_of(" \n", bytes) : std::string::npos;
+    std::vector<int32_t> tokens = encode_raw_prompt(text.substr(0, end), tokenizer);
+    if (end == std::string::npos) return tokens;
+    if (static_cast<int64_t>(tokens.size()) < wanted + kMargin) continue;
+    tokens.resize(static_cast<size_t>(wanted));
+    return tokens;
+  }
+}
+
 AnalysisDocuments read_text_pieces(const std::filesystem::path& data, const Tokenizer& tokenizer,
                                    int64_t max_length, int64_t max_documents) {
   AnalysisDocuments result;
   result.plain_text = true;
   for (const TextDocument& document : read_plain_text(data)) {
-    const std::vector<int32_t> tokens = encode_raw_prompt(document.text, tokenizer);
+    const int64_t missing = max_documents - static_cast<int64_t>(result.samples.size());
+    if (missing == 0) break;
+    // Beyond what any text holds, a product that would overflow stands for all of it.
+    const int64_t most = static_cast<int64_t>(document.text.size()) + 2;
+    const int64_t wanted = missing > most / max_length ? most : missing * max_length;
+    const std::vector<int32_t> tokens = first_tokens(document.text, tokenizer, wanted);
     for (size_t begin = 0; begin + 1 < tokens.size(); begin += max_length) {
       if (static_cast<int64_t>(result.samples.size()) >= max_documents) return result;
       const size_t end = std::min(tokens.size(), begin + static_cast<size_t>(max_length));
-      if (end - begin < 2) continue;
       EncodedSample piece;
       piece.tokens.assign(tokens.begin() + static_cast<int64_t>(begin),
                           tokens.begin() + static_cast<int64_t>(end));
@@ -78,6 +97,13 @@ CountedBatch make_counted_batch(const AnalysisDocuments& documents, const std::v
   return result;
 }
 
+/// Index of the first hidden states that hold what is not finite.
+std::optional<int> first_broken(const std::vector<at::Tensor>& hidden_NC) {
+  for (size_t i = 0; i < hidden_NC.size(); ++i)
+    if (!hidden_NC[i].isfinite().all().item<bool>()) return static_cast<int>(i);
+  return std::nullopt;
+}
+
 }  // namespace
 
 int64_t AnalysisDocuments::tokens() const {
@@ -103,6 +129,7 @@ AnalysisDocuments read_analysis_documents(const std::filesystem::path& data, con
 LayerSums& LayerSums::operator+=(const LayerSums& other) {
   similarity += other.similarity;
   isotropy += other.isotropy;
+  if (!broken) broken = other.broken;
   return *this;
 }
 
@@ -113,15 +140,13 @@ LayerSums measure_layers(const Llama& model, const AnalysisDocuments& documents,
   const auto count = static_cast<int64_t>(documents.samples.size());
   for (int64_t i = share; i < count; i += shares) {
     probe.start(to_device(make_counted_batch(documents, {i}).batch, model.weights().device()));
-    std::vector<at::Tensor> q_NHD, k_NKD, hidden_NC;
-    for (const PlanProbe::Trace& trace : probe.traces()) {
-      q_NHD.push_back(trace.q_NHD);
-      k_NKD.push_back(trace.k_NKD);
-      hidden_NC.push_back(trace.x_NC);
+    const LayerTraces& traces = probe.traces();
+    if (const std::optional<int> layer = first_broken(traces.hidden_NC)) {
+      sums.broken = NonFinite{i, *layer - 1};
+      return sums;
     }
-    hidden_NC.push_back(probe.output_NC());
-    add_similarity(sums.similarity, q_NHD, k_NKD);
-    add_isotropy(sums.isotropy, q_NHD, k_NKD, hidden_NC);
+    add_similarity(sums.similarity, traces.q_NHD, traces.k_NKD);
+    add_isotropy(sums.isotropy, traces.q_NHD, traces.k_NKD, traces.hidden_NC);
     if (done) done(i / shares + 1, (count - share + shares - 1) / shares);
   }
   return sums;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,9 +39,17 @@ AnalysisDocuments read_analysis_documents(const std::filesystem::path& data, con
 /// Called by the analysing thread as the work goes on: steps done so far, of how many in all.
 using WorkDone = std::function<void(int64_t done, int64_t total)>;
 
+/// A document (index of AnalysisDocuments::samples) after which a layer's output, or with -1 the embedding,
+/// is not finite.
+struct NonFinite {
+  int64_t document = 0;
+  int layer = 0;
+};
+
 struct LayerSums {
   SimilaritySums similarity;
   IsotropySums isotropy;
+  std::optional<NonFinite> broken;  ///< the first one; nothing is summed from there on
   LayerSums& operator+=(const LayerSums& other);
 };
 

@@ -128,14 +128,17 @@ class ChoiceTask final : public Task {
     sequences_.push_back(std::move(sequences));
   }
 
-  static Json result(const ChoiceItem& item, const std::vector<double>& scores) {
+  Json result(const ChoiceItem& item, const std::vector<double>& scores) const {
     std::vector<double> normalised;
     for (size_t i = 0; i < scores.size(); ++i)
       normalised.push_back(scores[i] / static_cast<double>(item.lengths[i]));
-    return {{"log_likelihoods", scores},
-            {"gold", item.gold},
-            {"acc", index_of_largest(scores) == item.gold ? 1 : 0},
-            {"acc_norm", index_of_largest(normalised) == item.gold ? 1 : 0}};
+    Json json = {{"log_likelihoods", scores},
+                 {"gold", item.gold},
+                 {"acc", index_of_largest(scores) == item.gold ? 1 : 0},
+                 {"acc_norm", index_of_largest(normalised) == item.gold ? 1 : 0}};
+    const DocumentGroup& group = groups_[item.group];
+    if (!group.name.empty()) json.update({{"subject", group.name}, {"category", group.category}});
+    return json;
   }
 
   static void add_counted(Json& json, const std::string& key, double (*metric)(const ConfusionCounts&),

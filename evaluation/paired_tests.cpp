@@ -7,16 +7,9 @@
 namespace satune {
 namespace {
 
-struct Sums {
-  double a = 0, b = 0, weight_a = 0, weight_b = 0;
-  void add(const PairedItem& item) {
-    a += item.a;
-    b += item.b;
-    weight_a += item.weight_a;
-    weight_b += item.weight_b;
-  }
-  double difference() const { return b / weight_b - a / weight_a; }
-};
+void add(ItemSums& sums, const ItemSums& item) {
+  for (size_t i = 0; i < sums.size(); ++i) sums[i] += item[i];
+}
 
 /// Linear between neighbours, as NumPy's default.
 double quantile(const std::vector<double>& sorted, double q) {
@@ -28,23 +21,31 @@ double quantile(const std::vector<double>& sorted, double q) {
 
 }  // namespace
 
-PairedDifference paired_bootstrap(const std::vector<PairedItem>& items, int64_t resamples,
+PairedDifference paired_bootstrap(const std::vector<PairedItem>& items, Statistic metric, int64_t resamples,
                                   RandomStream& random) {
   if (items.empty() || resamples < 1) throw std::logic_error("paired_bootstrap: nothing to draw from");
-  Sums all;
-  for (const PairedItem& item : items) all.add(item);
+  PairedItem all;
+  for (const PairedItem& item : items) {
+    add(all.a, item.a);
+    add(all.b, item.b);
+  }
   std::vector<double> draws(resamples);
   double mean = 0;
   for (double& draw : draws) {
-    Sums sums;
-    for (size_t i = 0; i < items.size(); ++i) sums.add(items[random.below(items.size())]);
-    draw = sums.difference();
+    PairedItem sums;
+    for (size_t i = 0; i < items.size(); ++i) {
+      const PairedItem& item = items[random.below(items.size())];
+      add(sums.a, item.a);
+      add(sums.b, item.b);
+    }
+    draw = metric(sums.b) - metric(sums.a);
     mean += draw / static_cast<double>(resamples);
   }
   double squares = 0;
   for (const double draw : draws) squares += (draw - mean) * (draw - mean);
   std::sort(draws.begin(), draws.end());
-  return {all.difference(), std::sqrt(squares / static_cast<double>(std::max<int64_t>(resamples - 1, 1))),
+  return {metric(all.b) - metric(all.a),
+          std::sqrt(squares / static_cast<double>(std::max<int64_t>(resamples - 1, 1))),
           quantile(draws, 0.025), quantile(draws, 0.975)};
 }
 

@@ -1,6 +1,7 @@
 // Whether two sets of results on the same items differ by more than chance.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -8,13 +9,19 @@
 
 namespace satune {
 
-/// One item's value and weight under A and under B (a loss and its target tokens; 0 or 1 and 1).
+/// What an item adds to the sums that a metric is made of: a loss and its target tokens; 0 or 1 and 1; a one
+/// in its cell of a confusion matrix.
+using ItemSums = std::array<double, 4>;
+
+/// The metric that sums over items give.
+using Statistic = double (*)(const ItemSums& sums);
+
+/// One item under A and under B.
 struct PairedItem {
-  double a = 0, b = 0;
-  double weight_a = 1, weight_b = 1;
+  ItemSums a = {}, b = {};
 };
 
-/// Of d = ratio(B) - ratio(A), ratio = sum of values / sum of weights.
+/// Of d = metric(B) - metric(A).
 struct PairedDifference {
   double difference = 0;
   double standard_error = 0;  ///< standard deviation of d over the resamples
@@ -23,7 +30,7 @@ struct PairedDifference {
 
 /// Paired bootstrap (Efron and Tibshirani 1993): items are drawn with replacement, each with both its
 /// results, and d is taken anew. Throws std::logic_error without items or resamples.
-PairedDifference paired_bootstrap(const std::vector<PairedItem>& items, int64_t resamples,
+PairedDifference paired_bootstrap(const std::vector<PairedItem>& items, Statistic metric, int64_t resamples,
                                   RandomStream& random);
 
 /// McNemar's exact test (two-sided binomial): of the items that one side alone has right, `only_a` and

@@ -3,13 +3,9 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "model/ops/embedding.h"
-#include "model/ops/linear.h"
 #include "model/ops/linear_cross_entropy.h"
 #include "model/ops/rms_norm.h"
-#include "model/ops/swiglu.h"
 
 namespace satune {
 namespace {
@@ -26,9 +22,15 @@ int first_shared_layer(const SharingPlan& plan) {
   return layer;
 }
 
-/// Permuted heads need not keep to their groups, so every query head gets a key and a value of its own.
-at::Tensor per_query_head(const at::Tensor& x_NKD, int64_t query_heads) {
-  return x_NKD.repeat_interleave(query_heads / x_NKD.size(1), 1);
+/// What a shared layer with assigned heads reads. Permuted heads need not keep to their groups, so every
+/// query head gets a key of its own.
+LayerRecord assigned(const LayerRecord& anchor, const HeadMap& heads) {
+  const at::Tensor map_H = at::tensor(at::IntArrayRef(heads), at::kLong).to(anchor.q_NHD.device());
+  const int64_t group = anchor.q_NHD.size(1) / anchor.k_NKD.size(1);
+  LayerRecord record;
+  record.q_NHD = anchor.q_NHD.index_select(1, map_H);
+  record.k_NKD = anchor.k_NKD.repeat_interleave(group, 1).index_select(1, map_H);
+  return record;
 }
 
 }  // namespace
@@ -36,44 +38,42 @@ at::Tensor per_query_head(const at::Tensor& x_NKD, int64_t query_heads) {
 PlanProbe::PlanProbe(const Llama& model) : model_(model) {
   const ModelConfig& config = model.config();
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
-    layers_.push_back({bind_layer(model.weights(), layer, config.sharing),
-                       FusedProjection(model.weights(), {value_index(model.table(), layer)})});
+    LayerWeights own = bind_layer(model.weights(), layer, config.sharing), shared = own;
+    own.is_anchor = true;  // under some plan: its q and k are kept apart from its v
+    shared.qkv = FusedProjection(model.weights(), {value_index(model.table(), layer)});
+    layers_.push_back({std::move(own), std::move(shared)});
   }
 }
 
-at::Tensor PlanProbe::norm(const at::Tensor& x_NC, const at::Tensor& weight_C) const {
-  return rms_norm_forward(x_NC, weight_C, model_.config().rms_norm_eps).y_NC;
-}
-
-PlanProbe::Trace PlanProbe::project(int layer, const at::Tensor& x_NC, at::Tensor& v_NKD) const {
-  const ModelConfig& config = model_.config();
-  const int64_t H = config.num_attention_heads, K = config.num_key_value_heads;
-  const LayerWeights& weights = layers_[layer].weights;
-  const at::Tensor normed_NC = norm(x_NC, model_.weights().tensor(weights.input_norm));
-  const at::Tensor qkv = weights.qkv.forward(normed_NC).view({x_NC.size(0), H + 2 * K, config.head_dim});
-  rope_apply(qkv.narrow(1, 0, H + K), batch_.positions_N, rope_, false);
-  v_NKD = qkv.narrow(1, H + K, K);
-  return {x_NC, qkv.narrow(1, 0, H).contiguous(), qkv.narrow(1, H, K).contiguous()};
-}
-
-at::Tensor PlanProbe::shared_values(int layer, const at::Tensor& x_NC) const {
-  const ModelConfig& config = model_.config();
-  const at::Tensor& weight_C = model_.weights().tensor(layers_[layer].weights.input_norm);
-  return layers_[layer]
-      .v.forward(norm(x_NC, weight_C))
-      .view({-1, config.num_key_value_heads, config.head_dim});
-}
-
-at::Tensor PlanProbe::finish(int layer, const at::Tensor& x_NC, const Heads& heads) const {
-  const LayerWeights& bound = layers_[layer].weights;
-  const Weights& weights = model_.weights();
-  const at::Tensor attended_NHD =
-      attention_forward(heads.q_NHD, heads.k_NKD, heads.v_NKD, batch_.document_starts).out_NHD;
-  const at::Tensor mid_NC =
-      linear_residual_forward(attended_NHD.flatten(1), weights.tensor(bound.output), x_NC);
-  const at::Tensor gate_up_N2F =
-      bound.gate_up.forward(norm(mid_NC, weights.tensor(bound.post_attention_norm)));
-  return linear_residual_forward(swiglu_forward(gate_up_N2F), weights.tensor(bound.down), mid_NC);
+at::Tensor PlanProbe::pass(const SharingPlan& plan, const std::vector<HeadMap>& heads, int first,
+                           at::Tensor x_NC, LayerTraces* kept) const {
+  const LayerContext context{model_.config(), model_.weights(), rope_, batch_};
+  int source = first - 1;
+  LayerRecord anchor;  // the last layer that computed its own q and k: that of any span above it
+  if (first > 0) {
+    anchor.q_NHD = traces_.q_NHD[source];
+    anchor.k_NKD = traces_.k_NKD[source];
+  }
+  for (int layer = first; layer < plan.num_layers(); ++layer) {
+    if (kept != nullptr) kept->hidden_NC.push_back(x_NC);
+    LayerRecord record;
+    if (plan.is_shared(layer)) {
+      TORCH_CHECK(plan.source(layer) == source, "layer ", layer, " does not read the layer before its span");
+      const bool permuted = !heads.empty() && !heads[layer].empty();
+      const LayerRecord read = permuted ? assigned(anchor, heads[layer]) : anchor;
+      x_NC = layer_forward(context, layers_[layer].shared, layer, x_NC, &read, record);
+    } else {
+      x_NC = layer_forward(context, layers_[layer].own, layer, x_NC, nullptr, record);
+      source = layer;
+      anchor.q_NHD = record.q_NHD;
+      anchor.k_NKD = record.k_NKD;
+    }
+    if (kept == nullptr) continue;
+    kept->q_NHD.push_back(anchor.q_NHD);
+    kept->k_NKD.push_back(anchor.k_NKD);
+  }
+  if (kept != nullptr) kept->hidden_NC.push_back(x_NC);
+  return x_NC;
 }
 
 void PlanProbe::start(DeviceBatch batch) {
@@ -83,53 +83,22 @@ void PlanProbe::start(DeviceBatch batch) {
   const int64_t longest = batch_.positions_N.max().item<int64_t>() + 1;
   if (!rope_.cos_PD2.defined() || rope_.cos_PD2.size(0) < longest)
     rope_ = make_rope_table(config, longest, weights.type(), weights.device());
-  traces_.clear();
-  at::Tensor x_NC = embedding_forward(weights.tensor("model.embed_tokens.weight"), batch_.tokens_N);
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
-    at::Tensor v_NKD;
-    if (config.sharing.is_shared(layer)) {
-      const Trace anchor = traces_[config.sharing.source(layer)];  // a copy: the vector grows
-      traces_.push_back({x_NC, anchor.q_NHD, anchor.k_NKD});
-      v_NKD = shared_values(layer, x_NC);
-    } else {
-      traces_.push_back(project(layer, x_NC, v_NKD));
-    }
-    x_NC = finish(layer, x_NC, {traces_.back().q_NHD, traces_.back().k_NKD, v_NKD});
-  }
-  output_NC_ = x_NC;
+  traces_ = {};
+  pass(config.sharing, {}, 0, embedding_forward(weights.tensor("model.embed_tokens.weight"), batch_.tokens_N),
+       &traces_);
 }
 
 at::Tensor PlanProbe::token_losses(const SharingPlan& plan, const std::vector<HeadMap>& heads) const {
   TORCH_CHECK(model_.config().sharing.empty(), "only a dense model takes another plan");
-  const int64_t H = model_.config().num_attention_heads;
   const int first = first_shared_layer(plan);
   if (first == plan.num_layers()) return token_losses();
-  // Layers below `first` are those of the dense pass; above, an anchor's queries are those of this plan.
-  std::vector<Trace> traces(traces_.begin(), traces_.begin() + first);
-  at::Tensor x_NC = traces_[first].x_NC;
-  for (int layer = first; layer < plan.num_layers(); ++layer) {
-    at::Tensor v_NKD;
-    if (!plan.is_shared(layer)) {
-      traces.push_back(project(layer, x_NC, v_NKD));
-      x_NC = finish(layer, x_NC, {traces.back().q_NHD, traces.back().k_NKD, v_NKD});
-      continue;
-    }
-    const Trace anchor = traces[plan.source(layer)];  // a copy: the vector grows
-    traces.push_back({x_NC, anchor.q_NHD, anchor.k_NKD});
-    Heads used{anchor.q_NHD, anchor.k_NKD, shared_values(layer, x_NC)};
-    if (!heads.empty() && !heads[layer].empty()) {
-      const at::Tensor map_H = at::tensor(at::IntArrayRef(heads[layer]), at::kLong).to(x_NC.device());
-      used = {used.q_NHD.index_select(1, map_H), per_query_head(used.k_NKD, H).index_select(1, map_H),
-              per_query_head(used.v_NKD, H)};
-    }
-    x_NC = finish(layer, x_NC, used);
-  }
-  return losses(x_NC);
+  return losses(pass(plan, heads, first, traces_.hidden_NC[first], nullptr));
 }
 
 at::Tensor PlanProbe::losses(const at::Tensor& x_NC) const {
   const Weights& weights = model_.weights();
-  const at::Tensor normed_NC = norm(x_NC, weights.tensor("model.norm.weight"));
+  const at::Tensor normed_NC =
+      rms_norm_forward(x_NC, weights.tensor("model.norm.weight"), model_.config().rms_norm_eps).y_NC;
   const char* head = model_.config().tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   at::Tensor losses_N;
   linear_cross_entropy_forward(normed_NC, weights.tensor(head), batch_.targets_N, &losses_N);

@@ -15,53 +15,45 @@ namespace satune {
 /// head.
 using HeadMap = std::vector<int64_t>;
 
-/// One thread at a time. Forward passes only.
+/// What the layers of one pass read, by layer.
+struct LayerTraces {
+  std::vector<at::Tensor> q_NHD, k_NKD;    ///< post-RoPE; a shared layer's are its anchor's
+  std::vector<at::Tensor> hidden_NC = {};  ///< inputs, and after them the last layer's output: one more
+};
+
+/// One thread at a time. Forward passes only, through layer_forward().
 class PlanProbe {
  public:
   /// The model must outlive the probe. One that shares attention already can be traced, under its own plan,
   /// but takes no other plan.
   explicit PlanProbe(const Llama& model);
 
-  /// What a layer reads: its input, and the post-RoPE queries and keys that its weights come from (those of
-  /// its anchor where it shares).
-  struct Trace {
-    at::Tensor x_NC, q_NHD, k_NKD;
-  };
-
-  /// Runs the batch under the model's own plan and keeps the traces: layers * N * (C + (H + K) * D) elements.
+  /// Runs the batch under the model's own plan and keeps its traces: layers * N * (C + (H + K) * D) elements.
   void start(DeviceBatch batch);
   const DeviceBatch& batch() const { return batch_; }
-  const std::vector<Trace>& traces() const { return traces_; }
-  /// The last layer's output, before the final norm.
-  const at::Tensor& output_NC() const { return output_NC_; }
+  const LayerTraces& traces() const { return traces_; }
 
   /// -log p per token [N] (0 without a target; fp32, fp64 for fp64 models) under the model's own plan.
-  at::Tensor token_losses() const { return losses(output_NC_); }
-  /// The same with direct sharing under `plan`. `heads`, by layer, permutes the heads of shared layers; empty
-  /// = none does.
+  at::Tensor token_losses() const { return losses(traces_.hidden_NC.back()); }
+  /// The same with direct sharing under `plan`; beside the traces only one anchor's q and k are kept.
+  /// `heads`, by layer, permutes the heads of shared layers; empty = none does.
   at::Tensor token_losses(const SharingPlan& plan, const std::vector<HeadMap>& heads = {}) const;
 
  private:
+  /// A layer that computes its own attention, and one that reads its anchor's.
   struct Layer {
-    LayerWeights weights;  ///< under the model's own plan
-    FusedProjection v;     ///< alone, for a layer that shares
-  };
-  struct Heads {
-    at::Tensor q_NHD, k_NKD, v_NKD;
+    LayerWeights own, shared;
   };
 
-  Trace project(int layer, const at::Tensor& x_NC, at::Tensor& v_NKD) const;
-  at::Tensor shared_values(int layer, const at::Tensor& x_NC) const;
-  at::Tensor finish(int layer, const at::Tensor& x_NC, const Heads& heads) const;
+  at::Tensor pass(const SharingPlan& plan, const std::vector<HeadMap>& heads, int first, at::Tensor x_NC,
+                  LayerTraces* kept) const;
   at::Tensor losses(const at::Tensor& x_NC) const;
-  at::Tensor norm(const at::Tensor& x_NC, const at::Tensor& weight_C) const;
 
   const Llama& model_;
   std::vector<Layer> layers_;
   RopeTable rope_;
   DeviceBatch batch_;
-  std::vector<Trace> traces_;
-  at::Tensor output_NC_;
+  LayerTraces traces_;
 };
 
 }  // namespace satune

@@ -2,12 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cmath>
-#include <fstream>
+#include <limits>
 #include <system_error>
 
 #include "data/files/error.h"
+#include "evaluation/run_results.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -15,24 +14,12 @@ namespace {
 
 constexpr std::string_view kExpected = "a report of satune eval --output or generate --json, or a run folder";
 
-/// Lines of a JSONL file that end; a last one that was cut off is left out.
-template <typename F>
-void for_each_line(const fs::path& path, F&& f) {
-  std::ifstream file(path);
-  if (!file) throw bad_input(path.string(), "no such file", "the one beside its report");
-  std::string line;
-  for (int64_t number = 1; std::getline(file, line); ++number) {
-    if (file.eof()) break;
-    if (!line.empty()) f(number, parse_json(line, fmt::format("{} line {}", path.string(), number)));
-  }
-}
-
 /// By run name ("TASK", or "TASK @ LAYERS ANCHOR" under a plan) and fingerprint.
 using ItemFile = std::map<std::string, std::map<std::string, ItemResults>>;
 
 ItemFile read_items(const fs::path& path) {
   ItemFile items;
-  for_each_line(path, [&](int64_t number, const Json& line) {
+  for_each_json_line(path, "the one beside its report", [&](int64_t number, const Json& line) {
     if (number == 1) return;  // which model it was
     const std::string where = fmt::format("{} line {}", path.string(), number);
     if (!line.is_object()) throw bad_input(where, describe_json(&line), "an item's result");
@@ -47,112 +34,109 @@ ItemFile read_items(const fs::path& path) {
   return items;
 }
 
-/// Whether the means of the items are the reported ones.
-bool make_up(const ItemResults& items, const Json& metrics) {
-  for (const auto& [metric, value] : metrics.items()) {
-    if (!value.is_number() || metric == "n" || metric == "tokens") continue;
-    double sum = 0, weight = 0;
-    size_t count = 0;
-    for (const auto& [item, result] : items) {
-      const std::optional<ItemValue> found = item_value(result, metric);
-      if (!found) break;
-      sum += found->value;
-      weight += found->weight;
-      ++count;
-    }
-    const double reported = value.get<double>();
-    if (count == items.size() && std::abs(sum / weight - reported) > 1e-9 * std::max(1.0, std::abs(reported)))
-      return false;
+/// The text under a key; "" where it is missing or null.
+std::string text_of(const Json& object, const char* key, const std::string& where) {
+  const auto it = object.find(key);
+  if (it == object.end() || it->is_null()) return "";
+  if (!it->is_string())
+    throw bad_input(fmt::format("{}: {}", where, key), describe_json(&*it), "text or null");
+  return it->get<std::string>();
+}
+
+TaskFingerprints read_fingerprints(const Json& report, const std::string& task, const std::string& source) {
+  if (!report.contains("fingerprints")) return {};
+  const std::string where = source + ": fingerprints";
+  const Json& all = report["fingerprints"];
+  if (!all.is_object()) throw bad_input(where, describe_json(&all), "an object");
+  if (!all.contains(task)) return {};
+  const Json& own = all[task];
+  if (!own.is_object()) throw bad_input(where + "." + task, describe_json(&own), "an object");
+  const std::string place = where + "." + task;
+  return {text_of(own, "items", place), text_of(own, "data", place), text_of(own, "template", place),
+          text_of(own, "tokenizer", place)};
+}
+
+/// A file also keeps what earlier runs found on other data: they count for nothing. A report without
+/// fingerprints has that of its items, where there is no doubt.
+void take_items(const std::map<std::string, ItemResults>& found, TaskResults& task) {
+  std::vector<const std::pair<const std::string, ItemResults>*> complete;
+  for (const auto& each : found) {
+    const bool right = task.fingerprints.items.empty() || task.fingerprints.items == each.first;
+    if (right && (!task.metrics.contains("n") || task.metrics["n"] == each.second.size()))
+      complete.push_back(&each);
   }
-  return true;
+  if (complete.size() != 1) return;
+  task.fingerprints.items = complete.front()->first;
+  task.items = complete.front()->second;
+}
+
+void read_numbers(const Json& report, Json& measurements) {
+  for (const auto& [key, value] : report.items())
+    if (value.is_number()) measurements[key] = value;
+}
+
+ResultSet read_answer(const Json& report, const std::string& name) {
+  ResultSet set;
+  set.name = name;
+  set.prompt = report["prompt"].get<std::string>();
+  read_numbers(report, set.measurements);
+  const auto number = [&](const char* key) { return set.measurements.value(key, 0.0); };
+  const size_t tokens =
+      report.contains("tokens") && report["tokens"].is_array() ? report["tokens"].size() : 0;
+  const double seconds = number("seconds"), first = number("time_to_first_token_s");
+  if (tokens > 1 && first > 0 && seconds > first)
+    set.measurements["time_per_token_s"] = (seconds - first) / static_cast<double>(tokens - 1);
+  return set;
 }
 
 ResultSet read_report(const Json& report, const std::string& source, const std::string& name,
                       const ItemFile& items) {
-  ResultSet set;
-  set.name = name;
   if (report.is_object() && !report.contains("tasks") && report.contains("prompt") &&
-      report["prompt"].is_string()) {
-    set.prompt = report["prompt"].get<std::string>();
-    for (const auto& [key, value] : report.items())
-      if (value.is_number()) set.measurements[key] = value;
-    return set;
-  }
+      report["prompt"].is_string())
+    return read_answer(report, name);
   if (!report.is_object() || !report.contains("tasks") || !report["tasks"].is_object())
     throw bad_input(source, "no object \"tasks\"", kExpected);
-  set.sharing = report.value("sharing", "");
+  ResultSet set;
+  set.name = name;
+  set.sharing = text_of(report, "sharing", source);
+  set.precision = text_of(report, "precision", source);
+  const std::string anchor = text_of(report, "anchor", source);
   const std::string plan =
-      set.sharing.empty() ? "" : fmt::format(" @ {} {}", set.sharing, report.value("anchor", "before"));
+      set.sharing.empty() ? "" : fmt::format(" @ {} {}", set.sharing, anchor.empty() ? "before" : anchor);
   for (const auto& [task, metrics] : report["tasks"].items()) {
     if (!metrics.is_object())
       throw bad_input(source + ": tasks." + task, describe_json(&metrics), "an object");
-    TaskResults results{metrics, {}};
+    TaskResults results{metrics, read_fingerprints(report, task, source), {}};
     const auto found = items.find(task + plan);
-    if (found != items.end())
-      for (const auto& [fingerprint, each] : found->second)
-        if (!metrics.contains("n") || metrics["n"] == each.size()) results.items[fingerprint] = each;
-    if (results.items.size() > 1)
-      std::erase_if(results.items, [&](const auto& each) { return !make_up(each.second, metrics); });
+    if (found != items.end()) take_items(found->second, results);
     set.tasks[task] = std::move(results);
   }
-  for (const auto& [key, value] : report.items())
-    if (value.is_number()) set.measurements[key] = value;
+  read_numbers(report, set.measurements);
   return set;
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+/// What counts items describes the data and is no result.
+bool is_count(std::string_view metric) {
+  return metric == "n" || metric == "tokens" || metric == "over_length" || metric == "step";
 }
 
-/// The newest snapshot whose state can be read; snapshots are named in the order of their steps.
-std::map<std::string, std::string> texts_of(const fs::path& run) {
-  std::error_code error;
-  std::vector<fs::path> states;
-  for (const auto& entry : fs::directory_iterator(run / "snapshots", error))
-    if (fs::exists(entry.path() / "MANIFEST.json", error)) states.push_back(entry.path() / "state.json");
-  if (states.empty()) return {};
-  const Json state = read_json_file(*std::max_element(states.begin(), states.end()));
-  std::map<std::string, std::string> texts;
-  if (!state.is_object() || !state.contains("texts") || !state["texts"].is_object()) return texts;
-  for (const auto& [use, fingerprint] : state["texts"].items())
-    if (fingerprint.is_string()) texts[use] = fingerprint;
-  return texts;
-}
-
-ResultSet read_run(const fs::path& run) {
-  const fs::path path = run / "metrics.jsonl";
-  ResultSet set;
-  set.name = run.string();
-  Json last = Json::object();
-  std::map<std::string, std::vector<double>> series;
-  for_each_line(path, [&](int64_t number, const Json& row) {
-    if (!row.is_object())
-      throw bad_input(fmt::format("{} line {}", path.string(), number), describe_json(&row), "an object");
-    // What is not finite stands there as null.
-    for (const char* key : {"step", "loss", "eval_loss"})
-      if (row.contains(key) && (row[key].is_number() || row[key].is_null())) last[key] = row[key];
-    for (const char* key : {"tokens_per_s", "step_seconds", "mfu", "peak_memory_bytes", "device_power_w"})
-      if (row.contains(key) && row[key].is_number()) series[key].push_back(row[key]);
-  });
-  if (last.empty()) throw bad_input(path.string(), "no row with a loss", "the metrics of a run");
-  set.tasks["training"] = {last, {}};
-  for (const auto& [key, values] : series)
-    set.measurements[key] =
-        key == "peak_memory_bytes" ? *std::max_element(values.begin(), values.end()) : median(values);
-  set.texts = texts_of(run);
-  return set;
+void add_metrics(const Json& metrics, const std::string& prefix, std::vector<Metric>& found) {
+  for (const auto& [name, value] : metrics.items()) {
+    if (value.is_object()) add_metrics(value, prefix + name + ".", found);
+    if (!(value.is_number() || value.is_null()) || name.ends_with("_stderr") || is_count(name)) continue;
+    Metric metric{prefix + name,
+                  value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN()};
+    const auto error = metrics.find(name + "_stderr");
+    if (error != metrics.end() && error->is_number()) metric.standard_error = error->get<double>();
+    found.push_back(std::move(metric));
+  }
 }
 
 }  // namespace
 
-std::optional<ItemValue> item_value(const Json& result, const std::string& metric) {
-  const auto it = result.find(metric);
-  if (it == result.end() || !(it->is_number() || it->is_boolean())) return std::nullopt;
-  ItemValue found{it->is_boolean() ? static_cast<double>(it->get<bool>()) : it->get<double>(), 1};
-  if (metric == "loss" && result.contains("tokens") && result["tokens"].is_number())
-    found.weight = result["tokens"];
+std::vector<Metric> result_metrics(const Json& metrics) {
+  std::vector<Metric> found;
+  add_metrics(metrics, "", found);
   return found;
 }
 
@@ -161,7 +145,7 @@ std::vector<ResultSet> read_results(const fs::path& path) {
   if (fs::is_directory(path, error)) {
     if (!fs::exists(path / "metrics.jsonl", error))
       throw bad_input(path.string(), "a folder without metrics.jsonl", kExpected);
-    return {read_run(path)};
+    return {read_run_results(path)};
   }
   const Json report = read_json_file(path);
   if (!report.is_object()) throw bad_input(path.string(), describe_json(&report), kExpected);
@@ -173,10 +157,10 @@ std::vector<ResultSet> read_results(const fs::path& path) {
     throw bad_input(path.string() + ": sweep", describe_json(&report["sweep"]), "one report a plan");
   std::vector<ResultSet> sets;
   for (const Json& each : report["sweep"]) {
-    const std::string sharing = each.is_object() ? each.value("sharing", "") : "";
-    sets.push_back(read_report(each, path.string() + ": sweep",
-                               fmt::format("{} {}", path.string(), sharing.empty() ? "dense" : sharing),
-                               items));
+    const std::string where = path.string() + ": sweep";
+    ResultSet set = read_report(each, where, path.string(), items);
+    set.name += " " + (set.sharing.empty() ? "dense" : set.sharing);
+    sets.push_back(std::move(set));
   }
   return sets;
 }

@@ -88,6 +88,8 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
   if (anchor != nullptr) {
     record.q_NHD = anchor->q_NHD;
     record.k_NKD = anchor->k_NKD;
+    const int64_t kv = record.v_NKD.size(1), wanted = record.k_NKD.size(1);
+    if (wanted != kv) record.v_NKD = record.v_NKD.repeat_interleave(wanted / kv, 1);
   }
   record.attention = attention_forward(record.q_NHD, record.k_NKD, record.v_NKD,
                                        context.batch.document_starts, context.batch.parents);

@@ -67,9 +67,10 @@ struct LayerContext {
   const DeviceBatch& batch;
 };
 
-/// Runs layer `layer`. `anchor` is the record whose q and k a shared layer reads (nullptr otherwise). Fills
-/// `record` completely; `thin()` then drops what the policy computes again. Returns the layer's output [N,
-/// C].
+/// Runs layer `layer`. `anchor` is the record whose q and k a shared layer reads (nullptr otherwise); where
+/// its k has more heads than the layer's v (one for each query head, as assigned heads need), v is repeated
+/// to match. Fills `record` completely; `thin()` then drops what the policy computes again. Returns the
+/// layer's output [N, C].
 at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weights, int layer,
                          const at::Tensor& x_NC, const LayerRecord* anchor, LayerRecord& record,
                          const Observer& observer = {});

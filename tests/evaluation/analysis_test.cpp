@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -6,6 +7,8 @@
 #include <numeric>
 
 #include "data/batches.h"
+#include "data/files/atomic_file.h"
+#include "data/files/error.h"
 #include "data/random.h"
 #include "evaluation/analyze_model.h"
 #include "evaluation/device_batch.h"
@@ -13,6 +16,7 @@
 #include "evaluation/records.h"
 #include "model/ops/attention.h"
 #include "tests/evaluation/fixtures.h"
+#include "tests/temporary_directory.h"
 
 namespace satune {
 namespace {
@@ -89,10 +93,37 @@ TEST(Isotropy, HeadsInPiecesAreTheSame) {
   IsotropySums one, all;
   add_isotropy(one, {q}, {k}, {x, x}, 1);
   add_isotropy(all, {q}, {k}, {x, x});
-  EXPECT_LT((one.attention_LH - all.attention_LH).abs().max().item<double>(), 1e-12);
-  EXPECT_EQ(all.attention_LH.size(1), 4);
+  EXPECT_LT((one.attention_LH.mean() - all.attention_LH.mean()).abs().max().item<double>(), 1e-12);
+  EXPECT_EQ(all.attention_LH.sum.size(1), 4);
   add_isotropy(all, {q.narrow(0, 0, 1)}, {k.narrow(0, 0, 1)}, {x.narrow(0, 0, 1), x.narrow(0, 0, 1)});
   EXPECT_EQ(all.documents, 1);  // one token has no variance
+}
+
+TEST(Isotropy, ScaleDoesNotMatter) {
+  // Squares of squares of 1e-20 are nothing in fp32, those of 1e20 are infinite.
+  const at::Tensor x = at::randn({1, 12, 5});
+  const double expected = weighted_cumulative_variance(x)[0].item<double>();
+  for (const double scale : {1e-38, 1e-20, 1e-6, 1e20, 1e36})
+    EXPECT_NEAR(weighted_cumulative_variance(x * scale)[0].item<double>(), expected, 1e-3 * expected)
+        << scale;
+  // Small columns beside a large one that stands still but for the rounding of its mean.
+  const at::Tensor still = at::cat({x * 1e-6, at::full({1, 12, 1}, 1.0F / 3)}, 2);
+  EXPECT_NEAR(weighted_cumulative_variance(still)[0].item<double>(), expected, 1e-3 * expected);
+}
+
+TEST(Isotropy, ADocumentWithoutVarianceCountsNothing) {
+  const at::Tensor q = at::randn({9, 2, 4}, at::kDouble), k = at::randn({9, 2, 4}, at::kDouble),
+                   x = at::randn({9, 6}, at::kDouble), flat = at::ones({9, 6}, at::kDouble);
+  IsotropySums one, both, none;
+  add_isotropy(one, {q}, {k}, {x, x});
+  add_isotropy(both, {q}, {k}, {x, x});
+  add_isotropy(both, {q}, {k}, {x, flat});
+  EXPECT_EQ(both.documents, 2);
+  EXPECT_TRUE(both.hidden_states.mean().allclose(one.hidden_states.mean()));
+  EXPECT_TRUE(both.hidden_states.count.equal(at::tensor({2.0, 1.0}, at::kDouble)));
+  add_isotropy(none, {q}, {k}, {x, flat});
+  EXPECT_TRUE(std::isnan(none.hidden_states.mean()[1].item<double>()));
+  EXPECT_FALSE(std::isnan(none.hidden_states.mean()[0].item<double>()));
 }
 
 TEST(PlanProbe, LossesAreThoseOfAModelBuiltWithThePlan) {
@@ -124,7 +155,8 @@ TEST(PlanProbe, LossesAreThoseOfAModelBuiltWithThePlan) {
     own.start(on_device);
     EXPECT_LT((own.token_losses() - expected).abs().max().item<double>(), 1e-12) << layers;
     for (int layer = 0; layer < 4; ++layer)
-      EXPECT_TRUE(own.traces()[layer].q_NHD.equal(own.traces()[plan.source(layer)].q_NHD));
+      EXPECT_TRUE(own.traces().q_NHD[layer].equal(own.traces().q_NHD[plan.source(layer)]));
+    EXPECT_EQ(own.traces().hidden_NC.size(), 5U);
   }
 }
 
@@ -150,6 +182,142 @@ TEST(LayerAnalysis, SharesAddUp) {
     EXPECT_NEAR(sums.plans[0].increase.ratio(), spans.plans[0].increase.ratio(), 1e-6);
     EXPECT_NEAR(sums.dense.ratio() + sums.plans[0].increase.ratio(), sums.plans[0].loss.ratio(), 1e-9);
   }
+}
+
+TEST(LayerAnalysis, LossesOfSeveralPassesAreThoseOfSingleDocuments) {
+  // 11 documents of 150 to 250 tokens fill one forward pass and begin another.
+  AnalysisDocuments documents;
+  for (int d = 0; d < 11; ++d) {
+    EncodedSample sample;
+    for (int i = 0; i < 150 + 10 * d; ++i) sample.tokens.push_back(3 + (i * i + 31 * d * i + d) % 250);
+    sample.prompt_length = 5 * d;
+    documents.samples.push_back(std::move(sample));
+  }
+  ASSERT_GT(documents.tokens(), 2048);
+  ASSERT_LT(documents.tokens(), 4096);
+  const Llama model = byte_model();
+  const std::vector<LossQuery> queries = {{SharingPlan::parse("1-2", AnchorRule::kBefore, 4), {}},
+                                          {SharingPlan::parse("3", AnchorRule::kBefore, 4), {}}};
+  int64_t steps = 0, planned = 0;
+  const SpanSums sums = measure_spans(model, documents, queries, 0, 1, [&](int64_t done, int64_t total) {
+    EXPECT_EQ(done, ++steps);
+    planned = total;
+  });
+  EXPECT_EQ(steps, 4);  // two passes of two queries
+  EXPECT_EQ(planned, 4);
+  SpanSums single;
+  for (const EncodedSample& sample : documents.samples)
+    single += measure_spans(model, {{sample}, 0, false}, queries, 0, 1);
+  EXPECT_EQ(sums.dense.items, 11);
+  EXPECT_EQ(sums.dense.weight, single.dense.weight);
+  EXPECT_NEAR(sums.dense.ratio(), single.dense.ratio(), 1e-5);
+  for (size_t i = 0; i < queries.size(); ++i) {
+    EXPECT_NEAR(sums.plans[i].loss.ratio(), single.plans[i].loss.ratio(), 1e-5);
+    EXPECT_NEAR(sums.plans[i].increase.ratio(), single.plans[i].increase.ratio(), 1e-5);
+    EXPECT_GT(std::abs(sums.plans[i].increase.ratio()), 1e-4);
+  }
+}
+
+TEST(LayerAnalysis, NumbersThatAreNotFiniteAreRefused) {
+  const AnalysisDocuments documents = some_documents();
+  const auto message = [&](const Llama& model) -> std::string {
+    try {
+      analyze_model("broken", model, documents, {});
+    } catch (const BadInput& error) {
+      return error.what();
+    }
+    return "";
+  };
+  Llama inside = byte_model();
+  inside.weights().tensor("model.layers.2.mlp.down_proj.weight").fill_(std::nan(""));
+  EXPECT_THAT(message(inside), testing::HasSubstr("broken: hidden states of document 0"));
+  EXPECT_THAT(message(inside), testing::HasSubstr("after layer 2"));
+  // Every layer is sound and the loss is not.
+  Llama loss = byte_model();
+  loss.weights().tensor("model.norm.weight").fill_(std::nan(""));
+  EXPECT_THAT(message(loss), testing::HasSubstr("broken: a loss that is not finite"));
+}
+
+TEST(LayerAnalysis, LayersThatCannotBeSharedAreRefusedByTheConfigAlone) {
+  const ModelConfig config = byte_model().config();
+  AnalysisOptions options;
+  for (const int layers : {1, 2, 3}) {
+    options.layers = layers;
+    EXPECT_NO_THROW(check_analysis_options(options, config));
+  }
+  options.layers = 4;
+  EXPECT_THROW(check_analysis_options(options, config), BadInput);
+  options.layers = 3;
+  options.max_span = 1;
+  EXPECT_THROW(check_analysis_options(options, config), BadInput);
+}
+
+/// Counts what it is given to encode.
+class CountingTokenizer final : public Tokenizer {
+ public:
+  std::vector<int32_t> encode(std::string_view text) const override {
+    bytes += text.size();
+    return bytes_.encode(text);
+  }
+  std::string decode(std::span<const int32_t> ids, bool skip) const override {
+    return bytes_.decode(ids, skip);
+  }
+  int32_t vocab_size() const override { return bytes_.vocab_size(); }
+  std::optional<int32_t> bos_id() const override { return bytes_.bos_id(); }
+  std::optional<int32_t> eos_id() const override { return bytes_.eos_id(); }
+  std::optional<int32_t> special_id(std::string_view text) const override { return bytes_.special_id(text); }
+  std::string token_text(int32_t id) const override { return bytes_.token_text(id); }
+  std::string_view kind() const override { return bytes_.kind(); }
+  std::string fingerprint() const override { return bytes_.fingerprint(); }
+
+  mutable size_t bytes = 0;
+
+ private:
+  ByteTokenizer bytes_;
+};
+
+TEST(AnalysisDocuments, OfALongTextOnlyTheBeginningIsEncoded) {
+  const TemporaryDirectory folder;
+  std::string text;
+  for (int i = 0; text.size() < 200000; ++i) text += std::to_string(i) + (i % 9 == 0 ? "\n" : " ");
+  write_file_atomic(folder.path() / "long.txt", text);
+  const CountingTokenizer tokenizer;
+  const AnalysisDocuments few =
+      read_analysis_documents(folder.path() / "long.txt", tokenizer, nullptr, 16, 3);
+  EXPECT_LT(tokenizer.bytes, 2000U);
+  const AnalysisDocuments all =
+      read_analysis_documents(folder.path() / "long.txt", tokenizer, nullptr, 16, 1 << 20);
+  EXPECT_GT(all.tokens(), static_cast<int64_t>(text.size()) - 20);
+  ASSERT_EQ(few.samples.size(), 3U);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(few.samples[i].tokens, all.samples[i].tokens);
+}
+
+TEST(AnalysisFigures, EachRunHasItsOwnCurvesOverItsSteps) {
+  AnalysisReport report;
+  const Llama model = byte_model();
+  for (const auto& [name, step] :
+       {std::pair("first", 1), {"first", 2}, {"second", 1}, {"second", 3}, {"alone", 1}}) {
+    ModelAnalysis analysis;
+    analysis.name = name;
+    analysis.step = step;
+    analysis.config = model.config();
+    analysis.cosines_LHLH = at::rand({4, 4, 4, 4}, at::kDouble);
+    report.models.push_back(std::move(analysis));
+  }
+  const auto steps_of = [&] {
+    const std::vector<NamedFigure> figures = analysis_figures(report);
+    EXPECT_EQ(figures.back().file, "steps");
+    return to_svg(figures.back().drawing);
+  };
+  const std::string svg = steps_of();
+  for (const char* curve :
+       {">first: neighbours<", ">first: all pairs<", ">second: neighbours<", ">second: all pairs<"})
+    EXPECT_THAT(svg, testing::HasSubstr(curve));
+  EXPECT_THAT(svg, testing::Not(testing::HasSubstr("alone")));  // one snapshot makes no curve
+  report.models.resize(2);
+  EXPECT_THAT(steps_of(), testing::HasSubstr(">neighbours<"));
+  report.models.resize(1);
+  EXPECT_NE(analysis_figures(report).back().file, "steps");
 }
 
 TEST(SpanSuggestions, PlansAreTheLeastSumsOfDisjointSpans) {

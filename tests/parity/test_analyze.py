@@ -4,6 +4,7 @@ where it is there, on a trained one; its losses against eval and against the tor
 import itertools
 import json
 import re
+import shutil
 import struct
 import subprocess
 import xml.etree.ElementTree
@@ -295,12 +296,19 @@ def test_a_model_that_shares_is_analysed_as_it_computes(satune, random_model, te
 def test_every_snapshot_of_a_run(satune, random_model, records, tmp_path):
     run, config = tmp_path / "run", tmp_path / "config.json"
     config.write_text(json.dumps({
-        "model_name_or_path": str(random_model), "train_file": str(records), "output_dir": str(run), "max_steps": 4,
+        "model_name_or_path": str(random_model), "train_file": str(records), "template": "alpaca_stanford",
+        "output_dir": str(run), "max_steps": 4,
         "save_steps": 2, "save_total_limit": 3, "val_size": 0, "eval_steps": 0, "learning_rate": 1e-2, "max_length": 400,
         "warmup_steps": 0, "precision": "fp32", "gradient_accumulation_steps": 1, "num_threads": 1}))
     call(satune, "train", config)
     found = analyze(satune, tmp_path / "out", run, "--data", records, "--max-length", 400, "--max-records", 4,
                     "--max-span", 1)
+    # The base model knows of no template of its own: its documents would be other ones.
+    refused = call(satune, "analyze", random_model, run, "--data", records, "--output", tmp_path / "refused", "--max-length",
+                   400, code=2).stderr
+    assert f"{run}: template alpaca_stanford, not alpaca as {random_model}" in refused and "--template" in refused
+    call(satune, "analyze", random_model, run / "export", "--data", records, "--output", tmp_path / "same", "--max-length",
+         400, "--max-records", 1, "--max-span", 0, "--template", "alpaca")
     assert [model["step"] for model in found["models"]] == [2, 4]
     assert (tmp_path / "out" / "steps.svg").exists() and (tmp_path / "out" / "steps.png").exists()
     export = analyze(satune, tmp_path / "export", run / "export", "--data", records, "--max-length", 400,
@@ -317,32 +325,80 @@ def test_every_snapshot_of_a_run(satune, random_model, records, tmp_path):
 # Files
 
 
-def png_size(path):
-    """Reads every chunk with its checksum and inflates the pixels."""
+def png_pixels(path):
+    """[height, width, 3] of an RGB file without interlace: every chunk with its checksum, every row unfiltered."""
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    position, pixels, size = 8, b"", None
+    position, packed, size = 8, b"", None
     while position < len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
         body = data[position + 8 : position + 8 + length]
         assert zlib.crc32(kind + body) == struct.unpack(">I", data[position + 8 + length : position + 12 + length])[0]
         if kind == b"IHDR":
             size = struct.unpack(">II", body[:8])
+            assert body[8:] == bytes([8, 2, 0, 0, 0])
         if kind == b"IDAT":
-            pixels += body
+            packed += body
         position += 12 + length
-    assert len(zlib.decompress(pixels)) == size[1] * (1 + 3 * size[0])
-    return size
+    width, height = size
+    rows = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, 1 + 3 * width)
+    pixels = np.zeros((height + 1, width, 3), np.uint8)  # above the first row: zeros
+    for y, row in enumerate(rows, 1):
+        line, above = row[1:].reshape(width, 3), pixels[y - 1]
+        if row[0] in (0, 2):
+            pixels[y] = line + (above if row[0] == 2 else 0)
+        elif row[0] == 1:
+            pixels[y] = np.cumsum(line, axis=0, dtype=np.uint8)
+        else:  # average and Paeth: by the pixel before
+            left, corner, out = [0, 0, 0], [0, 0, 0], []
+            for new, up in zip(line.tolist(), above.tolist()):
+                if row[0] == 3:
+                    left = [(n + (l + u) // 2) % 256 for n, l, u in zip(new, left, up)]
+                else:
+                    left = [(n + min((l, u, c), key=lambda v: abs(l + u - c - v))) % 256
+                            for n, l, u, c in zip(new, left, up, corner)]
+                corner = up
+                out.append(left)
+            pixels[y] = out
+    return pixels[1:]
+
+
+def colour(element, attribute):
+    return np.array(list(bytes.fromhex(element.get(attribute)[1:])))
+
+
+def check_pixels(pixels, root):
+    """The picture shows what the SVG says: cells in their colours, points of curves in theirs. Returns how many."""
+    seen = 0
+    for cell in root.iter("{http://www.w3.org/2000/svg}rect"):
+        if len(cell) == 0:  # without a value to point at
+            continue
+        x, y = (float(cell.get(key)) + 1.5 for key in ("x", "y"))
+        assert (pixels[round(2 * y), round(2 * x)] == colour(cell, "fill")).all(), cell[0].text
+        seen += 1
+    discs = list(root.iter("{http://www.w3.org/2000/svg}circle"))
+    for disc in discs:
+        x, y = round(2 * float(disc.get("cx"))), round(2 * float(disc.get("cy")))
+        wanted = [colour(other, "fill") for other in discs  # one may lie on another
+                  if abs(2 * float(other.get("cx")) - x) < 10 and abs(2 * float(other.get("cy")) - y) < 10]
+        assert any((pixels[y, x] == each).all() for each in wanted)
+        seen += 1
+    return seen
 
 
 def test_figures_and_page(analysis, folder):
     out = folder / "out"
     names = {"similarity", "head-similarity", "isotropy", "hidden-states", "spans", "shared-layers", "neighbours"}
+    # Six layers of four heads; spans of layers 1 to 5; two curves of plans of 1 to 5 layers.
+    shown = {"similarity": 36, "head-similarity": 20, "isotropy": 24, "hidden-states": 7, "spans": 15, "shared-layers": 10,
+             "neighbours": 5}
     assert {path.stem for path in out.glob("*.svg")} == names == {path.stem for path in out.glob("*.png")}
     for name in names:
         root = xml.etree.ElementTree.parse(out / f"{name}.svg").getroot()
         width, height = int(root.get("width")), int(root.get("height"))
-        assert png_size(out / f"{name}.png") == (2 * width, 2 * height)
+        pixels = png_pixels(out / f"{name}.png")
+        assert pixels.shape == (2 * height, 2 * width, 3)
+        assert check_pixels(pixels, root) == shown[name], name
         assert root.get("role") == "img" and len(root.get("aria-label")) > 40
         labels = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
         assert len(labels) > 5
@@ -355,6 +411,18 @@ def test_figures_and_page(analysis, folder):
     xml.etree.ElementTree.fromstring(page.split("\n", 1)[1].replace("<meta charset=\"utf-8\">", "").replace(
         '<meta name="viewport" content="width=device-width, initial-scale=1">', ""))
     assert analysis["models"][0]["spans"]["suggested"]["layers"] in page
+
+
+def test_every_key_is_defined(analysis):
+    told = " ".join(f"{key} {text}" for key, text in analysis["definitions"].items())
+    model = analysis["models"][0]
+    plan = model["spans"]["candidates"][0] | next(
+        (plan for plan in model["spans"]["best_by_shared_layers"] if "predicted_loss_increase" in plan), {})
+    keys = [*model["spans"], *plan, *plan["saves"], *model["similarity"], *model["head_assignments"][0],
+            *model["weighted_cumulative_variance"], "documents", "tokens", "over_length"]
+    for key in keys:
+        assert re.search(rf"\b{key.removesuffix('_stderr')}\b", told), key
+    assert plan["assigned_heads_loss_gain"] == pytest.approx(plan["loss"] - plan["assigned_heads_loss"], abs=1e-12)
 
 
 def test_the_table_names_the_suggestion(satune, random_model, text, tmp_path):
@@ -371,8 +439,12 @@ def test_the_table_names_the_suggestion(satune, random_model, text, tmp_path):
 # Errors
 
 
-def test_errors_are_one_line(satune, random_model, text, records, tmp_path):
+def test_errors_are_one_line(satune, stories, random_model, text, records, tmp_path):
     full, empty = tmp_path / "full", tmp_path / "empty.txt"
+    # Without weights: whatever the config tells shows before they are looked at.
+    unloadable = tmp_path / "unloadable"
+    shutil.copytree(random_model, unloadable)
+    (unloadable / "model.safetensors").write_bytes(b"nothing")
     full.mkdir()
     (full / "file").write_text("")
     empty.write_text("")
@@ -390,6 +462,8 @@ def test_errors_are_one_line(satune, random_model, text, records, tmp_path):
         ([random_model, "--data", text, "--output", out, "--layers", 2, "--max-span", 0], ["--max-span 0", "--layers"]),
         ([random_model, "--data", text, "--output", out, "--layers", 6, "--max-length", LENGTH, "--max-records", 1],
          ["--layers", "6", "at most 5"]),
+        ([unloadable, "--data", text, "--output", out, "--layers", 6], ["--layers", "6", "at most 5"]),
+        ([random_model, stories, "--data", text, "--output", out], ["another tokenizer", str(random_model), str(stories)]),
         ([random_model, "--data", text, "--output", out, "--precision", "fp8"], ["--precision", "fp8"]),
         ([random_model, "--data", text, "--output", out, "--device", "tpu"], ["--device", "tpu"]),
     ):

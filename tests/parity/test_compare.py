@@ -21,6 +21,8 @@ def rows(done):
 
 def write_report(path, tasks, items=None, fingerprints=None, sharing="", stale=None, **measurements):
     """`items`: {task: [result, ...]}; `stale`: those of an earlier run on other data, left in the file."""
+    if items is None and fingerprints:
+        measurements["fingerprints"] = fingerprints
     report = {"model": path.stem, "tasks": tasks, "seconds": 2.0, "sharing": sharing, "anchor": "before" if sharing else "",
               **measurements}
     if items is not None:
@@ -33,6 +35,8 @@ def write_report(path, tasks, items=None, fingerprints=None, sharing="", stale=N
                 for item, result in enumerate(results):
                     out.write(json.dumps({"run": run, "task": data, "item": item, "tokens": 5, "result": result}) + "\n")
         report["items"] = file.name
+        if stale:
+            report["fingerprints"] = {task: {"items": (fingerprints or {}).get(task, "same")} for task in items}
     path.write_text(json.dumps(report))
     return path
 
@@ -50,10 +54,17 @@ def pair(tmp_path):
         return write_report(
             tmp_path / f"{name}.json",
             {"response_loss": {"loss": loss.sum() / tokens.sum(), "loss_stderr": 0.01, "tokens": int(tokens.sum()), "n": 300},
+             "perplexity": {"perplexity": math.exp(loss.sum() / tokens.sum()), "loss": loss.sum() / tokens.sum(), "n": 300},
              "quiz": {"acc": hits.mean(), "acc_stderr": 0.02, "n": 300,
-                      "subjects": {"anatomy": {"acc": hits[:50].mean(), "acc_stderr": 0.05, "n": 50}}}},
+                      "categories": {"other": {"acc": hits[50:].mean(), "n": 250}},
+                      "subjects": {"anatomy": {"acc": hits[:50].mean(), "acc_stderr": 0.05, "n": 50}}},
+             "pairs": {"f1": 0.5, "mcc": 0.5, "n": 300}},
             {"response_loss": [{"loss": l, "tokens": int(t)} for l, t in zip(loss, tokens)],
-             "quiz": [{"acc": int(h)} for h in hits]}, stale={"quiz": [{"acc": 1}] * 300}, **more)
+             "perplexity": [{"loss": l, "tokens": int(t)} for l, t in zip(loss, tokens)],
+             "quiz": [{"acc": int(h), "subject": "anatomy" if i < 50 else "virology", "category": "stem" if i < 50 else "other"}
+                      for i, h in enumerate(hits)],
+             "pairs": [{"gold": i % 2, "log_likelihoods": [0.0, 1.0 if bool(h) == bool(i % 2) else -1.0]}
+                       for i, h in enumerate(hits)]}, stale={"quiz": [{"acc": 1}] * 300}, **more)
 
     a = side("a", losses, right, kv_cache_bytes_per_token=100)
     b = side("b", changed, right_b, kv_cache_bytes_per_token=80, sharing="2-3")
@@ -84,10 +95,44 @@ def test_differences_errors_and_tests_are_those_of_numpy(satune, pair):
     assert quiz["mcnemar_p"] == pytest.approx(p, rel=1e-9) and 0 < p < 1
     assert quiz["a_stderr"] == 0.02
     anatomy = found["quiz.subjects.anatomy.acc"]
-    assert anatomy["b"] == pytest.approx(right_b[:50].mean()) and anatomy["a_stderr"] == 0.05 and anatomy["paired_items"] == 0
+    assert anatomy["b"] == pytest.approx(right_b[:50].mean()) and anatomy["a_stderr"] == 0.05
     assert found["kv_cache_bytes_per_token"]["difference"] == -20
     again = rows(compare(satune, a, b, "--json", "--resamples", 4000))
     assert again == found  # the same seed, the same draws
+
+
+def confusion(hits):
+    """gold of item i is i % 2; the other choice where it is not right."""
+    gold = np.arange(300) % 2
+    return gold, np.where(hits, gold, 1 - gold)
+
+
+def f1(gold, chosen):
+    return 2 * (gold & chosen).sum() / (gold.sum() + chosen.sum())
+
+
+def test_metrics_of_metrics_and_parts_are_paired(satune, pair):
+    """perplexity, f1, mcc, MMLU's subjects and categories against NumPy's bootstrap over the same items."""
+    a, b, tokens, losses, changed, right, right_b = pair
+    found = rows(compare(satune, a, b, "--json", "--resamples", 4000))
+    rng = np.random.default_rng(1)
+    gold, chosen_a = confusion(right)
+    chosen_b = confusion(right_b)[1]
+    statistics = {
+        "perplexity.perplexity": lambda i: np.exp(changed[i].sum() / tokens[i].sum()) - np.exp(losses[i].sum() / tokens[i].sum()),
+        "pairs.f1": lambda i: f1(gold[i], chosen_b[i]) - f1(gold[i], chosen_a[i]),
+        "pairs.mcc": lambda i: np.corrcoef(gold[i], chosen_b[i])[0, 1] - np.corrcoef(gold[i], chosen_a[i])[0, 1],
+        "quiz.subjects.anatomy.acc": lambda i: (right_b[:50].astype(float) - right[:50])[i].mean(),
+        "quiz.categories.other.acc": lambda i: (right_b[50:].astype(float) - right[50:])[i].mean()}
+    items = {"quiz.subjects.anatomy.acc": 50, "quiz.categories.other.acc": 250}
+    for metric, statistic in statistics.items():
+        count = items.get(metric, 300)
+        draws = [statistic(rng.integers(0, count, count)) for _ in range(4000)]
+        assert found[metric]["paired_items"] == count, metric
+        assert found[metric]["difference_stderr"] == pytest.approx(np.std(draws, ddof=1), rel=0.06), metric
+        low, high = np.quantile(draws, [0.025, 0.975])
+        assert found[metric]["difference_95"] == pytest.approx([low, high], abs=0.1 * (high - low)), metric
+        assert ("mcnemar_p" in found[metric]) == metric.startswith("quiz"), metric
 
 
 def test_mcnemar_of_equal_and_of_many(satune, tmp_path):
@@ -122,11 +167,13 @@ def test_answers_of_generate(satune, tmp_path):
     def answer(name, prompt, speed):
         path = tmp_path / name
         path.write_text(json.dumps({"prompt": prompt, "text": "x", "tokens": [1, 2], "seconds": 2 / speed, "tokens_per_s": speed,
-                                    "kv_cache_bytes_per_token": 1000 / speed}))
+                                    "time_to_first_token_s": 0.5 / speed, "kv_cache_bytes_per_token": 1000 / speed}))
         return path
 
     a, b = answer("a.json", "Once", 10.0), answer("b.json", "Once", 8.0)
     assert rows(compare(satune, a, b, "--json"))["kv_cache_bytes_per_token"]["difference"] == 25
+    found = rows(compare(satune, a, b, "--json"))
+    assert found["time_to_first_token_s"]["a"] == 0.05 and found["time_per_token_s"]["a"] == pytest.approx(0.15)
     compare(satune, a, b, "--max-drop", "tokens_per_s=10%", code=1)
     done = compare(satune, a, answer("c.json", "Twice", 8.0), code=2)
     assert "prompt" in done.stderr and "Twice" in done.stderr
@@ -163,14 +210,51 @@ def test_what_cannot_be_compared_is_refused(satune, pair, tmp_path):
         assert len(lines) == 1 and all(word in lines[0] for word in words), (words, lines)
 
 
+def test_fingerprints_of_reports_decide_and_say_what_differs(satune, tmp_path):
+    """Reports alone, without items: another file of as many items was compared."""
+    whole = {"items": "a" * 64, "data": "b" * 64, "template": "c" * 64, "tokenizer": "d" * 64}
+
+    def report(name, **parts):
+        return write_report(tmp_path / f"{name}.json", {"quiz": {"acc": 0.5, "n": 10}}, fingerprints={"quiz": whole | parts})
+
+    first = report("first")
+    compare(satune, first, report("same"))
+    compare(satune, first, report("longer", data="e" * 64))  # --limit takes the same part of a longer file
+    compare(satune, first, write_report(tmp_path / "old.json", {"quiz": {"acc": 0.5, "n": 10}}))
+    for name, parts, words, others in (
+        ("data", {"items": "0" * 64, "data": "1" * 64}, ["another data file: 111111111111"], ["another t"]),
+        ("template", {"items": "0" * 64, "template": None}, ["another template: none instead of cccccccccccc"], ["data file", "another tok"]),
+        ("tokenizer", {"tokenizer": "2" * 64}, ["another tokenizer: 222222222222"], ["data file", "another tem"]),
+        ("both", {"items": "0" * 64, "data": "1" * 64, "tokenizer": "2" * 64}, ["another data file", "another tokenizer"], ["another tem"]),
+        ("limit", {"items": "0" * 64}, ["other options (--limit"], ["another"]),
+    ):
+        lines = compare(satune, first, report(name, **parts), code=2).stderr.splitlines()
+        assert len(lines) == 1 and f"{name}.json: task quiz" in lines[0], lines
+        assert all(word in lines[0] for word in words) and not any(word in lines[0] for word in others), lines
+
+
+def test_keys_that_are_null_and_reports_that_are_broken(satune, tmp_path):
+    quiz = {"quiz": {"acc": 0.5, "n": 10}}
+    dense = tmp_path / "dense.json"
+    dense.write_text(json.dumps({"tasks": quiz, "sharing": None, "anchor": None, "precision": None}))
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text(json.dumps({"sweep": [{"tasks": quiz, "sharing": None}, {"tasks": quiz, "sharing": "2"}]}))
+    assert f"A {sweep} dense" in compare(satune, sweep).stdout
+    compare(satune, dense, sweep)
+    broken = tmp_path / "broken.json"
+    for key, value in (("sharing", 3), ("fingerprints", []), ("fingerprints", {"quiz": 1}), ("anchor", {})):
+        broken.write_text(json.dumps({"tasks": quiz, key: value}))
+        assert key in compare(satune, dense, broken, code=2).stderr
+
+
 def test_run_folders(satune, tmp_path):
-    def run(name, losses, evaluation, texts):
+    def run(name, losses, evaluation, texts, **more):
         folder = tmp_path / name
         snapshot = folder / "snapshots" / "step-00000003"
         snapshot.mkdir(parents=True)
         with open(folder / "metrics.jsonl", "w") as out:
             for step, loss in enumerate(losses, 1):
-                row = {"step": step, "loss": loss, "tokens_per_s": 100.0 + step, "mfu": None, "peak_memory_bytes": 1000 * step}
+                row = {"step": step, "loss": loss, "tokens_per_s": 100.0 + step, "mfu": None, "peak_memory_bytes": 1000 * step, "step_seconds": 2.0} | more
                 out.write(json.dumps(row | ({"eval_loss": evaluation} if step == len(losses) else {})) + "\n")
             out.write('{"step": 4, "lo')  # a line that was cut off
         (folder / "config.json").write_text(json.dumps({"sharing": {"layers": "2-3", "anchor": "before"}}))
@@ -184,6 +268,24 @@ def test_run_folders(satune, tmp_path):
     assert found["training.loss"]["difference"] == 0.25
     assert found["training.eval_loss"]["difference"] == pytest.approx(0.1)
     assert found["tokens_per_s"]["a"] == 102 and found["peak_memory_bytes"]["b"] == 3000
+    # Nobody measured energy or latency: said, and no threshold can be put on it.
+    assert found["device_energy_joules_per_token"]["a"] is None and found["time_to_first_token_s"]["difference"] is None
+    table = compare(satune, a, b).stdout.splitlines()
+    assert [line.split()[1:4] for line in table if line.split()[:1] == ["device_energy_joules_per_token"]] == [["-", "-", "-"]]
+    assert "did you mean" in compare(satune, a, b, "--max-rise", "device_energy_joules=1", code=2).stderr
+    # Three steps of 2 s at 50 W, 101 to 103 tokens a second.
+    card = rows(compare(satune, a, run("card", [3.0, 2.0, 1.0], 1.5, texts, device_power_w=50.0), "--json"))
+    assert card["device_energy_joules"]["b"] == 300 and card["device_energy_joules"]["a"] is None
+    assert card["device_energy_joules_per_token"]["b"] == pytest.approx(300 / 612)
+    ranks = run("ranks", [3.0, 2.0, 1.0], 1.5, texts, device_power_w=50.0, sent_reduced_bytes=1)
+    assert rows(compare(satune, a, ranks, "--json"))["device_energy_joules_per_token"]["b"] is None
+    # A run that went further is no better for it: said above the numbers.
+    longer = run("longer", [3.0, 2.0, 1.5, 1.2], 1.4, texts)
+    page = tmp_path / "page.html"
+    said = "loss at steps 3 and 4"
+    assert said in compare(satune, a, longer, "--html", page).stdout and said in page.read_text()
+    assert "at steps" not in compare(satune, a, b).stdout
+    assert any(said in note for note in json.loads(compare(satune, a, longer, "--json").stdout)["comparisons"][0]["notes"])
     compare(satune, a, b, "--max-rise", "eval_loss=0.05", code=1)
     compare(satune, a, b, "--max-rise", "eval_loss=7%")
     compare(satune, a, b, "--max-rise", "eval_loss=0.1")  # exactly as much, but for the last bit of 1.6 - 1.5
@@ -236,6 +338,29 @@ def test_a_sweep_and_its_pareto_front(satune, tmp_path):
     compare(satune, sweep, "--max-rise", "loss=0.5", code=1)
 
 
+def test_the_pareto_front_of_any_metrics(satune, tmp_path):
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text(json.dumps({"model": "m", "sweep": [
+        {"tasks": {"quiz": {"acc": acc, "n": 9}, "perplexity": {"loss": loss, "n": 2}}, "tokens_per_s": speed,
+         "kv_cache_bytes_per_token": kv, "sharing": sharing} | ({"energy": 1.0} if sharing == "2" else {})
+        for sharing, acc, loss, speed, kv in (("", 0.7, 2.5, 10.0, 100), ("1", 0.6, 2.0, 11.0, 100), ("2", 0.5, 2.2, 12.0, 50))]}))
+
+    def front(*options):
+        lines = compare(satune, sweep, *options).stdout.splitlines()
+        return [line.split()[1] for line in lines if line.rstrip().endswith(" yes")]
+
+    assert front() == ["1", "2"]  # the first in the order of names: perplexity.loss
+    assert front("--pareto", "quiz.acc") == front("--pareto", "acc") == ["dense", "2"]
+    assert front("--pareto", "acc", "--pareto", "tokens_per_s") == ["dense", "1", "2"]  # the higher the better
+    assert front("--pareto", "acc", "--pareto", "perplexity.loss", "--pareto", "kv_cache_bytes_per_token") == ["dense", "1", "2"]
+    told = json.loads(compare(satune, sweep, "--pareto", "acc", "--json").stdout)["pareto"]
+    assert told["metrics"] == ["acc", "kv_cache_bytes_per_token"] and told["sides"][0]["values"] == [0.7, 100]
+    assert [side["on_front"] for side in told["sides"]] == [True, False, True]
+    assert front("--pareto", "acc", "--pareto", "energy") == ["2"]  # the others have not measured it
+    done = compare(satune, sweep, "--pareto", "acy", code=2)
+    assert "--pareto acy" in done.stderr
+
+
 def test_reports_of_eval_are_read(satune, stories, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
@@ -246,5 +371,16 @@ def test_reports_of_eval_are_read(satune, stories, tmp_path):
     found = rows(compare(satune, tmp_path / "dense.json", tmp_path / "shared.json", "--json"))
     assert found["perplexity.loss"]["difference"] > 0.01
     assert found["perplexity.loss"]["paired_items"] > 0
+    assert found["perplexity.perplexity"]["paired_items"] == found["perplexity.loss"]["paired_items"]
     assert found["kv_cache_bytes_per_token"]["difference"] < 0
+    # Without items files the reports themselves know that another text of as many tokens is another.
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text().replace("Lily", "Lucy"))
+    for name, data in (("first", text), ("second", other)):
+        done = subprocess.run([satune, "eval", str(stories), "--task", f"perplexity={data}", "--json"], capture_output=True,
+                              text=True, timeout=300)
+        (tmp_path / f"{name}.json").write_text(done.stdout)
+    compare(satune, tmp_path / "dense.json", tmp_path / "first.json")
+    refused = compare(satune, tmp_path / "first.json", tmp_path / "second.json", code=2).stderr
+    assert "another data file" in refused and "another tokenizer" not in refused
     compare(satune, tmp_path / "dense.json", tmp_path / "shared.json", "--max-rise", "loss=0.001", code=1)

@@ -76,6 +76,29 @@ LoadedText read_documents(const AnalyzeOptions& options, const AnalysisModel& mo
   return text;
 }
 
+/// Models side by side are only worth something on the same tokens. Throws BadInput naming what differs.
+void check_same_documents(const std::vector<std::unique_ptr<AnalysisModel>>& models,
+                          const std::vector<LoadedText>& texts) {
+  const auto same = [](const EncodedSample& a, const EncodedSample& b) {
+    return a.tokens == b.tokens && a.prompt_length == b.prompt_length;
+  };
+  for (size_t i = 1; i < models.size(); ++i) {
+    const auto &first = texts[0].documents.samples, &own = texts[i].documents.samples;
+    if (std::equal(first.begin(), first.end(), own.begin(), own.end(), same)) continue;
+    const auto &one = texts[0].prompt_template, &other = texts[i].prompt_template;
+    const bool tokenizer = models[0]->tokenizer().fingerprint() != models[i]->tokenizer().fingerprint();
+    const bool prompt_form = one && other && one->fingerprint() != other->fingerprint();
+    throw bad_input(
+        models[i]->name(),
+        tokenizer ? "another tokenizer than that of " + models[0]->name()
+        : prompt_form
+            ? fmt::format("template {}, not {} as {}", other->name(), one->name(), models[0]->name())
+            : "documents of other tokens than those of " + models[0]->name(),
+        !tokenizer && prompt_form ? "--template, one for all"
+                                  : "models that read the same tokens (analyse the others apart)");
+  }
+}
+
 /// Says every ten seconds how far the analysis is.
 class ProgressLines {
  public:
@@ -155,7 +178,11 @@ int run_analyze(AnalyzeOptions options) {
   const auto models = find_analysis_models(options.models, options.precision, device);
   options.max_length = bounded_length(options, models);
   std::vector<LoadedText> texts;
-  for (const auto& model : models) texts.push_back(read_documents(options, *model));
+  for (const auto& model : models) {
+    check_analysis_options(options.analysis, model->config());
+    texts.push_back(read_documents(options, *model));
+  }
+  check_same_documents(models, texts);
   AtomicDirectory folder(options.output);  // before the work: that it can be written shows at once
 
   AnalysisReport report;
@@ -170,8 +197,8 @@ int run_analyze(AnalyzeOptions options) {
                  models[i]->step() ? fmt::format(" step {}", *models[i]->step()) : "",
                  texts[i].documents.samples.size(), texts[i].documents.tokens());
     const Llama model = models[i]->load();
-    report.models.push_back(analyze_model(model, texts[i].documents, options.analysis, ProgressLines()));
-    report.models.back().name = models[i]->name();
+    report.models.push_back(
+        analyze_model(models[i]->name(), model, texts[i].documents, options.analysis, ProgressLines()));
     report.models.back().step = models[i]->step();
   }
   const Json json = analysis_json(report);
@@ -245,6 +272,8 @@ void add_analyze_command(CLI::App& app, int& exit_code) {
       "each\n"
       "                 number of layers with what it saves. Spans far apart are first predicted, then "
       "measured\n"
+      "Several models, or snapshots, are analysed on the same tokens: those with another tokenizer are "
+      "refused.\n"
       "A model that shares already is analysed as it computes; no further span is measured then.\n"
       "Examples:\n"
       "  satune analyze meta-llama/Meta-Llama-3-8B --data alpaca.json --output analysis\n"

@@ -6,6 +6,7 @@
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
 #include "evaluation/comparison_report.h"
+#include "evaluation/pareto.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
 #include "trainer/commands/standard_output.h"
@@ -14,7 +15,7 @@ namespace satune {
 namespace {
 
 struct CompareOptions {
-  std::vector<std::string> results, max_drop, max_rise;
+  std::vector<std::string> results, max_drop, max_rise, pareto;
   std::optional<std::string> output, html;
   ComparisonOptions comparison;
   bool json = false;
@@ -40,28 +41,28 @@ int run_compare(const CompareOptions& options) {
   if (sides.size() < 2)
     throw bad_input(options.results.front(), "one set of results",
                     "another beside it, or a sweep of several plans");
-  std::vector<Comparison> comparisons;
-  for (size_t i = 1; i < sides.size(); ++i) {
-    Comparison comparison{sides[0], sides[i], compare_results(sides[0], sides[i], options.comparison), {}};
-    comparison.regressions = find_regressions(comparison.rows, thresholds);
-    comparisons.push_back(std::move(comparison));
-  }
-  const Json json = comparison_json(comparisons);
+  const std::vector<Comparison> comparisons =
+      compare_with_first(std::move(sides), thresholds, options.comparison);
+  const ParetoFront front = comparisons.size() > 1 || !options.pareto.empty()
+                                ? find_pareto_front(comparisons, options.pareto)
+                                : ParetoFront{};
+  const Json json = comparison_json(comparisons, front);
   int exit_code = kExitOk;
   if (options.json) fmt::print("{}", write_json(json));
   for (const Comparison& comparison : comparisons) {
     if (!comparison.regressions.empty()) exit_code = kExitFailure;
     if (options.json) continue;
-    fmt::print("A {}\nB {}\n{}", comparison.a.name, comparison.b.name,
-               table_text(comparison_table(comparison)));
+    fmt::print("A {}\nB {}\n", comparison.a->name, comparison.b->name);
+    if (!comparison.notes.empty()) fmt::print("{}\n", notes_text(comparison));
+    fmt::print("{}", table_text(comparison_table(comparison)));
     for (const Regression& regression : comparison.regressions)
       fmt::print("  {} is beyond {} {}\n", comparison.rows[regression.row].name(),
                  regression.threshold.rise ? "--max-rise" : "--max-drop", regression.threshold.text);
   }
-  if (!options.json && comparisons.size() > 1) fmt::print("{}", table_text(pareto_table(comparisons)));
+  if (!options.json && !front.sides.empty()) fmt::print("\n{}", table_text(pareto_table(front)));
   finish_standard_output();
   if (options.output) write_file_atomic(*options.output, write_json(json));
-  if (options.html) write_file_atomic(*options.html, comparison_page(comparisons));
+  if (options.html) write_file_atomic(*options.html, comparison_page(comparisons, front));
   return exit_code;
 }
 
@@ -84,6 +85,12 @@ void add_compare_command(CLI::App& app, int& exit_code) {
       ->allow_extra_args(false);
   command->add_option("--max-rise", options->max_rise, "The same for metrics that may not grow, as loss=0.02")
       ->allow_extra_args(false);
+  command
+      ->add_option("--pareto", options->pareto,
+                   "Metric or measurement of the table of sides that no other beats, several times (default: "
+                   "the first metric and kv_cache_bytes_per_token, which is also the other one of a single "
+                   "METRIC)")
+      ->allow_extra_args(false);
   command->add_option("--resamples", options->comparison.resamples, "Of the paired bootstrap (default 2000)")
       ->check(CLI::Range(int64_t{100}, int64_t{1} << 20));
   command->add_option("--seed", options->comparison.seed, "Of the paired bootstrap (default 42)");
@@ -96,10 +103,13 @@ void add_compare_command(CLI::App& app, int& exit_code) {
       "tokenizer are refused (exit 2). Where both reports have results item by item (FILE.items.jsonl), the\n"
       "difference gets a standard error and a 95 % interval by paired bootstrap, and metrics that are right "
       "or\n"
-      "wrong get McNemar's exact test.\n"
+      "wrong get McNemar's exact test. Latency, speed, memory and energy stand below, - where nobody "
+      "measured "
+      "them:\n"
+      "energy is that of rank 0's card, from a run's metrics.jsonl.\n"
       "Examples:\n"
       "  satune compare dense.json shared.json --max-drop acc=0.01 --max-rise loss=2%\n"
-      "  satune compare sweep.json --html sweep.html\n"
+      "  satune compare sweep.json --html sweep.html --pareto acc --pareto tokens_per_s\n"
       "  satune compare runs/dense runs/sa --max-rise eval_loss=0.02");
   command->callback([options, &exit_code] { exit_code = run_compare(*options); });
 }

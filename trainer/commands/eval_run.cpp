@@ -12,6 +12,7 @@
 #include "data/files/mapped_file.h"
 #include "data/fingerprint.h"
 #include "model/decode.h"
+#include "trainer/commands/eval_fingerprints.h"
 #include "trainer/device.h"
 #include "trainer/item_progress.h"
 
@@ -74,8 +75,8 @@ TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, I
   return out;
 }
 
-Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, ItemStore& store,
-              EvalRanks& ranks) {
+Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, const Json& fingerprints,
+              ItemStore& store, EvalRanks& ranks) {
   const SharingPlan& plan = model.config().sharing;
   Json results = Json::object();
   int64_t tokens = 0;
@@ -91,6 +92,7 @@ Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, I
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   Json report;
   report["tasks"] = std::move(results);
+  report["fingerprints"] = fingerprints;
   report["seconds"] = seconds;
   report["tokens_per_s"] = static_cast<double>(tokens) / seconds;
   report["peak_memory_bytes"] = peak_memory_bytes(source.device);
@@ -161,14 +163,15 @@ std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSour
 std::vector<Json> run_eval_tasks(const ModelSource& source, const EvalTasks& tasks,
                                  const std::vector<SharingPlan>& plans, ItemStore& store, EvalRanks& ranks) {
   Llama model = load_model(source);
-  if (plans.empty()) return {run_plan(model, source, tasks, store, ranks)};
+  const Json fingerprints = ranks.is_leader() ? eval_fingerprints(tasks) : Json::object();
+  if (plans.empty()) return {run_plan(model, source, tasks, fingerprints, store, ranks)};
   std::vector<Json> reports;
   for (const SharingPlan& plan : plans) {
     if (plan.empty()) {
-      reports.push_back(run_plan(model, source, tasks, store, ranks));
+      reports.push_back(run_plan(model, source, tasks, fingerprints, store, ranks));
     } else {
       Llama shared = model.with_sharing(plan);
-      reports.push_back(run_plan(shared, source, tasks, store, ranks));
+      reports.push_back(run_plan(shared, source, tasks, fingerprints, store, ranks));
     }
   }
   return reports;

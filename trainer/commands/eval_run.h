@@ -27,9 +27,10 @@ std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokeni
 std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSource& source);
 
 /// Loads the weights once and runs all tasks under every plan; without plans, as the source says. Items whose
-/// results are in the store are not computed again. Returns one report a plan: {"tasks", "seconds",
-/// "tokens_per_s", "peak_memory_bytes", "parameters", "kv_cache_bytes_per_token", "precision", "sharing",
-/// "anchor"}; ranks other than 0 return reports without metrics.
+/// results are in the store are not computed again. Returns one report a plan: {"tasks",
+/// "fingerprints" (eval_fingerprints.h), "seconds", "tokens_per_s", "peak_memory_bytes", "parameters",
+/// "kv_cache_bytes_per_token", "precision", "sharing", "anchor"}; ranks other than 0 return reports without
+/// metrics.
 std::vector<Json> run_eval_tasks(const ModelSource& source, const EvalTasks& tasks,
                                  const std::vector<SharingPlan>& plans, ItemStore& store, EvalRanks& ranks);
 

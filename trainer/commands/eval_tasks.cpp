@@ -178,7 +178,8 @@ EvalTasks make_eval_tasks(EvalOptions options, const ModelSource& source) {
       options.task.stop_ids = stop_ids(is_benchmark(request.name) ? std::nullopt : template_end);
       result.tasks.push_back(
           {std::move(key), request.argument,
-           make_task(request.name, request.data, options.task, *result.tokenizer, prompt_template)});
+           make_task(request.name, request.data, options.task, *result.tokenizer, prompt_template),
+           request.data, task_uses_template(request.name)});
     }
   }
   return result;

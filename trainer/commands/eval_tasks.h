@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,6 +35,8 @@ struct NamedTask {
   std::string key;       ///< of the report
   std::string argument;  ///< as given
   std::unique_ptr<Task> task;
+  std::filesystem::path data = {};  ///< "" = a task file, which names its own
+  bool templated = false;           ///< puts its records through EvalTasks::prompt_template
 };
 
 /// Everything about the tasks, read and encoded; no weights.
