@@ -31,11 +31,11 @@ using Rows = std::vector<std::vector<int64_t>>;
 
 /// Best fit: each sample goes into the open row whose room is the smallest that suffices, of equal ones the
 /// oldest.
-Rows pack(const Dataset& dataset, const std::vector<int64_t>& order, int64_t max_length) {
+Rows pack(std::span<const int64_t> lengths, const std::vector<int64_t>& order, int64_t max_length) {
   Rows rows;
   std::set<std::pair<int64_t, size_t>> room;  // (tokens left, row)
   for (const int64_t sample : order) {
-    const auto length = static_cast<int64_t>(dataset.sample(sample).tokens.size());
+    const int64_t length = lengths[static_cast<size_t>(sample)];
     const auto fitting = room.lower_bound({length, 0});
     int64_t left = max_length;
     size_t row = rows.size();
@@ -52,17 +52,27 @@ Rows pack(const Dataset& dataset, const std::vector<int64_t>& order, int64_t max
   return rows;
 }
 
+std::vector<int64_t> sample_lengths(const Dataset& dataset) {
+  std::vector<int64_t> lengths;
+  for (int64_t i = 0; i < dataset.size(); ++i)
+    lengths.push_back(static_cast<int64_t>(dataset.sample(i).tokens.size()));
+  return lengths;
+}
+
 }  // namespace
 
-EpochPlan::EpochPlan(const Dataset& dataset, const PlanOptions& options, int64_t epoch) {
-  std::vector<int64_t> order = sample_order(dataset.size(), options, epoch);
+EpochPlan::EpochPlan(const Dataset& dataset, const PlanOptions& options, int64_t epoch)
+    : EpochPlan(sample_lengths(dataset), options, epoch) {}
+
+EpochPlan::EpochPlan(std::span<const int64_t> lengths, const PlanOptions& options, int64_t epoch) {
+  std::vector<int64_t> order = sample_order(static_cast<int64_t>(lengths.size()), options, epoch);
   if (!options.packing) {
     samples_ = std::move(order);
     row_starts_.resize(samples_.size() + 1);
     std::iota(row_starts_.begin(), row_starts_.end(), int64_t{0});
     return;
   }
-  Rows rows = pack(dataset, order, options.max_length);
+  Rows rows = pack(lengths, order, options.max_length);
   if (options.shuffle) {  // the rows opened last are the emptiest: spread them over the epoch
     RandomStream random(options.seed, "row order", static_cast<uint64_t>(epoch));
     shuffle(std::span(rows), random);

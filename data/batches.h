@@ -25,6 +25,8 @@ struct PlanOptions {
 class EpochPlan {
  public:
   EpochPlan(const Dataset& dataset, const PlanOptions& options, int64_t epoch);
+  /// Of samples of these lengths in tokens, each at least 2.
+  EpochPlan(std::span<const int64_t> lengths, const PlanOptions& options, int64_t epoch);
 
   int64_t rows() const { return static_cast<int64_t>(row_starts_.size()) - 1; }
   /// Sample indices of a row, in the order they are laid out.

@@ -28,6 +28,37 @@ Overlength parse_overlength(std::string_view name) {
   throw bad_input("overlength", fmt::format("\"{}\"", name), "\"drop\", \"truncate\" or \"error\"");
 }
 
+std::string_view overlength_name(Overlength overlength) {
+  switch (overlength) {
+    case Overlength::kDrop:
+      return "drop";
+    case Overlength::kTruncate:
+      return "truncate";
+    case Overlength::kError:
+      break;
+  }
+  return "error";
+}
+
+RecordFate record_fate(const RecordLength& length, DataFormat format, const DatasetPolicy& policy) {
+  const bool has_target = length.tokens > std::max<int64_t>(length.prompt_tokens, 1);
+  if (!has_target || (length.empty_output && !policy.keep_empty_output)) return RecordFate::kNothingToLearn;
+  if (length.tokens <= policy.max_length) return RecordFate::kKept;
+  if (format == DataFormat::kText) return RecordFate::kPieces;
+  if (policy.overlength != Overlength::kTruncate) return RecordFate::kTooLong;
+  return length.prompt_tokens >= policy.max_length ? RecordFate::kNoTargetLeft : RecordFate::kTruncated;
+}
+
+std::vector<TokenRange> sample_ranges(int64_t tokens, RecordFate fate, int64_t max_length) {
+  if (fate == RecordFate::kKept) return {{0, tokens}};
+  if (fate == RecordFate::kTruncated) return {{0, max_length}};
+  std::vector<TokenRange> pieces;
+  if (fate != RecordFate::kPieces) return pieces;
+  for (int64_t begin = 0; begin + 1 < tokens; begin += max_length - 1)
+    pieces.push_back({begin, std::min(begin + max_length, tokens)});
+  return pieces;
+}
+
 Dataset::Dataset(std::shared_ptr<const TokenCache> cache, const std::vector<int64_t>& records,
                  const DatasetPolicy& policy)
     : cache_(std::move(cache)) {
@@ -62,33 +93,20 @@ Dataset::Dataset(std::shared_ptr<const TokenCache> cache, const DatasetPolicy& p
 
 void Dataset::add_record(int64_t record, const DatasetPolicy& policy) {
   ++summary_.records;
-  const auto length = static_cast<int64_t>(cache_->tokens(record).size());
-  const bool has_target = length > std::max<int64_t>(cache_->prompt_length(record), 1);
-  if (!has_target || (cache_->empty_output(record) && !policy.keep_empty_output)) {
-    ++summary_.dropped_empty;
-    return;
-  }
-  const auto keep = [&](int64_t begin, int64_t end) {
-    samples_.push_back({record, begin, static_cast<int32_t>(end - begin)});
-  };
-  const int64_t limit = policy.max_length;
-  if (length <= limit) return keep(0, length);
-  if (cache_->format() == DataFormat::kText) {
-    for (int64_t begin = 0; begin + 1 < length; begin += limit - 1)
-      keep(begin, std::min(begin + limit, length));
-    return;
-  }
-  if (policy.overlength == Overlength::kError) {
+  const auto tokens = static_cast<int64_t>(cache_->tokens(record).size());
+  const RecordFate fate = record_fate({tokens, cache_->prompt_length(record), cache_->empty_output(record)},
+                                      cache_->format(), policy);
+  if (fate == RecordFate::kTooLong && policy.overlength == Overlength::kError) {
     throw bad_input(fmt::format("{} record {}", cache_->data_file().string(), record + 1),
-                    fmt::format("{} tokens", length),
-                    fmt::format("at most {} (max_length; overlength is \"error\")", limit));
+                    fmt::format("{} tokens", tokens),
+                    fmt::format("at most {} (max_length; overlength is \"error\")", policy.max_length));
   }
-  if (policy.overlength == Overlength::kDrop || cache_->prompt_length(record) >= limit) {
-    ++summary_.dropped_overlength;
-    return;
+  summary_.dropped_empty += fate == RecordFate::kNothingToLearn;
+  summary_.dropped_overlength += fate == RecordFate::kTooLong || fate == RecordFate::kNoTargetLeft;
+  summary_.truncated += fate == RecordFate::kTruncated;
+  for (const TokenRange& range : sample_ranges(tokens, fate, policy.max_length)) {
+    samples_.push_back({record, range.begin, static_cast<int32_t>(range.end - range.begin)});
   }
-  ++summary_.truncated;
-  keep(0, limit);
 }
 
 SampleView Dataset::sample(int64_t index) const {

@@ -23,6 +23,7 @@ enum class Overlength {
 };
 /// "drop" | "truncate" | "error". Throws BadInput.
 Overlength parse_overlength(std::string_view name);
+std::string_view overlength_name(Overlength overlength);
 
 struct DatasetPolicy {
   int64_t max_length = 4096;  ///< tokens; at least 2
@@ -30,6 +31,29 @@ struct DatasetPolicy {
   bool keep_empty_output = false;  ///< training drops records without an output, evaluation keeps them
   std::string_view part = {};      ///< what an error calls these records: "the eval split"; "" = the file
 };
+
+/// A record's length as the policies see it.
+struct RecordLength {
+  int64_t tokens = 0, prompt_tokens = 0;
+  bool empty_output = false;
+};
+
+enum class RecordFate {
+  kKept,            ///< whole
+  kPieces,          ///< plain text, cut into pieces
+  kTruncated,       ///< to max_length
+  kNothingToLearn,  ///< dropped: no output, or no target
+  kTooLong,         ///< dropped, or an error
+  kNoTargetLeft,    ///< dropped: what is left after the cut has no target
+};
+/// What becomes of a record. Throws nothing: by Overlength::kError it is kTooLong, which the caller reports.
+RecordFate record_fate(const RecordLength& length, DataFormat format, const DatasetPolicy& policy);
+
+struct TokenRange {
+  int64_t begin = 0, end = 0;
+};
+/// The tokens of each sample that such a record gives; none when it is dropped.
+std::vector<TokenRange> sample_ranges(int64_t tokens, RecordFate fate, int64_t max_length);
 
 /// records = samples kept + dropped (plain text: a document may give several samples).
 struct DatasetSummary {

@@ -46,20 +46,27 @@ std::vector<EncodedRecord> encode_all(size_t count, int threads, const Encode& e
 
 }  // namespace
 
-std::vector<EncodedRecord> encode_records(const std::filesystem::path& data_file, DataFormat format,
-                                          const Tokenizer& tokenizer, const PromptTemplate& prompt_template,
-                                          const TokenCacheOptions& options) {
-  if (format == DataFormat::kText) {
-    const std::vector<TextDocument> documents = read_plain_text(data_file, options.columns);
-    return encode_all(documents.size(), options.threads, [&](size_t i) {
-      return EncodedRecord{encode_document(documents[i].text, tokenizer), documents[i].text.empty()};
-    });
-  }
-  const std::vector<Record> records = read_alpaca(data_file, options.columns);
-  return encode_all(records.size(), options.threads, [&](size_t i) {
+std::vector<EncodedRecord> encode_records(const std::vector<Record>& records, const Tokenizer& tokenizer,
+                                          const PromptTemplate& prompt_template, int threads) {
+  return encode_all(records.size(), threads, [&](size_t i) {
     return EncodedRecord{prompt_template.encode(records[i], tokenizer),
                          prompt_template.response_text(records[i]).empty()};
   });
+}
+
+std::vector<EncodedRecord> encode_documents(const std::vector<TextDocument>& documents,
+                                            const Tokenizer& tokenizer, int threads) {
+  return encode_all(documents.size(), threads, [&](size_t i) {
+    return EncodedRecord{encode_document(documents[i].text, tokenizer), documents[i].text.empty()};
+  });
+}
+
+std::vector<EncodedRecord> encode_records(const std::filesystem::path& data_file, DataFormat format,
+                                          const Tokenizer& tokenizer, const PromptTemplate& prompt_template,
+                                          const TokenCacheOptions& options) {
+  if (format == DataFormat::kText)
+    return encode_documents(read_plain_text(data_file, options.columns), tokenizer, options.threads);
+  return encode_records(read_alpaca(data_file, options.columns), tokenizer, prompt_template, options.threads);
 }
 
 }  // namespace satune

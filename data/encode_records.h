@@ -19,4 +19,10 @@ std::vector<EncodedRecord> encode_records(const std::filesystem::path& data_file
                                           const Tokenizer& tokenizer, const PromptTemplate& prompt_template,
                                           const TokenCacheOptions& options);
 
+/// The same of records that are read already.
+std::vector<EncodedRecord> encode_records(const std::vector<Record>& records, const Tokenizer& tokenizer,
+                                          const PromptTemplate& prompt_template, int threads);
+std::vector<EncodedRecord> encode_documents(const std::vector<TextDocument>& documents,
+                                            const Tokenizer& tokenizer, int threads);
+
 }  // namespace satune

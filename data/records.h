@@ -39,6 +39,9 @@ enum class DataFormat {
   kText,    ///< every token is trained
 };
 
+/// A .txt file: plain text, one document.
+bool is_text_file(const std::filesystem::path& path);
+
 /// Plain text when the name ends in .txt, or when the first record has the text column and neither the
 /// instruction nor the output column; else Alpaca. Throws as the readers do.
 DataFormat detect_data_format(const std::filesystem::path& path, const ColumnNames& columns = {});

@@ -105,6 +105,7 @@ void add_commands(CLI::App& app, int& exit_code) {
   add_generate_command(app, exit_code);
   add_eval_command(app, exit_code);
   add_diff_command(app, exit_code);
+  add_data_command(app, exit_code);
   add_analyze_command(app, exit_code);
   add_compare_command(app, exit_code);
   add_plan_command(app, exit_code);

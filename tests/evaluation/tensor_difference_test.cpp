@@ -34,6 +34,24 @@ TEST(TensorDifference, NamesTheFirstElementBeyondTheTolerance) {
   EXPECT_NEAR(difference.relative_l2, std::sqrt((0.0009 * 0.0009 + 0.0625 + 1.0) / 2400.0), 1e-12);
 }
 
+TEST(TensorDifference, ByItsNormTheWholeTensorIsJudged) {
+  const at::Tensor reference = at::full({4, 4}, 1e-6, at::kFloat);
+  at::Tensor value = reference.clone();
+  value[1][2] += 1e-8;
+  value[3][0] += 4e-8;
+  const double relative = std::sqrt(1.0 + 16.0) * 1e-8 / 4e-6;
+  const TensorDifference within = compare_tensors(value, reference, {.relative_l2 = 1.01 * relative});
+  EXPECT_FALSE(within.first);
+  EXPECT_NEAR(within.relative_l2, relative, 1e-4 * relative);
+  const TensorDifference beyond = compare_tensors(value, reference, {.relative_l2 = 0.99 * relative});
+  ASSERT_TRUE(beyond.first);
+  EXPECT_EQ(beyond.first->index, (std::vector<int64_t>{3, 0})) << "the largest difference";
+  value[0][0] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_TRUE(compare_tensors(value, reference, {.relative_l2 = 1e9}).first);
+  const at::Tensor infinite = at::full({2}, std::numeric_limits<float>::infinity());
+  EXPECT_FALSE(compare_tensors(infinite, infinite, {.relative_l2 = 0}).first);
+}
+
 TEST(TensorDifference, NotANumberParts) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const double infinity = std::numeric_limits<double>::infinity();

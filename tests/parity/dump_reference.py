@@ -1,12 +1,13 @@
 """Writes what transformers computes for one text as a reference for `satune diff MODEL --reference DUMP`.
 
     python dump_reference.py MODEL_DIR --prompt "Once upon a time" --output dump.safetensors
-    python dump_reference.py MODEL_DIR --tokens 1,403,407 --output dump.safetensors
+    python dump_reference.py MODEL_DIR --tokens 1,403,407 --gradients --output dump.safetensors
 
 Tensors of the dump, fp32 unless said: tokens [N] int64; embed [N, C]; of each layer i: layers.{i}.q [N, H, D]
 and layers.{i}.k [N, K, D] after RoPE (not of shared layers), layers.{i}.v [N, K, D], layers.{i}.attention
 [N, H * D] before o_proj, layers.{i}.out [N, C], the residual stream after the layer; final_norm [N, C];
-logits [N, V]. Works for plain Llamas and for directories that satune exported, with transformers 4.57 and 5.
+logits [N, V]. With --gradients also loss [], the mean over every token but the first as a target, and
+gradient.{parameter}, each in the parameter's shape. Works for plain Llamas and for directories that satune exported, with transformers 4.57 and 5.
 """
 
 import argparse
@@ -66,6 +67,7 @@ def main(argv=None):
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="text, encoded by the directory's tokenizer")
     text.add_argument("--tokens", help="comma-separated ids")
+    parser.add_argument("--gradients", action="store_true", help="also the loss and every parameter's gradient")
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args(argv)
 
@@ -76,11 +78,17 @@ def main(argv=None):
         tokens = AutoTokenizer.from_pretrained(arguments.model, **options).encode(arguments.prompt)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, **options).eval()
     dump = record(model)
-    with torch.no_grad():
-        dump["logits"] = model(torch.tensor([tokens]), use_cache=False).logits[0].float().contiguous()
+    with torch.set_grad_enabled(arguments.gradients):
+        logits = model(torch.tensor([tokens]), use_cache=False).logits[0].float()
+    dump["logits"] = logits.detach().contiguous()
+    if arguments.gradients:
+        loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(tokens[1:]))
+        loss.backward()
+        dump["loss"] = loss.detach()
+        dump |= {f"gradient.{name}": tensor.grad.contiguous() for name, tensor in model.named_parameters()}
     dump["tokens"] = torch.tensor(tokens, dtype=torch.int64)
     source = {"format": "pt", "transformers": transformers.__version__, "model": arguments.model}
-    save_file({name: value.clone() for name, value in dump.items()}, arguments.output, metadata=source)
+    save_file({name: value.detach().clone() for name, value in dump.items()}, arguments.output, metadata=source)
     print(f"{arguments.output}: {len(tokens)} tokens, {len(dump)} tensors")
 
 

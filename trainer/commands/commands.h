@@ -24,6 +24,7 @@ void add_share_command(CLI::App& app, int& exit_code);     // commands/share.cpp
 void add_generate_command(CLI::App& app, int& exit_code);  // commands/generate.cpp
 void add_eval_command(CLI::App& app, int& exit_code);      // commands/eval.cpp
 void add_diff_command(CLI::App& app, int& exit_code);      // commands/diff.cpp
+void add_data_command(CLI::App& app, int& exit_code);      // commands/data.cpp
 void add_analyze_command(CLI::App& app, int& exit_code);   // commands/analyze.cpp
 void add_compare_command(CLI::App& app, int& exit_code);   // commands/compare.cpp
 void add_plan_command(CLI::App& app, int& exit_code);      // commands/plan.cpp
