@@ -4,7 +4,6 @@
 #include <cctype>
 #include <functional>
 
-#include "trainer/failure_report.h"
 #include "trainer/http_server.h"
 
 namespace satune {
@@ -81,7 +80,7 @@ std::string http_answer(std::string_view text, const HttpServer::Pages& pages) {
   try {
     page = pages(request->path);
   } catch (const std::exception& error) {
-    spdlog::warn("{}", error_line(error.what()));
+    spdlog::warn("{}", error.what());
     return refusal("500 Internal Server Error");
   }
   if (!page) return refusal("404 Not Found");

@@ -115,7 +115,10 @@ void HttpServer::serve(const Pages& pages, SignalEvents& signals) {
     }
     if (::poll(waits.data(), waits.size(), milliseconds_to(next)) < 0 && errno != EINTR)
       throw EnvironmentError(fmt::format("poll: {}", std::strerror(errno)));
-    if (waits[0].revents != 0) return;
+    if (waits[0].revents != 0) {
+      signals.take();  // one left waiting would end the process when it is no longer blocked
+      return;
+    }
     size_t at = 2;
     for (Connection& each : connections)
       if (waits[at++].revents != 0) each.advance(pages);

@@ -67,8 +67,9 @@ void add_histogram(HtmlPage& page, const Json& part, const char* key, const std:
   const auto most = std::max_element(histogram.counts.begin(), histogram.counts.end());
   if (most == histogram.counts.end() || histogram.bin_width <= 0) return;
   const double low = static_cast<double>(most - histogram.counts.begin()) * histogram.bin_width;
-  histogram.description = fmt::format("{}: bins of {:g} tokens. Most samples ({:g}) have {:g} to {:g}.",
-                                      title, histogram.bin_width, *most, low, low + histogram.bin_width - 1);
+  histogram.description =
+      fmt::format("{}: bins of {:g} tokens; the fullest holds {:g} samples of {:g} to {:g}.", title,
+                  histogram.bin_width, *most, low, low + histogram.bin_width - 1);
   page.figure(draw(histogram));
 }
 

@@ -2,11 +2,9 @@
 that lack things or are being written, the server's manners, and both pages in a headless browser."""
 
 import contextlib
-import html
 import http.client
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -33,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(satune, folder):
-    """Two runs of a tiny model that differ in their learning rate; the first is on 8 steps."""
+    """Two runs of a tiny model that differ in learning rate, steps, samples and export."""
     arch, text, records = folder / "arch.json", folder / "text.txt", folder / "records.json"
     arch.write_text(json.dumps({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
                                 "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}))
@@ -43,13 +41,13 @@ def runs(satune, folder):
     records.write_text(json.dumps(rows))
     text.write_text("\n".join(row["instruction"] + " " + row["output"] for row in rows))
     call(satune, "init", arch, folder / "model", "--train-tokenizer", text, "--vocab-size", 300)
-    for name, steps, rate in (("fast", 8, 1e-2), ("slow <&>", 4, 1e-3)):
-        config = folder / "config.json"
+    for name, steps, rate, samples in (("fast", 8, 1e-2, 2), ("slow <&>", 4, 1e-3, 0)):
+        config = folder / f"{name}.json"
         config.write_text(json.dumps({
             "model_name_or_path": str(folder / "model"), "train_file": str(records), "output_dir": str(folder / name),
             "max_steps": steps, "eval_steps": 2, "save_steps": 4, "val_size": 3, "learning_rate": rate,
             "max_length": 400, "warmup_steps": 0, "precision": "fp32", "packing": False, "num_threads": 1,
-            "gradient_accumulation_steps": 1, "export_at_end": False}))
+            "gradient_accumulation_steps": 1, "export_at_end": samples > 0, "eval_samples": samples}))
         call(satune, "train", config)
     return folder / "fast", folder / "slow <&>"
 
@@ -171,7 +169,7 @@ def test_data_settings_and_snapshots(page, runs, folder):
 def test_the_page_needs_nothing_else(page):
     assert not re.search(r"src=|@import|url\(|<script|http(?!://www\.w3\.org/2000/svg|-equiv)", page)
     assert page.count("href=") == 1 and '<link rel="icon" href="data:,">' in page
-    assert "default-src 'none'" in page and page.count("<svg") >= 9
+    assert "default-src 'none'" in page and page.count("<svg") == 11
     headings = [heading.text for heading in tree_of(page).iter("h2")]
     assert headings == HEADINGS
 
@@ -190,7 +188,7 @@ def test_several_runs_side_by_side(satune, runs, folder):
     losses = [metrics_of(run)[-1]["loss"] for run in runs]
     assert [float(cell) for cell in cells(page, "What the run folder")["last training loss"]] == list(map(six_digits, losses))
     differ = cells(page, "Those that differ")
-    assert {"learning_rate", "max_steps", "output_dir"} == set(differ) and differ["learning_rate"] == ["0.01", "0.001"]
+    assert {"learning_rate", "max_steps", "output_dir", "eval_samples", "export_at_end"} == set(differ) and differ["learning_rate"] == ["0.01", "0.001"]
     assert "<h1>2 runs side by side</h1>" in page and "slow &lt;&amp;&gt;" in page
 
 
@@ -249,15 +247,15 @@ def test_a_run_that_has_only_begun(satune, synthetic):
 
 
 def test_a_long_run_is_a_small_page_with_its_extremes(satune, synthetic):
-    count = 50_000
-    rows = [{"step": step, "loss": 3 + math.sin(step / 900), "grad_norm": 1.0, "learning_rate": 1e-5, "mean_token_accuracy": 0.5,
+    count = 20_000
+    rows = [{"step": step, "loss": 3 + math.sin(step / 400), "grad_norm": 1.0, "learning_rate": 1e-5, "mean_token_accuracy": 0.5,
              "tokens_per_s": 1e4, "step_seconds": 1.0, "peak_memory_bytes": 1 << 33, **CARD} for step in range(1, count + 1)]
-    rows[31_416]["loss"], rows[12_345]["loss"] = 9.75, 0.125
+    rows[11_416]["loss"], rows[12_345]["loss"] = 9.75, 0.125
     run = synthetic(rows)
     page = report(satune, run, output=run / "report.html")
     assert len(page) < 2_000_000
     numbers = cells(page, "Numbers of the curves")["loss"]
-    assert numbers[4:6] + numbers[7:] == ["12346", six(numbers[5]), "9.75", "31417"] and numbers[3] == "0.125"
+    assert numbers[4:6] + numbers[7:] == ["0.125", "12346", "9.75", "11417"]
     ns = "{http://www.w3.org/2000/svg}"
     (svg,) = [svg for svg in tree_of(page).iter(f"{ns}svg") if svg.find(f"{ns}title").text == "Training loss"]
     (curve,) = [line for line in svg.iter(f"{ns}polyline") if line.get("stroke-width") == "2"]
@@ -269,8 +267,40 @@ def test_a_long_run_is_a_small_page_with_its_extremes(satune, synthetic):
     assert len(list(svg.iter(f"{ns}circle"))) == 0
 
 
-def six(text):
-    return text
+def samples_of(run):
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def test_samples_are_what_the_model_answers(satune, page, runs, folder):
+    records, samples = json.loads((folder / "records.json").read_text()), samples_of(runs[0])
+    assert [sample["step"] for sample in samples] == [2, 2, 4, 4, 6, 6, 8, 8]
+    for sample in samples:
+        record = records[sample["record"] - 1]
+        assert record["instruction"] in sample["prompt"] and sample["expected"].strip() == record["output"].strip()
+    assert len({sample["record"] for sample in samples}) == 2
+    last = samples[-1]
+    done = call(satune, "generate", runs[0] / "export", "--instruction", records[last["record"] - 1]["instruction"],
+                "--max-new-tokens", 128, "--precision", "fp32", "--device", "cpu", "--json")
+    assert json.loads(done.stdout)["text"].strip() == last["answer"].strip() != ""
+    shown = [pre.text for pre in tree_of(page).iter("pre")]
+    assert len(shown) == 2 * (2 + 4) and shown[-1] == last["answer"]
+    assert not (runs[1] / "samples.jsonl").exists()
+
+
+def test_samples_and_counts_change_no_bit_and_end_no_run(satune, runs, folder):
+    """The same run without samples, into a folder where data.json cannot be written; and the first one again, with
+    samples after its last step to cut."""
+    (folder / "plain" / "data.json" / "in the way").mkdir(parents=True)
+    done = call(satune, "train", folder / "fast.json", f"output_dir={folder / 'plain'}", "eval_samples=0", "export_at_end=false")
+    assert "data.json" in done.stderr and "the run goes on without it" in done.stderr
+    same = ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "mean_token_accuracy")
+    with_samples, without = ([[row.get(key) for key in same] for row in metrics_of(run)] for run in (runs[0], folder / "plain"))
+    assert with_samples == without
+    kept = (runs[0] / "samples.jsonl").read_text()
+    with open(runs[0] / "samples.jsonl", "a") as out:
+        out.write(json.dumps({"step": 9, "record": 1, "answer": "of a step that was lost"}) + '\n{"step": 1')
+    call(satune, "train", folder / "fast.json")
+    assert (runs[0] / "samples.jsonl").read_text() == kept
 
 
 def test_samples_are_shown_by_record(satune, synthetic):
@@ -434,7 +464,7 @@ def browser(folder):
 
 def test_the_report_in_a_browser(browser, satune, page, folder, runs, synthetic):
     opened = browser.open(f"file://{folder / 'fast.html'}")
-    check_page(opened, HEADINGS, figures=9)
+    check_page(opened, HEADINGS, figures=11)
     assert opened.requested() == [f"file://{folder / 'fast.html'}"]
     assert opened.evaluate("document.title") == "Run fast"
     # One with every curve there is, and samples.
@@ -459,7 +489,7 @@ def test_the_live_page_in_a_browser(browser, satune, runs, tmp_path):
         steps = "document.querySelector('tbody td').textContent"
         assert opened.evaluate(steps) == "4 of 8"
         opened.wait(lambda: "Live" in opened.evaluate("document.querySelector('[role=status]').textContent"))
-        check_page(opened, HEADINGS, figures=10)
+        check_page(opened, HEADINGS, figures=16)
         opened.evaluate("scrollTo(0, 500)")
         with open(run / "metrics.jsonl", "a") as out:
             out.write("".join(lines[4:]))
