@@ -5,6 +5,8 @@ readonly BUILD_PACKAGES=(g++ make cmake ninja-build ccache mold pkg-config git c
   python3 python3-venv python3-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev
   libsentencepiece-dev libpcre2-dev libpng-dev libgloo-dev)
 readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck iproute2)
+# For the pages in tests/parity/test_report.py, which skip without it. Ubuntu has no browser as a package.
+readonly BROWSER_PACKAGES=(chromium-headless-shell)
 # Of tests/run.sh --full: 100 MB that the usual tests do without.
 readonly LINT_PACKAGES=(clang-tidy)
 # The oldest driver that runs CUDA 13 programs.
@@ -36,6 +38,8 @@ check_system() {
     *) fail 3 "operating system: found $id $version, expected Debian 12 or Ubuntu 24.04; launch/Dockerfile builds an image that is one" ;;
   esac
 }
+
+is_debian() { grep -qx 'ID=debian' "${SATUNE_OS_RELEASE:-/etc/os-release}" 2>/dev/null; }
 
 # Gigabytes still to come: the wheel with its CUDA libraries, the compiler, the peers, the build.
 disk_needed_gb() {
@@ -84,6 +88,7 @@ missing_packages() {
 install_debian_packages() {
   local wanted=("${BUILD_PACKAGES[@]}") missing sudo=()
   if [[ $1 == 1 ]]; then wanted+=("${TEST_PACKAGES[@]}"); fi
+  if [[ $1 == 1 ]] && is_debian; then wanted+=("${BROWSER_PACKAGES[@]}"); fi
   if [[ $1 == 1 && ${SATUNE_FULL:-0} == 1 ]]; then wanted+=("${LINT_PACKAGES[@]}"); fi
   # A compiler or Python from elsewhere does as well as the package.
   mapfile -t missing < <(missing_packages "${wanted[@]}" | drop_present_tools)
@@ -111,6 +116,7 @@ drop_present_tools() {
   while read -r package; do
     case $package in
       g++ | make | cmake | ccache | mold | git | pkg-config | clang-tidy) command -v "$package" >/dev/null && continue ;;
+      chromium-headless-shell) command -v chromium >/dev/null || command -v google-chrome >/dev/null && continue ;;
       iproute2) command -v ip >/dev/null && continue ;;
       ninja-build) command -v ninja >/dev/null && continue ;;
       python3) command -v "$(python_program)" >/dev/null && continue ;;

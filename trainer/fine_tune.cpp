@@ -6,6 +6,7 @@
 
 #include "data/files/error.h"
 #include "trainer/common_ground.h"
+#include "trainer/data_statistics.h"
 #include "trainer/device.h"
 #include "trainer/failure_report.h"
 #include "trainer/ranks.h"
@@ -56,6 +57,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
     if (snapshot) check_continuation(*snapshot, *plan, run_machine_json(device, ranks.world()));
     check_disk(folder.path(), disk_need(*plan), free_disk_bytes(folder.path()));
     write_file_atomic(folder.path() / "config.json", write_json(settings_json(settings)), files);
+    write_data_statistics(*plan, folder.path(), files);
   }
   ranks.coordinator().barrier("planned");
 

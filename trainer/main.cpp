@@ -109,6 +109,8 @@ void add_commands(CLI::App& app, int& exit_code) {
   add_analyze_command(app, exit_code);
   add_compare_command(app, exit_code);
   add_plan_command(app, exit_code);
+  add_report_command(app, exit_code);
+  add_watch_command(app, exit_code);
 }
 
 int run(CLI::App& app, int argc, char** argv) {

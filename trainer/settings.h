@@ -83,6 +83,7 @@ struct Settings {
   uint64_t seed = 42;
   int64_t logging_steps = 1;        ///< plain progress lines every N steps
   int64_t eval_steps = 100;         ///< 0 = only at the end
+  int64_t eval_samples = 0;         ///< held-out records answered at each evaluation, in samples.jsonl
   int64_t save_steps = 200;         ///< 0 = only at the end
   double save_minutes = 0.0;        ///< also every so many minutes; 0 = no
   int64_t save_total_limit = 2;     ///< newest snapshots kept (at least 1)

@@ -212,6 +212,10 @@ std::vector<Field> run_fields() {
                               "steps between progress lines where there is no terminal", kFree, kAtLeastOne));
   fields.push_back(make_field("eval_steps", SATUNE_MEMBER(eval_steps),
                               "steps between evaluations; 0 = at the end only", kFree, kNotNegative));
+  fields.push_back(make_field("eval_samples", SATUNE_MEMBER(eval_samples),
+                              "held-out records that are answered (greedy, at most 128 tokens) at each "
+                              "evaluation, in samples.jsonl; 0 = none",
+                              kFree, kNotNegative));
   fields.push_back(make_field("save_steps", SATUNE_MEMBER(save_steps),
                               "steps between snapshots; 0 = at the end only", kFree, kNotNegative));
   fields.push_back(make_field("save_minutes", SATUNE_MEMBER(save_minutes),

@@ -96,7 +96,9 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
   step_.emplace(model_, *sharding_, *optimizer_, ranks.groups(), coordinator_, plan_.train(), settings_,
                 memory_.recording);
   if (ranks.is_leader()) {
-    metrics_.emplace(folder_.path(), state_.unlogged ? state_.step - 1 : state_.step, ops_);
+    const int64_t logged = state_.unlogged ? state_.step - 1 : state_.step;
+    metrics_.emplace(folder_.path(), logged, ops_);
+    open_samples(logged);
     device_metrics_.emplace(plan, device, ranks.world().size);
     progress_.emplace(plan_.total_steps(), settings_.logging_steps);
   }
@@ -131,6 +133,15 @@ void TrainingRun::load_weights_and_state(const SnapshotReader* snapshot) {
   }
   spdlog::info("continuing after step {} of {} from {}", state_.step, plan_.total_steps(),
                snapshot->folder().string());
+}
+
+void TrainingRun::open_samples(int64_t last_step) {
+  if (settings_.eval_samples == 0) return;
+  if (memory_.zero_stage >= 3 && ranks_.world().size > 1) {
+    spdlog::warn("eval_samples: no samples are written: in zero_stage 3 no rank has the whole model");
+    return;
+  }
+  samples_.emplace(plan_, folder_.path(), last_step, ops_);
 }
 
 bool TrainingRun::finished() const {
@@ -258,6 +269,10 @@ void TrainingRun::evaluate_and_log() {
     metrics.eval_loss = evaluation_loss(model_, *plan_.eval(), settings_.per_device_train_batch_size,
                                         ranks_.groups().all, coordinator_, *sharding_);
     note_evaluation(*metrics.eval_loss);
+    if (samples_) {
+      coordinator_.at_phase("samples");
+      samples_->write(model_, state_.step, [this] { return signals_.stop_requested(); });
+    }
   }
   state_.unlogged.reset();
   if (metrics_) metrics_->record(metrics);

@@ -11,6 +11,7 @@
 #include "trainer/adamw.h"
 #include "trainer/background_save.h"
 #include "trainer/device_metrics.h"
+#include "trainer/eval_samples.h"
 #include "trainer/metrics.h"
 #include "trainer/progress.h"
 #include "trainer/ranks.h"
@@ -62,6 +63,7 @@ class TrainingRun {
   void evaluate_and_log();
   bool evaluation_due() const;
   void note_evaluation(double loss);
+  void open_samples(int64_t last_step);
   /// What ranks tell each other after a step.
   struct Votes {
     bool save = false;              ///< any rank was asked to, or it is time
@@ -107,6 +109,7 @@ class TrainingRun {
   Schedule schedule_;
   std::optional<MetricsLog> metrics_;            ///< rank 0
   std::optional<DeviceMetrics> device_metrics_;  ///< rank 0
+  std::optional<EvalSamples> samples_;           ///< rank 0, where asked for
   std::optional<Progress> progress_;             ///< rank 0
   /// The newest snapshot of this run: its step, and whether it can be continued from.
   int64_t saved_step_ = -1;

@@ -1,4 +1,4 @@
-// The two kinds of figures in reports: a matrix in colours, and curves.
+// The kinds of figures in reports: a matrix in colours, curves, and counts by size.
 #pragma once
 
 #include <optional>
@@ -25,6 +25,7 @@ Drawing draw(const Heatmap& heatmap);
 struct Curve {
   std::string name;
   std::vector<double> x, y;  ///< points of a NaN are left out
+  bool discs = true;         ///< each point is marked; false for curves of so many that marks would merge
 };
 
 struct LineChart {
@@ -34,6 +35,15 @@ struct LineChart {
   std::vector<double> level_lines = {};  ///< horizontal, dotted: a budget
 };
 Drawing draw(const LineChart& chart);
+
+/// How many there are of each size.
+struct Histogram {
+  std::string title = {}, description = {};
+  std::string x_axis = {}, y_axis = {};
+  double bin_width = 1;             ///< bin i holds sizes in [i * bin_width, (i + 1) * bin_width)
+  std::vector<double> counts = {};  ///< by bin
+};
+Drawing draw(const Histogram& histogram);
 
 /// Round values from at most `low` to at least `high`, about `wanted` of them: 1, 2, 2.5 or 5 times a power
 /// of ten apart, a multiple of `smallest_step` where that is given. For low = high around that value.

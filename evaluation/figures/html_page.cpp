@@ -15,7 +15,10 @@ constexpr std::string_view kStyle =
     "table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}"
     "caption{text-align:left;color:#555;padding:.3rem 0}"
     "th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-    "th:first-child{text-align:left}thead th{border-bottom:2px solid #888}";
+    "th:first-child{text-align:left}thead th{border-bottom:2px solid #888}"
+    ".label{color:#555;font-size:.9rem;margin:.6rem 0 0}"
+    "pre{font:.85rem/1.4 ui-monospace,'DejaVu Sans Mono',monospace;white-space:pre-wrap;"
+    "overflow-wrap:anywhere;background:#f4f4f4;padding:.4rem .7rem;margin:.2rem 0}";
 
 std::string element(std::string_view name, std::string_view text) {
   return fmt::format("<{0}>{1}</{0}>\n", name, escape_markup(text));
@@ -54,12 +57,16 @@ void HtmlPage::table(const HtmlTable& table) {
   body_ += "</tbody></table></div>\n";
 }
 
-std::string HtmlPage::text() const {
+void HtmlPage::quotation(std::string_view label, std::string_view text) {
+  body_ += fmt::format("<p class=\"label\">{}</p>\n", escape_markup(label)) + element("pre", text);
+}
+
+std::string HtmlPage::text(std::string_view head) const {
   return fmt::format(
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{0}</title>\n"
-      "<style>{1}</style>\n</head>\n<body>\n<h1>{0}</h1>\n{2}</body>\n</html>\n",
-      escape_markup(title_), kStyle, body_);
+      "<style>{1}</style>\n{3}</head>\n<body>\n<h1>{0}</h1>\n<main>\n{2}</main>\n</body>\n</html>\n",
+      escape_markup(title_), kStyle, body_, head);
 }
 
 }  // namespace satune

@@ -25,8 +25,13 @@ class HtmlPage {
   void paragraph(std::string_view text);
   void figure(const Drawing& drawing);
   void table(const HtmlTable& table);
+  /// Text with line breaks of its own, under a label.
+  void quotation(std::string_view label, std::string_view text);
 
-  std::string text() const;
+  /// `head`: markup for the end of <head>.
+  std::string text(std::string_view head = {}) const;
+  /// What stands below the title, inside <main>.
+  const std::string& body() const { return body_; }
 
  private:
   std::string title_, body_;

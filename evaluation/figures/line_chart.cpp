@@ -76,7 +76,7 @@ void draw_curve(Drawing& drawing, const Curve& curve, size_t index, const Axis& 
   for (size_t i = 0; i < curve.x.size(); ++i) {
     if (!std::isfinite(curve.x[i]) || !std::isfinite(curve.y[i])) continue;
     line.points.emplace_back(x.place(curve.x[i]), y.place(curve.y[i]));
-    drawing.add(Disc{line.points.back().first, line.points.back().second, 3, line.colour});
+    if (curve.discs) drawing.add(Disc{line.points.back().first, line.points.back().second, 3, line.colour});
   }
   drawing.add(std::move(line));
 }

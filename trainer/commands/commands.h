@@ -28,5 +28,7 @@ void add_data_command(CLI::App& app, int& exit_code);      // commands/data.cpp
 void add_analyze_command(CLI::App& app, int& exit_code);   // commands/analyze.cpp
 void add_compare_command(CLI::App& app, int& exit_code);   // commands/compare.cpp
 void add_plan_command(CLI::App& app, int& exit_code);      // commands/plan.cpp
+void add_report_command(CLI::App& app, int& exit_code);    // commands/report.cpp
+void add_watch_command(CLI::App& app, int& exit_code);     // commands/watch.cpp
 
 }  // namespace satune
