@@ -11,15 +11,13 @@
 namespace satune {
 namespace {
 
-constexpr const char* kNone = "\xE2\x80\x93";  // a dash
-
 std::string number(double value) {
   return fmt::format("{:.6g}", value);
 }
 
-Metric metric_of(std::string_view key) {
+RunMetric metric_of(std::string_view key) {
   for (const MetricGroup& group : metric_groups())
-    for (const Metric& metric : group.metrics)
+    for (const RunMetric& metric : group.metrics)
       if (metric.key == key) return metric;
   return {std::string(key), std::string(key), ""};
 }
@@ -32,7 +30,7 @@ CurveSummary summary_of(const RunHistory& run, std::string_view key) {
 template <typename F>
 std::string cell(const RunHistory& run, std::string_view key, F&& f) {
   const CurveSummary summary = summary_of(run, key);
-  return summary.count == 0 ? kNone : f(summary);
+  return summary.count == 0 ? kDash : f(summary);
 }
 
 std::string steps_cell(const RunHistory& run) {
@@ -44,7 +42,7 @@ std::string steps_cell(const RunHistory& run) {
 }
 
 std::string setting(const RunHistory& run, const Json::json_pointer& key) {
-  if (!run.config.is_object() || !run.config.contains(key)) return kNone;
+  if (!run.config.is_object() || !run.config.contains(key)) return kDash;
   const Json& value = run.config.at(key);
   if (value.is_string())
     return value.get<std::string>().empty() ? "none" : printable(value.get<std::string>());
@@ -58,7 +56,7 @@ std::string energy_cell(const RunHistory& run) {
   double joules = 0;
   for (size_t i = 0; i < power.size() && i < seconds.size(); ++i)
     if (std::isfinite(power[i]) && std::isfinite(seconds[i])) joules += power[i] * seconds[i];
-  if (joules == 0) return kNone;
+  if (joules == 0) return kDash;
   return number(joules * static_cast<double>(world_size_of(run).value_or(1)) / 3600) + " Wh";
 }
 
@@ -144,7 +142,7 @@ std::string describe(const std::string& name, const CurveSummary& s) {
 struct NamedMetric {
   std::string name;
   const RunHistory* run = nullptr;
-  Metric metric;
+  RunMetric metric;
 };
 
 void add_chart(HtmlPage& page, const std::string& title, const std::string& unit,
@@ -163,7 +161,7 @@ void add_chart(HtmlPage& page, const std::string& title, const std::string& unit
 }
 
 /// The training loss of a single run has that on held-out data beside it.
-void add_metric(HtmlPage& page, Runs runs, const Metric& metric) {
+void add_metric(HtmlPage& page, Runs runs, const RunMetric& metric) {
   std::vector<NamedMetric> curves;
   if (runs.size() == 1 && metric.key == "eval_loss") return;
   for (const NamedRun& run : runs)
@@ -180,7 +178,7 @@ void add_numbers(HtmlPage& page, Runs runs, const MetricGroup& group) {
   HtmlTable table{"Numbers of the curves above.",
                   {"", "unit", "rows", "first", "last", "lowest", "at step", "median", "highest", "at step"},
                   {}};
-  for (const Metric& metric : group.metrics)
+  for (const RunMetric& metric : group.metrics)
     for (const NamedRun& run : runs) {
       const CurveSummary s = summarise(run.history->rows.steps, values_of(*run.history, metric));
       if (s.count == 0) continue;
@@ -195,7 +193,7 @@ void add_numbers(HtmlPage& page, Runs runs, const MetricGroup& group) {
 /// What no run has numbers of, so that nobody looks for it.
 void add_absent(HtmlPage& page, Runs runs, const MetricGroup& group) {
   std::string absent;
-  for (const Metric& metric : group.metrics) {
+  for (const RunMetric& metric : group.metrics) {
     const bool there = std::any_of(runs.begin(), runs.end(), [&](const NamedRun& run) {
       return summarise(run.history->rows.steps, values_of(*run.history, metric)).count > 0;
     });
@@ -239,7 +237,7 @@ void add_curves(HtmlPage& page, Runs runs) {
   for (const NamedRun& run : runs) thinned_any |= run.history->rows.steps.size() > points_for(runs.size());
   for (const MetricGroup& group : metric_groups()) {
     page.heading(group.title);
-    for (const Metric& metric : group.metrics) add_metric(page, runs, metric);
+    for (const RunMetric& metric : group.metrics) add_metric(page, runs, metric);
     add_numbers(page, runs, group);
     add_absent(page, runs, group);
     if (group.title == "Device and energy") explain_energy(page, runs);

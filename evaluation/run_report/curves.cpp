@@ -58,7 +58,7 @@ std::optional<int64_t> world_size_of(const RunHistory& run) {
   return std::nullopt;
 }
 
-std::vector<double> values_of(const RunHistory& run, const Metric& metric) {
+std::vector<double> values_of(const RunHistory& run, const RunMetric& metric) {
   std::vector<double> values = metric.key == kEnergyKey
                                    ? energy_per_token(run.rows, world_size_of(run).value_or(1))
                                    : run.rows.column(metric.key);

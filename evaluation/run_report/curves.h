@@ -12,14 +12,14 @@
 namespace satune {
 
 /// A number of the rows as a page shows it.
-struct Metric {
+struct RunMetric {
   std::string key, title, unit;
   double scale = 1;        ///< shown = value * scale
   std::string needs = {};  ///< what a run must have for it; "" = every run has it
 };
 struct MetricGroup {
   std::string title;
-  std::vector<Metric> metrics;
+  std::vector<RunMetric> metrics;
 };
 /// In the order of the page.
 const std::vector<MetricGroup>& metric_groups();
@@ -28,7 +28,7 @@ const std::vector<MetricGroup>& metric_groups();
 /// tokens that the step finished a second, times the ranks (`world_size`), which are taken to draw the same.
 /// NaN where a row has no power.
 std::vector<double> energy_per_token(const StepColumns& rows, int64_t world_size);
-/// The key under which a Metric asks for it.
+/// The key under which a RunMetric asks for it.
 inline constexpr const char* kEnergyKey = "energy_per_token_j";
 
 /// Ranks of the run, out of its newest snapshot; 1 where its rows tell of no others; nullopt where they do
@@ -36,7 +36,7 @@ inline constexpr const char* kEnergyKey = "energy_per_token_j";
 std::optional<int64_t> world_size_of(const RunHistory& run);
 
 /// The metric's numbers by row, scaled; empty where no row has one.
-std::vector<double> values_of(const RunHistory& run, const Metric& metric);
+std::vector<double> values_of(const RunHistory& run, const RunMetric& metric);
 
 struct CurveSummary {
   size_t count = 0;  ///< of finite numbers; nothing below means anything without one

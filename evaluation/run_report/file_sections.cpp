@@ -11,7 +11,6 @@
 namespace satune {
 namespace {
 
-constexpr const char* kNone = "\xE2\x80\x93";  // a dash
 constexpr size_t kShownRecords = 16, kShownEvaluations = 12, kShownBytes = 1500;
 
 std::string text_of(const Json& value) {
@@ -43,7 +42,7 @@ void add_data_table(HtmlPage& page, const Json& data) {
   for (const auto& [key, value] : train->items()) {
     if (value.is_object()) continue;
     table.rows.push_back({printable(key), text_of(value),
-                          eval != nullptr && eval->contains(key) ? text_of(eval->at(key)) : kNone});
+                          eval != nullptr && eval->contains(key) ? text_of(eval->at(key)) : kDash});
   }
   for (const auto& [key, value] : data.items())
     if (!value.is_object() && !value.is_null()) table.rows.push_back({printable(key), text_of(value), ""});
@@ -147,7 +146,7 @@ void add_run_snapshots(HtmlPage& page, const RunHistory& run) {
   HtmlTable table{"In snapshots/, by step.",
                   {"step", "complete", "lowest held-out loss so far", "ranks", "ZeRO stage"},
                   {}};
-  const auto number = [](const auto& value) { return value ? fmt::format("{:.6g}", double(*value)) : kNone; };
+  const auto number = [](const auto& value) { return value ? fmt::format("{:.6g}", double(*value)) : kDash; };
   for (const SnapshotInfo& snapshot : run.snapshots)
     table.rows.push_back({std::to_string(snapshot.step), snapshot.complete ? "yes" : "no",
                           number(snapshot.best_eval_loss), number(snapshot.world_size),
@@ -173,7 +172,7 @@ std::vector<std::pair<std::string, std::string>> flat_settings(const Json& confi
 std::string value_in(const RunHistory& run, const std::string& key) {
   for (const auto& [name, value] : flat_settings(run.config))
     if (name == key) return value;
-  return kNone;
+  return kDash;
 }
 
 }  // namespace

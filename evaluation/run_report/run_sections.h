@@ -9,6 +9,8 @@
 
 namespace satune {
 
+inline constexpr const char* kDash = "\xE2\x80\x93";  ///< a dash: what a page shows where a run has nothing
+
 /// A run and what the page calls it.
 struct NamedRun {
   std::string name;
