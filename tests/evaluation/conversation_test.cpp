@@ -9,7 +9,11 @@ namespace {
 
 const TemplateStrings kPlain = {.prompt_with_input = "Q{instruction}{input}",
                                 .prompt_without_input = "Q{instruction}",
-                                .response_header = "A"};
+                                .response_header = "A",
+                                .response_suffix = "",
+                                .end_token = "",
+                                .special_tokens = {},
+                                .trim = false};
 
 std::vector<int32_t> ids(std::string_view text) {
   return ByteTokenizer().encode(text);
