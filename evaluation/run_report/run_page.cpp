@@ -28,8 +28,9 @@ addEventListener('DOMContentLoaded', () => {
   async function refresh() {
     try {
       const answer = await fetch('body', {cache: 'no-store', headers: tag ? {'If-None-Match': tag} : {}});
+      const text = await answer.text();
       if (answer.status === 200) {
-        main.innerHTML = await answer.text();
+        main.innerHTML = text;
         tag = answer.headers.get('ETag') || '';
         state.textContent = 'Live: as of ' + new Date().toLocaleTimeString() + '.';
       } else if (answer.status !== 304) {

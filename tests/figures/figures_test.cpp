@@ -48,6 +48,35 @@ TEST(Charts, TicksAreRoundAndSpanTheRange) {
   EXPECT_EQ(tick_text(-0.0, 0.5), "0");
 }
 
+TEST(Charts, AHistogramHasABarForEachBinThatHoldsSomething) {
+  const Drawing drawing = draw(Histogram{.title = "Lengths",
+                                         .description = "All.",
+                                         .x_axis = "tokens",
+                                         .y_axis = "samples",
+                                         .bin_width = 50,
+                                         .counts = {3, 0, 1000, 1}});
+  std::vector<Rectangle> bars;
+  for (const Shape& shape : drawing.shapes)
+    if (const auto* bar = std::get_if<Rectangle>(&shape)) bars.push_back(*bar);
+  ASSERT_EQ(bars.size(), 3U);
+  EXPECT_EQ(bars[0].tip, "0 to 49: 3");
+  EXPECT_EQ(bars[1].tip, "100 to 149: 1000");
+  EXPECT_DOUBLE_EQ(bars[1].height, 200);
+  EXPECT_GE(bars[2].height, 1);  // one among thousands still shows
+  EXPECT_LT(bars[1].x + bars[1].width, bars[2].x);
+  EXPECT_NO_THROW(to_svg(draw(Histogram{})));
+}
+
+TEST(Charts, ACurveOfManyPointsHasNoDiscs) {
+  const auto discs = [](bool wanted) {
+    const Drawing drawing = draw(LineChart{.curves = {Curve{"a", {1, 2, 3}, {1, std::nan(""), 3}, wanted}}});
+    return std::count_if(drawing.shapes.begin(), drawing.shapes.end(),
+                         [](const Shape& shape) { return std::holds_alternative<Disc>(shape); });
+  };
+  EXPECT_EQ(discs(true), 2);
+  EXPECT_EQ(discs(false), 0);
+}
+
 TEST(Charts, AHeatmapShowsItsNumbersAndSaysWhatItIs) {
   const Drawing drawing = draw(Heatmap{.title = "T < U",
                                        .description = "Two & two.",

@@ -41,11 +41,11 @@ def runs(satune, folder):
     records.write_text(json.dumps(rows))
     text.write_text("\n".join(row["instruction"] + " " + row["output"] for row in rows))
     call(satune, "init", arch, folder / "model", "--train-tokenizer", text, "--vocab-size", 300)
-    for name, steps, rate, samples in (("fast", 8, 1e-2, 2), ("slow <&>", 4, 1e-3, 0)):
+    for name, steps, rate, samples in (("fast", 24, 1e-2, 2), ("slow <&>", 4, 1e-3, 0)):
         config = folder / f"{name}.json"
         config.write_text(json.dumps({
             "model_name_or_path": str(folder / "model"), "train_file": str(records), "output_dir": str(folder / name),
-            "max_steps": steps, "eval_steps": 2, "save_steps": 4, "val_size": 3, "learning_rate": rate,
+            "max_steps": steps, "eval_steps": steps // 4, "save_steps": steps // 2, "val_size": 3, "learning_rate": rate,
             "max_length": 400, "warmup_steps": 0, "precision": "fp32", "packing": False, "num_threads": 1,
             "gradient_accumulation_steps": 1, "export_at_end": samples > 0, "eval_samples": samples}))
         call(satune, "train", config)
@@ -105,7 +105,7 @@ def six_digits(value):
 
 def test_numbers_are_those_of_the_rows(page, runs):
     rows, table = metrics_of(runs[0]), cells(page, "Numbers of the curves")
-    assert len(rows) == 8
+    assert len(rows) == 24
     scales = {"peak_memory_bytes": 2**-30}
     for key in ("loss", "eval_loss", "mean_token_accuracy", "learning_rate", "grad_norm", "tokens_per_s", "step_seconds",
                 "peak_memory_bytes"):
@@ -113,12 +113,12 @@ def test_numbers_are_those_of_the_rows(page, runs):
         steps, values = zip(*there)
         unit, *numbers = table[key]
         count, first, last, low, low_step, median, high, high_step = map(float, numbers)
-        assert count == len(values) == (4 if key == "eval_loss" else 8)
+        assert count == len(values) == (4 if key == "eval_loss" else 24)
         assert (first, last, low, high) == tuple(map(six_digits, (values[0], values[-1], min(values), max(values))))
         assert median == six_digits(statistics.median(values))
         assert (low_step, high_step) == (steps[values.index(min(values))], steps[values.index(max(values))])
     summary = cells(page, "What the run folder")
-    assert summary["steps finished"] == ["8 of 8"] and summary["tokens trained"] == [str(rows[-1]["num_tokens"])]
+    assert summary["steps finished"] == ["24 of 24"] and summary["tokens trained"] == [str(rows[-1]["num_tokens"])]
     assert summary["energy"] == ["\N{EN DASH}"]
     assert "No row has: device_utilisation (needs a card" in page and "energy_per_token_j" in page
 
@@ -162,8 +162,8 @@ def test_data_settings_and_snapshots(page, runs, folder):
     settings = cells(page, "config.json of the run folder")
     assert settings["learning_rate"] == ["0.01"] and settings["train_file"] == [config["train_file"]]
     assert settings["sharing.anchor"] == ["before"] and len(settings) > 40
-    assert list(cells(page, "In snapshots/")) == ["4", "8"]
-    assert cells(page, "In snapshots/")["8"][0] == "yes"
+    assert list(cells(page, "In snapshots/")) == ["12", "24"]
+    assert cells(page, "In snapshots/")["24"][0] == "yes"
 
 
 def test_the_page_needs_nothing_else(page):
@@ -188,7 +188,7 @@ def test_several_runs_side_by_side(satune, runs, folder):
     losses = [metrics_of(run)[-1]["loss"] for run in runs]
     assert [float(cell) for cell in cells(page, "What the run folder")["last training loss"]] == list(map(six_digits, losses))
     differ = cells(page, "Those that differ")
-    assert {"learning_rate", "max_steps", "output_dir", "eval_samples", "export_at_end"} == set(differ) and differ["learning_rate"] == ["0.01", "0.001"]
+    assert {"learning_rate", "max_steps", "output_dir", "eval_samples", "eval_steps", "save_steps", "export_at_end"} == set(differ) and differ["learning_rate"] == ["0.01", "0.001"]
     assert "<h1>2 runs side by side</h1>" in page and "slow &lt;&amp;&gt;" in page
 
 
@@ -273,7 +273,7 @@ def samples_of(run):
 
 def test_samples_are_what_the_model_answers(satune, page, runs, folder):
     records, samples = json.loads((folder / "records.json").read_text()), samples_of(runs[0])
-    assert [sample["step"] for sample in samples] == [2, 2, 4, 4, 6, 6, 8, 8]
+    assert [sample["step"] for sample in samples] == [6, 6, 12, 12, 18, 18, 24, 24]
     for sample in samples:
         record = records[sample["record"] - 1]
         assert record["instruction"] in sample["prompt"] and sample["expected"].strip() == record["output"].strip()
@@ -298,7 +298,7 @@ def test_samples_and_counts_change_no_bit_and_end_no_run(satune, runs, folder):
     assert with_samples == without
     kept = (runs[0] / "samples.jsonl").read_text()
     with open(runs[0] / "samples.jsonl", "a") as out:
-        out.write(json.dumps({"step": 9, "record": 1, "answer": "of a step that was lost"}) + '\n{"step": 1')
+        out.write(json.dumps({"step": 25, "record": 1, "answer": "of a step that was lost"}) + '\n{"step": 1')
     call(satune, "train", folder / "fast.json")
     assert (runs[0] / "samples.jsonl").read_text() == kept
 
@@ -487,13 +487,13 @@ def test_the_live_page_in_a_browser(browser, satune, runs, tmp_path):
     with watching(satune, run, runs[1]) as port:
         opened = browser.open(f"http://127.0.0.1:{port}/")
         steps = "document.querySelector('tbody td').textContent"
-        assert opened.evaluate(steps) == "4 of 8"
+        assert opened.evaluate(steps) == "4 of 24"
         opened.wait(lambda: "Live" in opened.evaluate("document.querySelector('[role=status]').textContent"))
         check_page(opened, HEADINGS, figures=16)
         opened.evaluate("scrollTo(0, 500)")
         with open(run / "metrics.jsonl", "a") as out:
             out.write("".join(lines[4:]))
-        opened.wait(lambda: opened.evaluate(steps) == "8 of 8", timeout=20)
+        opened.wait(lambda: opened.evaluate(steps) == "24 of 24", timeout=20)
         assert opened.evaluate("scrollY") == 500
         assert opened.complaints() == []
         assert {url.split(str(port))[1] for url in opened.requested()} == {"/", "/body"}
@@ -501,4 +501,4 @@ def test_the_live_page_in_a_browser(browser, satune, runs, tmp_path):
         assert plain.complaints() == [] and plain.requested() == [f"http://127.0.0.1:{port}/"]
     # Without its server the page stays and says so.
     opened.wait(lambda: "does not answer" in opened.evaluate("document.querySelector('[role=status]').textContent"), timeout=20)
-    assert opened.evaluate(steps) == "8 of 8"
+    assert opened.evaluate(steps) == "24 of 24"
