@@ -40,6 +40,7 @@ class Way:
 TINY = (r"models/Meta-Llama-3-8B", "models/tiny")
 EIGHT_LAYERS = (r"models/Meta-Llama-3-8B", "runs/quickstart/dense/export")
 TINY_RUN = (r"llama3\.json", "tiny-run.json")
+A_TINY_RUN = (r"runs/llama3-8b-sa", "../tree/runs/llama3-8b-sa")  # where a page has none of its own
 A_RUN_OF_8B = r"(CUDA_VISIBLE_DEVICES=\S+ )?satune train (llama3\.json|configs/llama)"
 # (page or "" for all, how)
 WAYS = [
@@ -88,6 +89,17 @@ WAYS = [
              change=(EIGHT_LAYERS, (r"--max-records 96", "--max-records 4")))),
     ("", Way(r"satune compare .*--max", "as it is; which side is better is chance in models without training",
              codes=(0, 1))),
+    ("", Way(r"satune data .*--template llama3", "the templates that the stand-in's tokenizer has",
+             change=(TINY, (r"--template llama3", "--template alpaca_stanford")))),
+    ("", Way(r"satune data ", "as it is, with a tiny model's tokenizer", change=(TINY,), codes=(0, 1))),
+    ("", Way(r"satune report ", "on a tiny run", change=(A_TINY_RUN,))),
+    ("", Way(r"satune watch ", "on a tiny run, stopped after two seconds",
+             change=(A_TINY_RUN, (r"^satune", "timeout --preserve-status -s INT 2 satune"), (r"--port \d+", "--port 0")))),
+    ("", Way(r"\.venv/bin/python tests/parity/dump_reference\.py", "a tiny model in the place of the large one",
+             change=(TINY, (r"\.venv/bin/python", sys.executable)))),
+    ("", Way(r"satune diff .*--with-device cuda", "there may be no card", change=(TINY,), codes=(0, 1, 3))),
+    ("", Way(r"satune diff ", "a tiny model in the place of the large one", change=(TINY,), codes=(0, 1))),
+    ("", Way(r"echo .* \| satune generate", "a tiny model in the place of the large one", change=(TINY,))),
     ("", Way(r"satune (eval|generate|share|export) ", "a tiny model in the place of the large one", change=(TINY,))),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

@@ -261,7 +261,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       "field,\n"
       "  \"metrics\"} or {..., \"target\": \"{answer}\", \"stop\", \"extract\", \"ignore\", "
       "\"max_new_tokens\"};\n"
-      "  \"description\", \"examples\", \"num_fewshot\" with either (all keys: README).\n"
+      "  \"description\", \"examples\", \"num_fewshot\" with either (all keys: docs/evaluate.md).\n"
       "Examples:\n"
       "  satune eval MODEL --task response_loss=eval.json --task perplexity=wiki.txt\n"
       "  satune eval MODEL --tasks hellaswag,mmlu,glue --data-dir benchmarks --output scores.json\n"
