@@ -82,7 +82,7 @@ std::unique_ptr<Task> make_response_loss(const std::filesystem::path& data, cons
 
 /// perplexity = exp(loss), loss = sum of -log p(token) / tokens over the windows of perplexity_windows.h;
 /// tokens (predicted ones), n (windows). Every document (a .txt file is one, each record of JSONL with `text`
-/// another) begins with BOS where the tokenizer has one, and all its tokens are predicted; without a BOS all
+/// another) begins with BOS where the tokenizer adds one, and all its tokens are predicted; without a BOS all
 /// but its first.
 std::unique_ptr<Task> make_perplexity(const std::filesystem::path& data, const TaskOptions& options,
                                       const Tokenizer& tokenizer);

@@ -61,7 +61,7 @@ class Wikitext final : public Task {
  public:
   Wikitext(const std::vector<std::string>& pages, const TaskOptions& options, const Tokenizer& tokenizer)
       : options_(options) {
-    const std::optional<int32_t> first = tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
+    const std::optional<int32_t> first = first_context_token(tokenizer);
     if (!first) throw bad_input("wikitext", "a tokenizer without BOS and EOS", "one of the two");
     for (const std::string& page : pages) {
       std::vector<int32_t> tokens = encode_raw_prompt(detokenize_wikitext(page), tokenizer);

@@ -134,8 +134,8 @@ std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokeni
     sha.update_field(static_cast<uint64_t>(fs::last_write_time(file).time_since_epoch().count()));
   }
   sha.update_field(tokenizer.fingerprint());
-  sha.update_field(fmt::format("bos {} {} {}", tokenizer.bos_id().value_or(-1), precision_name(source.type),
-                               source.device.is_cpu() ? "cpu" : "card"));
+  sha.update_field(fmt::format("bos {} {} {} {}", tokenizer.bos_id().value_or(-1), tokenizer.adds_bos(),
+                               precision_name(source.type), source.device.is_cpu() ? "cpu" : "card"));
   return sha.hex();
 }
 
