@@ -100,8 +100,9 @@ class Wikitext final : public Task {
     }
     Json json;
     const auto add = [&](const char* key, double value, const RatioSums& sums, double slope) {
-      json[key] = value;
-      if (const auto error = sums.standard_error()) json[fmt::format("{}_stderr", key)] = slope * *error;
+      std::optional<double> error = sums.standard_error();
+      if (error) *error *= slope;
+      add_metric(json, key, value, error);
     };
     const double word = std::exp(by_word.ratio()), byte = std::exp(by_byte.ratio());
     add("word_perplexity", word, by_word, word);

@@ -12,6 +12,7 @@
 #include "data/files/mapped_file.h"
 #include "data/fingerprint.h"
 #include "model/decode.h"
+#include "model/files/model_config.h"
 #include "trainer/device.h"
 #include "trainer/item_progress.h"
 
@@ -54,17 +55,18 @@ TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, I
   const auto before = static_cast<int64_t>(own.size());
   if (before > 0) spdlog::info("{}: {} of {} items are there already", run, before, before + missing.size());
   TaskRun out;
-  {
-    ItemProgress progress(run, before + static_cast<int64_t>(missing.size()), before, ranks.is_leader());
-    named.task->run(model, missing, [&](ItemResult result) {
-      store.append(run, fingerprint, result);
-      progress.item(result.tokens);
-      const int64_t item = result.item;
-      own[item] = std::move(result);
-    });
-  }
+  // Rank 0 shows what all have done; each of the others says now and then how far it is.
+  const auto there = static_cast<int64_t>(found.size());
+  ItemProgress progress(run, named.task->items(), there, ranks.is_leader());
+  progress.with_others([&] { return ranks.progress(run); }, [&](ItemCount mine) { ranks.tell(run, mine); });
+  named.task->run(model, missing, [&](ItemResult result) {
+    store.append(run, fingerprint, result);
+    progress.item(result.tokens);
+    const int64_t item = result.item;
+    own[item] = std::move(result);
+  });
   std::vector<Json> results;
-  for (auto& [item, result] : ranks.gather(run, std::move(own))) {
+  for (auto& [item, result] : ranks.gather(run, std::move(own), [&] { progress.look(); })) {
     if (!found.contains(item)) out.tokens += result.tokens;
     // One file holds all in the end. The others' may have been read while they were being written.
     if (ranks.is_leader() && !store.holds(run, fingerprint, item)) store.append(run, fingerprint, result);
@@ -74,8 +76,9 @@ TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, I
   return out;
 }
 
+/// `own_peak`: the memory that this plan needed can be told from what was there before it.
 Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, ItemStore& store,
-              EvalRanks& ranks) {
+              EvalRanks& ranks, bool own_peak) {
   const SharingPlan& plan = model.config().sharing;
   Json results = Json::object();
   int64_t tokens = 0;
@@ -93,7 +96,7 @@ Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, I
   report["tasks"] = std::move(results);
   report["seconds"] = seconds;
   report["tokens_per_s"] = static_cast<double>(tokens) / seconds;
-  report["peak_memory_bytes"] = peak_memory_bytes(source.device);
+  if (own_peak) report["peak_memory_bytes"] = peak_memory_bytes(source.device);
   report["parameters"] = model.table().parameter_count();
   report["kv_cache_bytes_per_token"] =
       kv_cache_bytes_per_token(model.config(), static_cast<int64_t>(c10::elementSize(source.type)));
@@ -139,6 +142,19 @@ std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokeni
   return sha.hex();
 }
 
+Json common_ground(const ModelSource& source, const EvalTasks& tasks, const std::vector<SharingPlan>& plans) {
+  Json ground = {{"model", model_config_json(source.config)},
+                 {"tokenizer", tasks.tokenizer->fingerprint()},
+                 {"precision", precision_name(source.type)},
+                 {"device", source.device.is_cpu() ? "cpu" : "cuda"},
+                 {"tasks", Json::object()},
+                 {"sweep", Json::array()}};
+  for (const NamedTask& task : tasks.tasks) ground["tasks"][task.key] = task.task->fingerprint();
+  for (const SharingPlan& plan : plans)
+    ground["sweep"].push_back(fmt::format("{} {}", plan.layers_text(), to_string(plan.rule())));
+  return ground;
+}
+
 std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSource& source) {
   if (!options.sweep) return {};
   if (!source.config.sharing.empty())
@@ -161,14 +177,15 @@ std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSour
 std::vector<Json> run_eval_tasks(const ModelSource& source, const EvalTasks& tasks,
                                  const std::vector<SharingPlan>& plans, ItemStore& store, EvalRanks& ranks) {
   Llama model = load_model(source);
-  if (plans.empty()) return {run_plan(model, source, tasks, store, ranks)};
+  if (plans.empty()) return {run_plan(model, source, tasks, store, ranks, true)};
   std::vector<Json> reports;
   for (const SharingPlan& plan : plans) {
+    const bool own_peak = begin_peak_memory(source.device);
     if (plan.empty()) {
-      reports.push_back(run_plan(model, source, tasks, store, ranks));
+      reports.push_back(run_plan(model, source, tasks, store, ranks, own_peak));
     } else {
       Llama shared = model.with_sharing(plan);
-      reports.push_back(run_plan(shared, source, tasks, store, ranks));
+      reports.push_back(run_plan(shared, source, tasks, store, ranks, own_peak));
     }
   }
   return reports;
