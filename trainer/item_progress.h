@@ -30,6 +30,8 @@ class ItemProgress {
   void item(int64_t tokens);
   /// Draws again when it is time: others may have gone on.
   void look();
+  /// All have done all there is, of which the others may not have told the last.
+  void all_done() { others_count_.items = total_ - before_ - here_.items; }
 
  private:
   void draw(double seconds);

@@ -72,6 +72,7 @@ TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, I
     if (ranks.is_leader() && !store.holds(run, fingerprint, item)) store.append(run, fingerprint, result);
     results.push_back(std::move(result.result));
   }
+  progress.all_done();
   if (ranks.is_leader()) out.metrics = named.task->metrics(results);
   return out;
 }
