@@ -44,7 +44,7 @@ OFFICIAL = {  # folder and file of GLUE's own data, its header, what stands in a
     "sst2": ("SST-2/dev.tsv", ("sentence", "label"), ("{sentence}", "{label}")),
     "wnli": ("WNLI/dev.tsv", PAIR, ("{idx}", "{sentence1}", "{sentence2}", "{label}")),
 }
-HUB_COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}
+HUB_COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label", "text": "sentence"}
 LABELS = {"mnli": ["entailment", "neutral", "contradiction"], "qnli": ["entailment", "not_entailment"],
           "rte": ["entailment", "not_entailment"]}
 LABELS["mnli_mismatch"] = LABELS["mnli"]
