@@ -305,7 +305,8 @@ std::string PromptTemplate::chat_template(const Tokenizer& tokenizer) const {
 
 std::vector<int32_t> encode_raw_prompt(std::string_view text, const Tokenizer& tokenizer) {
   std::vector<int32_t> tokens;
-  if (const auto bos = tokenizer.bos_id()) tokens.push_back(*bos);
+  const auto bos = tokenizer.bos_id();
+  if (bos && (text.empty() || tokenizer.adds_bos())) tokens.push_back(*bos);
   if (text.empty()) return tokens;
   const std::vector<int32_t> ids = tokenizer.encode(text);
   tokens.insert(tokens.end(), ids.begin(), ids.end());
@@ -314,6 +315,8 @@ std::vector<int32_t> encode_raw_prompt(std::string_view text, const Tokenizer& t
 
 EncodedSample encode_document(std::string_view text, const Tokenizer& tokenizer) {
   EncodedSample sample{encode_raw_prompt(text, tokenizer), 1};
+  const auto bos = tokenizer.bos_id();
+  if (bos && !tokenizer.adds_bos() && !text.empty()) sample.tokens.insert(sample.tokens.begin(), *bos);
   if (const auto eos = tokenizer.eos_id()) sample.tokens.push_back(*eos);
   return sample;
 }

@@ -71,10 +71,12 @@ class PromptTemplate {
   TemplateStrings strings_;
 };
 
-/// BOS (where the tokenizer has one) and the text as it is; "" = BOS only.
+/// The text as it is, after BOS where the tokenizer adds one (Tokenizer::adds_bos(): what transformers and
+/// lm-eval show a model); "" = BOS only, where the tokenizer has one.
 std::vector<int32_t> encode_raw_prompt(std::string_view text, const Tokenizer& tokenizer);
 
-/// BOS, text, EOS (each where the tokenizer has one); every token is a target.
+/// What is trained of a document: BOS, text, EOS (each where the tokenizer has one, whether it adds one or
+/// not); every token is a target.
 EncodedSample encode_document(std::string_view text, const Tokenizer& tokenizer);
 
 }  // namespace satune

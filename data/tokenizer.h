@@ -31,6 +31,10 @@ class Tokenizer {
 
   virtual std::optional<int32_t> bos_id() const = 0;
   virtual std::optional<int32_t> eos_id() const = 0;
+  /// Whether bos_id() stands before a text that transformers' tokenizer of the same directory encodes: as the
+  /// post_processor of tokenizer.json has it, where there is one; else add_bos_token of
+  /// tokenizer_config.json; else yes. False without a BOS. encode() adds none either way.
+  virtual bool adds_bos() const = 0;
   /// Id of a special token by its text, e.g. "<|eot_id|>".
   virtual std::optional<int32_t> special_id(std::string_view text) const = 0;
   /// The bytes of one token as decode() would join them; used by the streaming printer and --dry-run.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
@@ -43,7 +44,7 @@ const std::vector<Benchmark>& benchmarks() {
        {"hellaswag_train", "train"},
        {.acc_norm = true},
        0},
-      {"mmlu", {"mmlu", "MMLU", "mmlu/data"}, {}, {}, {}, 0},
+      {"mmlu", {"mmlu", "MMLU"}, {}, {}, {}, 0},
       {"gsm8k", {"gsm8k", "GSM8K"}, {"test"}, {"train"}, {}, 5},
       {"wikitext", {"wikitext", "wikitext-2-raw", "wikitext-2-raw-v1", "wikitext2"}, {}, {}, {}, 0},
       glue("cola", "CoLA", {.acc = false, .mcc = true}),
@@ -59,10 +60,14 @@ const std::vector<Benchmark>& benchmarks() {
   return all;
 }
 
+bool is_glue(const Benchmark& benchmark) {
+  return benchmark.folders.front().starts_with("glue/");
+}
+
 const Benchmark* find(std::string_view name) {
-  if (name.starts_with("glue_")) name.remove_prefix(5);
-  const auto found = std::find_if(benchmarks().begin(), benchmarks().end(),
-                                  [&](const Benchmark& b) { return b.name == name; });
+  const auto found = std::find_if(benchmarks().begin(), benchmarks().end(), [&](const Benchmark& b) {
+    return b.name == name || (is_glue(b) && name == "glue_" + b.name);
+  });
   return found == benchmarks().end() ? nullptr : &*found;
 }
 
@@ -97,11 +102,8 @@ DocumentGroup read_group(const Benchmark& benchmark, const fs::path& data, bool 
 const std::vector<std::string>& benchmark_names() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> all;
-    for (const Benchmark& benchmark : benchmarks()) {
-      const bool is_glue =
-          benchmark.examples == std::vector<std::string>{"train"} && benchmark.name != "gsm8k";
-      all.push_back((is_glue ? "glue_" : "") + benchmark.name);
-    }
+    for (const Benchmark& benchmark : benchmarks())
+      all.push_back((is_glue(benchmark) ? "glue_" : "") + benchmark.name);
     return all;
   }();
   return names;
@@ -117,15 +119,20 @@ std::unique_ptr<Task> make_benchmark(std::string_view name, const fs::path& data
   if (benchmark.name == "wikitext") return make_wikitext(data, options, tokenizer);
   const bool with_examples = options.num_fewshot.value_or(benchmark.shots) > 0;
   std::vector<DocumentGroup> groups;
+  ChoiceMetrics metrics = benchmark.metrics;
   if (benchmark.name == "mmlu") {
     groups = read_mmlu(data, with_examples);
+    metrics.missing_subjects = missing_mmlu_subjects(groups);
+    if (const size_t missing = metrics.missing_subjects.size(); missing > 0)
+      spdlog::warn("mmlu: no questions of {} of {} subjects in {}: {}", missing, missing + groups.size(),
+                   data.string(), fmt::join(metrics.missing_subjects, ", "));
   } else {
     groups.push_back(read_group(benchmark, data, with_examples));
   }
   if (benchmark.name == "gsm8k")
     return make_answer_task(name, std::move(groups.front()), gsm8k_answers(), benchmark.shots, options,
                             tokenizer);
-  return make_choice_task(name, std::move(groups), benchmark.metrics, benchmark.shots, options, tokenizer);
+  return make_choice_task(name, std::move(groups), std::move(metrics), benchmark.shots, options, tokenizer);
 }
 
 fs::path find_benchmark_data(std::string_view name, const fs::path& data_dir) {

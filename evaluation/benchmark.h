@@ -21,6 +21,7 @@ struct BenchmarkDocument {
   int64_t gold = 0;                  ///< index of the right choice
   std::string target;                ///< the right answer where it is generated
   std::string where;                 ///< for errors
+  uint64_t row = 0;                  ///< of hash_row(): equal rows of a file are the same document
 
   const std::string& answer() const { return choices.empty() ? target : choices[gold]; }
 };
@@ -40,6 +41,7 @@ struct DocumentGroup {
 /// Which metrics a benchmark of choices reports.
 struct ChoiceMetrics {
   bool acc = true, acc_norm = false, f1 = false, mcc = false;
+  std::vector<std::string> missing_subjects = {};  ///< that there are no questions of
 };
 
 /// The contexts of a group's documents (the first `limit` of them): description, examples and text. Examples
@@ -48,9 +50,9 @@ std::vector<std::string> few_shot_contexts(const DocumentGroup& group, int64_t s
                                            std::optional<int64_t> limit);
 
 /// Multiple choice by log-likelihood. Metrics: acc, acc_norm (each with _stderr), f1, mcc (with a jackknife
-/// _stderr); with named groups also `categories` and `subjects`, and standard errors pooled over subjects as
-/// lm-eval does; n. Results: {"log_likelihoods", "gold", "acc", "acc_norm"}, of named groups also
-/// "subject" and "category".
+/// _stderr); with named groups also `categories` and `subjects` (and `missing_subjects`), and standard errors
+/// pooled over subjects as lm-eval does; n. Results: {"log_likelihoods", "gold", "acc", "acc_norm"}, of named
+/// groups also "subject" and "category".
 std::unique_ptr<Task> make_choice_task(std::string_view name, std::vector<DocumentGroup> groups,
                                        ChoiceMetrics metrics, int64_t default_shots,
                                        const TaskOptions& options, const Tokenizer& tokenizer);

@@ -62,25 +62,6 @@ std::string capitalize(std::string_view text) {
   return out;
 }
 
-const Json& array_field(const DataRow& row, std::string_view key, size_t size) {
-  const auto found = row.fields.find(key);
-  const Json* value = found == row.fields.end() ? nullptr : &*found;
-  const bool fits = value != nullptr && value->is_array() && value->size() == size &&
-                    std::all_of(value->begin(), value->end(), [](const Json& v) { return v.is_string(); });
-  if (!fits)
-    throw bad_input(fmt::format("{}: {}", row.where, key), describe_json(value),
-                    fmt::format("an array of {} strings", size));
-  return *value;
-}
-
-int64_t gold_field(const DataRow& row, std::string_view key, int64_t choices) {
-  const int64_t gold = integer_field(row, key);
-  if (gold < 0 || gold >= choices)
-    throw bad_input(fmt::format("{}: {}", row.where, key), fmt::format("{}", gold),
-                    fmt::format("0 to {}", choices - 1));
-  return gold;
-}
-
 }  // namespace
 
 std::string replace_all(std::string text, std::string_view from, std::string_view to) {
@@ -120,10 +101,11 @@ std::vector<BenchmarkDocument> read_hellaswag(const fs::path& file) {
     document.text =
         clean_hellaswag(fmt::format("{}: {} {}", string_field(row, "activity_label"),
                                     string_field(row, "ctx_a"), capitalize(string_field(row, "ctx_b"))));
-    for (const Json& ending : array_field(row, "endings", 4))
-      document.choices.push_back(clean_hellaswag(ending.get_ref<const std::string&>()));
-    document.gold = gold_field(row, "label", 4);
+    for (const std::string& ending : strings_field(row, "endings", 4))
+      document.choices.push_back(clean_hellaswag(ending));
+    document.gold = index_field(row, "label", 4);
     document.where = row.where;
+    document.row = hash_row(row);
     documents.push_back(std::move(document));
   }
   return documents;
@@ -132,8 +114,12 @@ std::vector<BenchmarkDocument> read_hellaswag(const fs::path& file) {
 std::vector<BenchmarkDocument> read_gsm8k(const fs::path& file) {
   std::vector<BenchmarkDocument> documents;
   for (const DataRow& row : read_data_rows(file))
-    documents.push_back(
-        {fill_template("Question: {question}\nAnswer:", row), {}, 0, string_field(row, "answer"), row.where});
+    documents.push_back({fill_template("Question: {question}\nAnswer:", row),
+                         {},
+                         0,
+                         string_field(row, "answer"),
+                         row.where,
+                         0});
   return documents;
 }
 

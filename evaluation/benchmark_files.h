@@ -12,6 +12,9 @@
 
 namespace satune {
 
+/// MMLU's subjects that are not among the groups.
+std::vector<std::string> missing_mmlu_subjects(const std::vector<DocumentGroup>& groups);
+
 /// As Python's str.replace().
 std::string replace_all(std::string text, std::string_view from, std::string_view to);
 

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
@@ -72,11 +73,7 @@ int64_t label_of(const GlueTask& task, const DataRow& row) {
     const auto label = std::find(task.labels.begin(), task.labels.end(), found->get<std::string>());
     if (label != task.labels.end()) return label - task.labels.begin();
   }
-  const int64_t number = integer_field(row, "label");
-  if (number < 0 || number >= static_cast<int64_t>(task.choices.size()))
-    throw bad_input(row.where + ": label", fmt::format("{}", number),
-                    fmt::format("0 to {} (files without labels cannot be scored)", task.choices.size() - 1));
-  return number;
+  return index_field(row, "label", task.choices.size());
 }
 
 /// MNLI's hypotheses get the full stop that some lack.
@@ -92,8 +89,15 @@ std::vector<BenchmarkDocument> read_glue(std::string_view name, const std::files
   const GlueTask& task = find_task(name);
   std::vector<std::string> columns;
   if (name == "cola" && file.extension() == ".tsv") columns = {"source", "label", "star", "sentence"};
+  // QQP's official train.tsv has rows that were cut off; the hub leaves them out, too.
+  int64_t cut_off = 0;
+  std::vector<DataRow> rows = read_data_rows(file, columns, name == "qqp" ? &cut_off : nullptr);
+  if (cut_off > 0)
+    spdlog::warn("{}: {} rows with fewer fields than the header are left out", file.string(), cut_off);
   std::vector<BenchmarkDocument> documents;
-  for (DataRow& row : read_data_rows(file, columns)) {
+  for (DataRow& row : rows) {
+    // The hub numbers the rows: those that say the same are not the same document.
+    if (!row.fields.contains("idx")) row.fields["idx"] = documents.size();
     for (const auto& [key, official] : task.aliases)
       if (row.fields.contains(official) && !row.fields.contains(key)) row.fields[key] = row.fields[official];
     if (task.name == std::string_view("mnli")) close_sentence(row, "hypothesis");
@@ -102,6 +106,7 @@ std::vector<BenchmarkDocument> read_glue(std::string_view name, const std::files
     document.choices = task.choices;
     document.gold = label_of(task, row);
     document.where = row.where;
+    document.row = hash_row(row);
     documents.push_back(std::move(document));
   }
   return documents;

@@ -110,15 +110,8 @@ std::vector<BenchmarkDocument> rows_of(const std::vector<DataRow>& rows, std::st
   std::vector<BenchmarkDocument> documents;
   for (const DataRow& row : rows) {
     if (string_field(row, "subject") != subject) continue;
-    const auto choices = row.fields.find("choices");
-    const bool four =
-        choices != row.fields.end() && choices->is_array() && choices->size() == 4 &&
-        std::all_of(choices->begin(), choices->end(), [](const Json& c) { return c.is_string(); });
-    if (!four) throw bad_input(row.where + ": choices", "something else", "an array of 4 strings");
-    const int64_t gold = integer_field(row, "answer");
-    if (gold < 0 || gold > 3) throw bad_input(row.where + ": answer", fmt::format("{}", gold), "0 to 3");
-    documents.push_back(make_document(string_field(row, "question"), choices->get<std::vector<std::string>>(),
-                                      gold, row.where));
+    documents.push_back(make_document(string_field(row, "question"), strings_field(row, "choices", 4),
+                                      index_field(row, "answer", 4), row.where));
   }
   return documents;
 }
@@ -150,10 +143,21 @@ std::vector<DocumentGroup> read_folder(const fs::path& folder, bool with_example
 
 }  // namespace
 
+std::vector<std::string> missing_mmlu_subjects(const std::vector<DocumentGroup>& groups) {
+  std::vector<std::string> missing;
+  for (const Subject& subject : kSubjects)
+    if (std::none_of(groups.begin(), groups.end(),
+                     [&](const DocumentGroup& group) { return group.name == subject.name; }))
+      missing.emplace_back(subject.name);
+  return missing;
+}
+
 std::vector<DocumentGroup> read_mmlu(const fs::path& data, bool with_examples) {
   std::vector<DocumentGroup> groups;
   if (fs::is_directory(data / "test")) {
     groups = read_folder(data, with_examples);
+  } else if (fs::is_directory(data / "data" / "test")) {  // as the official archive unpacks
+    groups = read_folder(data / "data", with_examples);
   } else {
     const fs::path folder = fs::is_directory(data) ? data : data.parent_path();
     const fs::path file = fs::is_directory(data) ? find_data_file(data, {"test"}) : data;

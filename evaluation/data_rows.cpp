@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
@@ -109,12 +110,16 @@ Table read_csv(std::string_view text, const std::string& where) {
   return table;
 }
 
-std::vector<DataRow> name_fields(Table table, Row header, const std::string& where) {
+std::vector<DataRow> name_fields(Table table, Row header, const std::string& where, int64_t* short_rows) {
   size_t first = 0;
   if (header.empty() && !table.rows.empty()) header = table.rows[first++];
   std::vector<DataRow> rows;
   for (size_t i = first; i < table.rows.size(); ++i) {
     DataRow row{Json::object(), fmt::format("{}: line {}", where, table.lines[i])};
+    if (short_rows != nullptr && table.rows[i].size() < header.size()) {
+      ++*short_rows;
+      continue;
+    }
     if (table.rows[i].size() != header.size())
       throw bad_input(row.where, fmt::format("{} fields", table.rows[i].size()),
                       fmt::format("{}, one for each column", header.size()));
@@ -146,7 +151,8 @@ std::vector<DataRow> read_json_rows(std::string_view text, const std::string& wh
 
 }  // namespace
 
-std::vector<DataRow> read_data_rows(const fs::path& path, const std::vector<std::string>& columns) {
+std::vector<DataRow> read_data_rows(const fs::path& path, const std::vector<std::string>& columns,
+                                    int64_t* short_rows) {
   const std::string where = path.string(), ending = path.extension().string();
   for (const Packing& packing : kPackings)
     if (ending == packing.ending) refuse_packed(path, packing.program);
@@ -161,9 +167,9 @@ std::vector<DataRow> read_data_rows(const fs::path& path, const std::vector<std:
   if (ending == ".json" || ending == ".jsonl") {
     rows = read_json_rows(text, where);
   } else if (ending == ".tsv") {
-    rows = name_fields(read_tsv(text), columns, where);
+    rows = name_fields(read_tsv(text), columns, where, short_rows);
   } else if (ending == ".csv") {
-    rows = name_fields(read_csv(text, where), columns, where);
+    rows = name_fields(read_csv(text, where), columns, where, short_rows);
   } else {
     throw bad_input(where, "the ending \"" + ending + "\"", ".json, .jsonl, .tsv or .csv");
   }
@@ -184,12 +190,49 @@ fs::path find_data_file(const fs::path& folder, const std::vector<std::string>& 
   return {};
 }
 
+uint64_t hash_row(const DataRow& row) {
+  uint64_t sum = 0;
+  for (const auto& [key, value] : row.fields.items())
+    sum += std::hash<std::string>()(fmt::format("{} {}{}", key.size(), key, value.dump()));
+  return sum;
+}
+
 std::string string_field(const DataRow& row, std::string_view key) {
   const auto found = row.fields.find(key);
   const Json* value = found == row.fields.end() ? nullptr : &*found;
   if (value == nullptr || !value->is_string())
     throw bad_input(fmt::format("{}: {}", row.where, key), describe_json(value), "a string");
   return value->get<std::string>();
+}
+
+std::optional<std::vector<std::string>> strings_of(const Json* value) {
+  if (value == nullptr || !value->is_array()) return std::nullopt;
+  std::vector<std::string> strings;
+  for (const Json& each : *value) {
+    if (!each.is_string()) return std::nullopt;
+    strings.push_back(each.get<std::string>());
+  }
+  return strings;
+}
+
+std::vector<std::string> strings_field(const DataRow& row, std::string_view key, size_t size) {
+  const auto found = row.fields.find(key);
+  const Json* value = found == row.fields.end() ? nullptr : &*found;
+  std::optional<std::vector<std::string>> strings = strings_of(value);
+  if (!strings || (size > 0 && strings->size() != size))
+    throw bad_input(
+        fmt::format("{}: {}", row.where, key), describe_json(value),
+        size > 0 ? fmt::format("an array of {} strings", size) : std::string("an array of strings"));
+  return *std::move(strings);
+}
+
+int64_t index_field(const DataRow& row, std::string_view key, size_t count) {
+  const int64_t index = integer_field(row, key);
+  if (index < 0 || index >= static_cast<int64_t>(count))
+    throw bad_input(
+        fmt::format("{}: {}", row.where, key), fmt::format("{}", index),
+        fmt::format("0 to {}{}", count - 1, index == -1 ? " (files without labels cannot be scored)" : ""));
+  return index;
 }
 
 int64_t integer_field(const DataRow& row, std::string_view key) {

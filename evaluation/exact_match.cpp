@@ -18,61 +18,67 @@ class ExactMatch final : public Task {
       : records_(std::move(records)),
         tokenizer_(tokenizer),
         prompt_template_(prompt_template),
-        generation_{options.max_new_tokens, {}, options.stop_ids},
-        max_positions_(options.max_positions) {}
+        options_(options) {}
 
   int64_t items() const override { return static_cast<int64_t>(records_.samples.size()); }
 
   void run(Llama& model, const std::vector<int64_t>& items, const ItemSink& done) const override {
-    int64_t capacity = 0;
-    for (const EncodedSample& sample : records_.samples)
-      capacity = std::max<int64_t>(capacity, sample.prompt_length + answer_limit(sample.prompt_length));
-    Decoder decoder(model, capacity);
-    for (const int64_t i : items) {
-      const auto prompt =
-          std::span(records_.samples[i].tokens).first(static_cast<size_t>(records_.samples[i].prompt_length));
-      const std::string target(trim_white_space(prompt_template_.response_text(records_.records[i])));
-      decoder.clear();
-      std::vector<int32_t> seen;
-      GenerationOptions generation = generation_;
-      generation.max_new_tokens = answer_limit(static_cast<int64_t>(prompt.size()));
-      const Generation answer = generate(decoder, prompt, generation, [&](int32_t token) {
-        seen.push_back(token);
-        return can_still_match(seen, target);
-      });
-      const std::string text = tokenizer_.decode(answer.text_tokens(), true);
-      const int equal = trim_white_space(text) == target ? 1 : 0;
-      done({i,
-            {{"exact_match", equal}, {"text", text}},
-            static_cast<int64_t>(prompt.size() + answer.tokens.size())});
+    if (items.empty()) return;
+    std::vector<std::span<const int32_t>> prompts;
+    std::vector<std::string> targets;
+    int64_t longest_prompt = 0, longest_answer = 0;
+    for (const int64_t item : items) {
+      prompts.push_back(prompt(item));
+      const auto length = static_cast<int64_t>(prompts.back().size());
+      longest_prompt = std::max(longest_prompt, length);
+      longest_answer = std::max(longest_answer, answer_limit(length));
+      targets.emplace_back(trim_white_space(prompt_template_.response_text(records_.records[item])));
     }
+    const int64_t capacity = longest_prompt + longest_answer;
+    Decoder decoder(model, capacity,
+                    sequences_together(options_, capacity, static_cast<int64_t>(items.size())));
+    std::vector<std::vector<int32_t>> seen(items.size());
+    const auto goes_on = [&](size_t i, int32_t token) {
+      seen[i].push_back(token);
+      return static_cast<int64_t>(seen[i].size()) < answer_limit(static_cast<int64_t>(prompts[i].size())) &&
+             can_still_match(seen[i], targets[i]);
+    };
+    generate_together(decoder, prompts, {longest_answer, {}, options_.stop_ids}, goes_on,
+                      [&](size_t i, const Generation& answer) {
+                        const std::string text = tokenizer_.decode(seen[i], true);
+                        done({items[i],
+                              {{"exact_match", trim_white_space(text) == targets[i] ? 1 : 0}, {"text", text}},
+                              static_cast<int64_t>(prompts[i].size() + answer.tokens.size())});
+                      });
   }
 
   Json metrics(const std::vector<Json>& results) const override {
-    RatioSums sums;
-    for (const Json& result : results) sums.add(result["exact_match"], 1.0);
     Json json;
-    json["exact_match"] = sums.ratio();
-    if (const auto error = sums.standard_error()) json["exact_match_stderr"] = *error;
+    add_mean(json, "exact_match", results);
     json["over_length"] = records_.over_length;
-    json["n"] = sums.items;
+    json["n"] = results.size();
     return json;
   }
 
   std::string fingerprint() const override {
     TaskFingerprint fingerprint("exact_match");
     for (const EncodedSample& sample : records_.samples) fingerprint.add(sample.tokens, sample.prompt_length);
-    fingerprint.add(fmt::format("{} {} {}", generation_.max_new_tokens, max_positions_,
-                                fmt::join(generation_.stop_ids, ",")));
+    fingerprint.add(fmt::format("{} {} {}", options_.max_new_tokens, options_.max_positions,
+                                fmt::join(options_.stop_ids, ",")));
     return fingerprint.hex();
   }
 
  private:
+  std::span<const int32_t> prompt(int64_t item) const {
+    const EncodedSample& sample = records_.samples[item];
+    return std::span(sample.tokens).first(static_cast<size_t>(sample.prompt_length));
+  }
+
   /// Tokens of an answer to a prompt of `prompt` tokens. A record is no longer than the model's positions, so
   /// that they are enough for its target.
   int64_t answer_limit(int64_t prompt) const {
-    return max_positions_ == 0 ? generation_.max_new_tokens
-                               : std::min(generation_.max_new_tokens, max_positions_ - prompt);
+    return options_.max_positions == 0 ? options_.max_new_tokens
+                                       : std::min(options_.max_new_tokens, options_.max_positions - prompt);
   }
 
   /// Text only grows, so an answer longer than its target is wrong whatever comes. Bytes of an unfinished
@@ -85,8 +91,7 @@ class ExactMatch final : public Task {
   EvaluationRecords records_;
   const Tokenizer& tokenizer_;
   const PromptTemplate& prompt_template_;
-  GenerationOptions generation_;
-  int64_t max_positions_;
+  TaskOptions options_;
 };
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace {
 constexpr uint32_t kSeed = 1234;  // lm-eval's, of a new generator for each task
 
 bool same_document(const BenchmarkDocument& a, const BenchmarkDocument& b) {
-  return a.text == b.text && a.choices == b.choices && a.gold == b.gold && a.target == b.target;
+  return a.row == b.row;
 }
 
 class Examples {
@@ -50,7 +50,21 @@ class Examples {
     if (!group_.pool_has_document) return random_.sample(there, shots_);
     drawn = random_.sample(there, shots_ + 1);
     std::erase_if(drawn, [&](int64_t i) { return same_document(group_.pool[i], document); });
-    drawn.resize(std::min(drawn.size(), static_cast<size_t>(shots_)));
+    if (static_cast<int64_t>(drawn.size()) >= shots_) {
+      drawn.resize(static_cast<size_t>(shots_));
+      return drawn;
+    }
+    // The document stood in what was drawn more than once: once more, from all others.
+    std::vector<int64_t> others;
+    for (int64_t i = 0; i < there; ++i)
+      if (!same_document(group_.pool[i], document)) others.push_back(i);
+    if (static_cast<int64_t>(others.size()) < shots_)
+      throw bad_input("--num-fewshot",
+                      fmt::format("{} with {} examples that are not the question itself ({})", shots_,
+                                  others.size(), document.where),
+                      fmt::format("at least {}", shots_));
+    drawn = random_.sample(static_cast<int64_t>(others.size()), shots_);
+    for (int64_t& index : drawn) index = others[index];
     return drawn;
   }
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 
@@ -25,15 +26,6 @@ std::string normalised(const AnswerRules& rules, std::string_view answer) {
     for (char& c : text)
       if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
   return text;
-}
-
-constexpr int64_t kMostTogether = 32;  // rows that a product with a weight takes for little more than one
-
-int64_t sequences_together(const TaskOptions& options, int64_t capacity, int64_t items) {
-  const int64_t most = options.batch_size > 0
-                           ? options.batch_size
-                           : std::clamp(options.cache_tokens / capacity, int64_t{1}, kMostTogether);
-  return std::min(most, items);
 }
 
 class AnswerTask final : public Task {
@@ -80,11 +72,14 @@ class AnswerTask final : public Task {
 
   Json metrics(const std::vector<Json>& results) const override {
     Json json;
-    for (const AnswerExtraction& extraction : rules_.extractions) {
-      RatioSums sums;
-      for (const Json& result : results) sums.add(result[extraction.metric], 1.0);
-      json[extraction.metric] = sums.ratio();
-      if (const auto error = sums.standard_error()) json[extraction.metric + "_stderr"] = *error;
+    for (const AnswerExtraction& extraction : rules_.extractions) add_mean(json, extraction.metric, results);
+    const auto unfinished = std::count_if(results.begin(), results.end(),
+                                          [](const Json& result) { return result.contains("match_limit"); });
+    if (unfinished > 0) {
+      json["match_limit"] = unfinished;
+      spdlog::warn(
+          "{}: in {} of {} answers a regular expression took too many steps to match: they count as wrong",
+          name_, unfinished, results.size());
     }
     json["n"] = results.size();
     return json;
@@ -110,8 +105,15 @@ class AnswerTask final : public Task {
   Json result(int64_t item, std::string text) const {
     text.resize(std::min(text.size(), stop_at(text)));
     Json json = {{"text", text}, {"target", targets_[item]}};
-    for (const AnswerExtraction& extraction : rules_.extractions)
-      json[extraction.metric] = same_answer(rules_, extract_answer(extraction, text), targets_[item]) ? 1 : 0;
+    for (const AnswerExtraction& extraction : rules_.extractions) {
+      json[extraction.metric] = 0;
+      try {
+        if (same_answer(rules_, extract_answer(extraction, text), targets_[item]))
+          json[extraction.metric] = 1;
+      } catch (const MatchLimit&) {
+        json["match_limit"] = true;
+      }
+    }
     return json;
   }
 

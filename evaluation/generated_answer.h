@@ -37,8 +37,11 @@ std::string extract_answer(const AnswerExtraction& extraction, std::string_view 
 /// Whether the two answers are the same under the rules.
 bool same_answer(const AnswerRules& rules, std::string_view answer, std::string_view target);
 
-/// Metrics: each extraction's share of right answers and its _stderr; n. A prompt that leaves no room for
-/// max_new_tokens loses tokens at its beginning, as in lm-eval. Results: {"text", "target", METRIC: 0 or 1}.
+/// Metrics: each extraction's share of right answers and its _stderr; match_limit, where there were any, the
+/// number of answers that a regular expression could not be done with (MatchLimit), which count as wrong; n.
+/// A prompt that leaves no room for
+/// max_new_tokens loses tokens at its beginning, as in lm-eval. Results: {"text", "target", METRIC: 0 or 1,
+/// "match_limit": true where it was met}.
 /// Throws BadInput when the model has no more positions than max_new_tokens.
 std::unique_ptr<Task> make_answer_task(std::string_view name, DocumentGroup group, AnswerRules rules,
                                        int64_t default_shots, const TaskOptions& options,

@@ -85,14 +85,23 @@ at::Tensor int64_tensor(const auto& values, at::Device device) {
 
 }  // namespace
 
+std::optional<int32_t> first_context_token(const Tokenizer& tokenizer) {
+  return tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
+}
+
 ScoredSequence encode_scored(std::string_view context, std::string_view continuation,
                              const Tokenizer& tokenizer, int64_t max_length, std::string_view where) {
   const std::string_view trimmed = trim_white_space(context);
   const size_t kept = trimmed.empty() ? 0 : static_cast<size_t>(trimmed.end() - context.begin());
   const std::string whole = std::string(context) + std::string(continuation);
-  const std::vector<int32_t> whole_tokens = encode_raw_prompt(whole, tokenizer);
+  std::vector<int32_t> whole_tokens = encode_raw_prompt(whole, tokenizer);
   ScoredSequence sequence;
-  sequence.tokens = encode_raw_prompt(std::string(context.substr(0, kept)), tokenizer);
+  if (kept > 0) {
+    sequence.tokens = encode_raw_prompt(context.substr(0, kept), tokenizer);
+  } else if (const auto first = first_context_token(tokenizer)) {
+    sequence.tokens = {*first};
+    if (!tokenizer.adds_bos()) whole_tokens.insert(whole_tokens.begin(), *first);
+  }
   sequence.targets = static_cast<int64_t>(whole_tokens.size()) - static_cast<int64_t>(sequence.tokens.size());
   if (sequence.targets < 1 || sequence.targets > max_length || sequence.tokens.empty())
     throw bad_input(where, fmt::format("a continuation of {} tokens", std::max<int64_t>(sequence.targets, 0)),

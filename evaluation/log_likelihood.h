@@ -22,11 +22,14 @@ struct ScoredSequence {
   std::span<const int32_t> inputs() const { return std::span(tokens).first(tokens.size() - 1); }
 };
 
-/// White space at the end of the context moves to the continuation. Both are encoded together (with BOS,
-/// where the tokenizer has one), and what goes beyond the length of the context encoded alone is the
-/// continuation: the sequence is the encoded context and that rest. Of a sequence of more than max_length + 1
-/// tokens the first ones are cut off. Throws BadInput with `where` for a continuation without a token or one
-/// longer than max_length, which lm-eval cannot score either.
+/// What stands in the place of a context where there is none: BOS, or EOS without one.
+std::optional<int32_t> first_context_token(const Tokenizer& tokenizer);
+
+/// White space at the end of the context moves to the continuation. Both are encoded together
+/// (encode_raw_prompt()), and what goes beyond the length of the context encoded alone is the continuation:
+/// the sequence is the encoded context, or first_context_token() for an empty one, and that rest. Of a
+/// sequence of more than max_length + 1 tokens the first ones are cut off. Throws BadInput with `where` for a
+/// continuation without a token or one longer than max_length, which lm-eval cannot score either.
 ScoredSequence encode_scored(std::string_view context, std::string_view continuation,
                              const Tokenizer& tokenizer, int64_t max_length, std::string_view where);
 

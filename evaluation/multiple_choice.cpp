@@ -93,10 +93,7 @@ class ChoiceTask final : public Task {
     for (const auto& [wanted, key] :
          {std::pair(metrics_.acc, "acc"), std::pair(metrics_.acc_norm, "acc_norm")}) {
       if (!wanted) continue;
-      RatioSums sums;
-      for (const Json& result : results) sums.add(result[key], 1.0);
-      json[key] = sums.ratio();
-      if (const auto error = sums.standard_error()) json[fmt::format("{}_stderr", key)] = *error;
+      add_mean(json, key, results);
     }
     if (metrics_.f1) add_counted(json, "f1", f1_score, results);
     if (metrics_.mcc) add_counted(json, "mcc", matthews_correlation, results);
@@ -146,8 +143,7 @@ class ChoiceTask final : public Task {
     ConfusionCounts counts(2);
     for (const Json& result : results)
       counts.add(result["gold"], index_of_largest(result["log_likelihoods"].get<std::vector<double>>()));
-    json[key] = metric(counts);
-    if (const auto error = jackknife_error(counts, metric)) json[key + "_stderr"] = *error;
+    add_metric(json, key, metric(counts), jackknife_error(counts, metric));
   }
 
   Json group_metrics(const std::vector<Json>& results) const {
@@ -159,14 +155,15 @@ class ChoiceTask final : public Task {
     for (size_t g = 0; g < groups_.size(); ++g) {
       all.add(sums[g]);
       categories[groups_[g].category].add(sums[g]);
-      Json subject = {{"acc", sums[g].ratio()}};
-      if (const auto error = sums[g].standard_error()) subject["acc_stderr"] = *error;
+      Json subject;
+      add_metric(subject, "acc", sums[g]);
       subject["n"] = sums[g].items;
       subjects[groups_[g].name] = std::move(subject);
     }
     Json json = all.json();
     for (const auto& [name, category] : categories) json["categories"][name] = category.json();
     json["subjects"] = std::move(subjects);
+    if (!metrics_.missing_subjects.empty()) json["missing_subjects"] = metrics_.missing_subjects;
     return json;
   }
 

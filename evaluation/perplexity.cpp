@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <optional>
 
 #include "data/files/error.h"
 #include "data/records.h"
@@ -52,10 +53,15 @@ class Perplexity final : public Task {
   Json metrics(const std::vector<Json>& results) const override {
     RatioSums sums;
     for (const Json& result : results) sums.add(result["loss"], result["tokens"]);
-    return Json{{"perplexity", std::exp(sums.ratio())},
-                {"loss", sums.ratio()},
-                {"tokens", static_cast<int64_t>(sums.weight)},
-                {"n", sums.items}};
+    const double perplexity = std::exp(sums.ratio());
+    std::optional<double> error = sums.standard_error();
+    if (error) *error *= perplexity;  // d exp(loss) = exp(loss) d loss
+    Json json;
+    add_metric(json, "perplexity", perplexity, error);
+    add_metric(json, "loss", sums);
+    json["tokens"] = static_cast<int64_t>(sums.weight);
+    json["n"] = sums.items;
+    return json;
   }
 
   std::string fingerprint() const override {

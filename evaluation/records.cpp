@@ -52,6 +52,14 @@ std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengt
   return batches;
 }
 
+int64_t sequences_together(const TaskOptions& options, int64_t capacity, int64_t items) {
+  constexpr int64_t kMost = 32;  // rows that a product with a weight takes for little more than one
+  const int64_t most = options.batch_size > 0
+                           ? options.batch_size
+                           : std::clamp(options.cache_tokens / capacity, int64_t{1}, kMost);
+  return std::min(most, items);
+}
+
 void TaskFingerprint::add(std::span<const int32_t> tokens, int64_t first_target) {
   sha_.update_field(static_cast<uint64_t>(first_target));
   sha_.update_field({reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes()});

@@ -29,6 +29,10 @@ EvaluationRecords read_evaluation_records(const std::filesystem::path& data, con
 std::vector<std::vector<int64_t>> deal_batches(const std::vector<int64_t>& lengths,
                                                const std::vector<int64_t>& items, const TaskOptions& options);
 
+/// How many of `items` answers are generated together, with up to `capacity` tokens in the cache of each:
+/// options.batch_size, or with 0 as many as keep the caches at options.cache_tokens tokens, at most 32.
+int64_t sequences_together(const TaskOptions& options, int64_t capacity, int64_t items);
+
 /// SHA-256 over what makes a task of token sequences: its name, the sequences, where their targets begin.
 class TaskFingerprint {
  public:

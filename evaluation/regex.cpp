@@ -49,6 +49,8 @@ std::vector<Regex::Match> Regex::matches(std::string_view text) const {
     const int count = pcre2_match(code_->compiled, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                                   from, PCRE2_NO_UTF_CHECK, data.get(), nullptr);
     if (count == PCRE2_ERROR_NOMATCH) break;
+    if (count == PCRE2_ERROR_MATCHLIMIT || count == PCRE2_ERROR_DEPTHLIMIT || count == PCRE2_ERROR_HEAPLIMIT)
+      throw MatchLimit("the regular expression " + pattern_);
     if (count < 0) throw std::runtime_error(fmt::format("regular expression: PCRE2 error {}", count));
     const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(data.get());
     Match match{bounds[0], bounds[1], {}};

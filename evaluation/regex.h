@@ -2,11 +2,19 @@
 #pragma once
 
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace satune {
+
+/// A pattern took more steps on a text than PCRE2's limits allow (Python's re would go on, perhaps for
+/// years).
+class MatchLimit : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
 
 class Regex {
  public:
@@ -17,6 +25,8 @@ class Regex {
   Regex& operator=(Regex&&) noexcept;
 
   const std::string& pattern() const { return pattern_; }
+
+  // Both throw MatchLimit.
 
   /// re.findall(): for each match its groups, or the whole match where the pattern has none. `text` is
   /// well-formed UTF-8.

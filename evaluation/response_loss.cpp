@@ -37,8 +37,7 @@ class ResponseLoss final : public Task {
     RatioSums sums;
     for (const Json& result : results) sums.add(result["loss"], result["tokens"]);
     Json json;
-    json["loss"] = sums.ratio();
-    if (const auto error = sums.standard_error()) json["loss_stderr"] = *error;
+    add_metric(json, "loss", sums);
     json["tokens"] = static_cast<int64_t>(sums.weight);
     json["over_length"] = records_.over_length;
     json["n"] = sums.items;

@@ -38,4 +38,19 @@ std::optional<double> RatioSums::standard_error() const {
   return std::sqrt(n / (n - 1) * squares) / weight;
 }
 
+void add_metric(Json& json, const std::string& key, double value, std::optional<double> error) {
+  json[key] = value;
+  if (error) json[key + "_stderr"] = *error;
+}
+
+void add_metric(Json& json, const std::string& key, const RatioSums& sums) {
+  add_metric(json, key, sums.ratio(), sums.standard_error());
+}
+
+void add_mean(Json& json, const std::string& key, const std::vector<Json>& results) {
+  RatioSums sums;
+  for (const Json& result : results) sums.add(result[key], 1.0);
+  add_metric(json, key, sums);
+}
+
 }  // namespace satune

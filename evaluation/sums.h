@@ -3,6 +3,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <vector>
+
+#include "data/files/json.h"
 
 namespace satune {
 
@@ -24,5 +28,12 @@ struct RatioSums {
   /// it is the sample standard deviation over sqrt(n), as lm-eval prints it. Nothing for fewer than 2 items.
   std::optional<double> standard_error() const;
 };
+
+/// Puts `key` and, where there is an error, key_stderr.
+void add_metric(Json& json, const std::string& key, double value, std::optional<double> error);
+/// The ratio with its standard error.
+void add_metric(Json& json, const std::string& key, const RatioSums& sums);
+/// The mean of what the results have under `key`, with its standard error.
+void add_mean(Json& json, const std::string& key, const std::vector<Json>& results);
 
 }  // namespace satune

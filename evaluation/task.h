@@ -80,10 +80,11 @@ std::unique_ptr<Task> make_task(std::string_view name, const std::filesystem::pa
 std::unique_ptr<Task> make_response_loss(const std::filesystem::path& data, const TaskOptions& options,
                                          const Tokenizer& tokenizer, const PromptTemplate& prompt_template);
 
-/// perplexity = exp(loss), loss = sum of -log p(token) / tokens over the windows of perplexity_windows.h;
-/// tokens (predicted ones), n (windows). Every document (a .txt file is one, each record of JSONL with `text`
-/// another) begins with BOS where the tokenizer has one, and all its tokens are predicted; without a BOS all
-/// but its first.
+/// perplexity = exp(loss), loss = sum of -log p(token) / tokens over the windows of perplexity_windows.h,
+/// each with a _stderr (over windows, as a ratio of sums; neighbouring windows of one text are taken as drawn
+/// apart); tokens (predicted ones), n (windows). Every document (a .txt file is one, each record of JSONL
+/// with `text` another) begins with BOS where the tokenizer adds one, and all its tokens are predicted;
+/// without a BOS all but its first.
 std::unique_ptr<Task> make_perplexity(const std::filesystem::path& data, const TaskOptions& options,
                                       const Tokenizer& tokenizer);
 

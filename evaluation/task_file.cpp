@@ -49,10 +49,9 @@ class TaskFile {
   std::vector<std::string> texts(const std::string& key) const {
     const Json* value = find(key);
     if (value == nullptr) return {};
-    if (!value->is_array() ||
-        !std::all_of(value->begin(), value->end(), [](const Json& v) { return v.is_string(); }))
-      throw bad_input(where(key), describe_json(value), "an array of strings");
-    return value->get<std::vector<std::string>>();
+    auto strings = strings_of(value);
+    if (!strings) throw bad_input(where(key), describe_json(value), "an array of strings");
+    return *std::move(strings);
   }
   bool flag(const std::string& key) const {
     const Json* value = find(key);
@@ -103,15 +102,7 @@ std::vector<std::string> choices_of(const TaskFile& file, const DataRow& row) {
   if (file.find("choices")->is_array()) {
     for (const std::string& choice : file.texts("choices")) choices.push_back(fill_template(choice, row));
   } else {
-    const std::string key = file.required_text("choices");
-    const auto field = row.fields.find(key);
-    const bool strings =
-        field != row.fields.end() && field->is_array() &&
-        std::all_of(field->begin(), field->end(), [](const Json& c) { return c.is_string(); });
-    if (!strings)
-      throw bad_input(fmt::format("{}: {}", row.where, key),
-                      describe_json(field == row.fields.end() ? nullptr : &*field), "an array of strings");
-    choices = field->get<std::vector<std::string>>();
+    choices = strings_field(row, file.required_text("choices"));
   }
   if (choices.size() < 2)
     throw bad_input(row.where + ": choices", fmt::format("{}", choices.size()), "at least 2");
@@ -127,11 +118,7 @@ int64_t gold_of(const TaskFile& file, const DataRow& row, const std::vector<std:
     const auto named = std::find(choices.begin(), choices.end(), field->get<std::string>());
     if (named != choices.end()) return named - choices.begin();
   }
-  const int64_t gold = integer_field(row, key);
-  if (gold < 0 || gold >= static_cast<int64_t>(choices.size()))
-    throw bad_input(fmt::format("{}: {}", row.where, key), fmt::format("{}", gold),
-                    fmt::format("0 to {}", choices.size() - 1));
-  return gold;
+  return index_field(row, key, choices.size());
 }
 
 std::vector<BenchmarkDocument> read_documents(const TaskFile& file, const fs::path& data) {
@@ -141,6 +128,7 @@ std::vector<BenchmarkDocument> read_documents(const TaskFile& file, const fs::pa
     BenchmarkDocument document;
     document.text = fill_template(prompt, row);
     document.where = row.where;
+    document.row = hash_row(row);
     if (file.has_choices()) {
       document.choices = choices_of(file, row);
       document.gold = gold_of(file, row, document.choices);

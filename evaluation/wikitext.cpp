@@ -61,7 +61,7 @@ class Wikitext final : public Task {
  public:
   Wikitext(const std::vector<std::string>& pages, const TaskOptions& options, const Tokenizer& tokenizer)
       : options_(options) {
-    const std::optional<int32_t> first = tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
+    const std::optional<int32_t> first = first_context_token(tokenizer);
     if (!first) throw bad_input("wikitext", "a tokenizer without BOS and EOS", "one of the two");
     for (const std::string& page : pages) {
       std::vector<int32_t> tokens = encode_raw_prompt(detokenize_wikitext(page), tokenizer);
@@ -100,8 +100,9 @@ class Wikitext final : public Task {
     }
     Json json;
     const auto add = [&](const char* key, double value, const RatioSums& sums, double slope) {
-      json[key] = value;
-      if (const auto error = sums.standard_error()) json[fmt::format("{}_stderr", key)] = slope * *error;
+      std::optional<double> error = sums.standard_error();
+      if (error) *error *= slope;
+      add_metric(json, key, value, error);
     };
     const double word = std::exp(by_word.ratio()), byte = std::exp(by_byte.ratio());
     add("word_perplexity", word, by_word, word);

@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <malloc.h>
 #include <sched.h>
 #include <torch/version.h>
 #include <unistd.h>
@@ -142,6 +143,18 @@ int64_t peak_memory_bytes(const at::Device& device) {
   if (device.is_cpu()) return std::max<int64_t>(0, kilobytes_of("/proc/self/status", "VmHWM:"));
   const auto stats = at::accelerator::getDeviceStats(device.index());
   return stats.allocated_bytes[static_cast<size_t>(at::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+bool begin_peak_memory(const at::Device& device) {
+  if (!device.is_cpu()) {
+    at::accelerator::resetPeakStats(device.index());
+    return true;
+  }
+  malloc_trim(0);  // what was freed and kept would count as in use
+  std::ofstream control("/proc/self/clear_refs");
+  control << 5;
+  control.close();
+  return control.good();
 }
 
 Json machine_json(const at::Device& device) {

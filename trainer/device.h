@@ -44,6 +44,9 @@ at::Device choose_device(DeviceChoice choice, int64_t local_rank = 0);
 int64_t available_memory(const at::Device& device, int64_t local_ranks = 1);
 /// Highest use so far: of the card's allocator, or of this process.
 int64_t peak_memory_bytes(const at::Device& device);
+/// From here on peak_memory_bytes() is the highest use since, beginning with what is in use now. False, and
+/// nothing changed, where the kernel does not allow it (/proc/self/clear_refs).
+bool begin_peak_memory(const at::Device& device);
 
 /// What bitwise repeatability depends on beside the settings: device, threads, instruction set, builds.
 Json machine_json(const at::Device& device);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "trainer/progress.h"
@@ -11,7 +12,7 @@ namespace satune {
 namespace {
 
 constexpr int64_t kBarWidth = 24;
-constexpr double kSecondsBetweenBars = 0.1, kSecondsBetweenLines = 30;
+constexpr double kSecondsBetweenBars = 0.1, kSecondsBetweenLines = 30, kSecondsBetweenWords = 0.5;
 
 }  // namespace
 
@@ -19,7 +20,6 @@ ItemProgress::ItemProgress(std::string name, int64_t total, int64_t done, bool s
     : name_(std::move(name)),
       total_(total),
       before_(done),
-      done_(done),
       out_(out),
       shown_(shown),
       terminal_(isatty(fileno(out)) == 1),
@@ -32,23 +32,37 @@ ItemProgress::~ItemProgress() {
   fmt::print(out_, "\n");
 }
 
+void ItemProgress::with_others(std::function<ItemCount()> others, std::function<void(ItemCount)> tell) {
+  others_ = std::move(others);
+  tell_ = std::move(tell);
+}
+
 void ItemProgress::item(int64_t tokens) {
-  ++done_;
-  tokens_ += tokens;
-  if (!shown_) return;
+  ++here_.items;
+  here_.tokens += tokens;
+  look();
+}
+
+void ItemProgress::look() {
+  if (!shown_ && !tell_) return;
   const auto now = std::chrono::steady_clock::now();
   const double pause = std::chrono::duration<double>(now - last_).count();
-  if (pause < (terminal_ ? kSecondsBetweenBars : kSecondsBetweenLines)) return;
+  if (pause < (!shown_ ? kSecondsBetweenWords : terminal_ ? kSecondsBetweenBars : kSecondsBetweenLines))
+    return;
   last_ = now;
+  if (!shown_) return tell_(here_);
   drawn_ = true;
+  if (others_) others_count_ = others_();
   draw(std::chrono::duration<double>(now - start_).count());
 }
 
 void ItemProgress::draw(double seconds) {
-  const auto here = static_cast<double>(done_ - before_);
-  const double left = here > 0 ? seconds / here * static_cast<double>(total_ - done_) : 0;
-  const std::string bar =
-      item_bar(name_, done_, total_, seconds > 0 ? static_cast<double>(tokens_) / seconds : 0, left);
+  const int64_t computed = here_.items + others_count_.items,
+                done = std::min(before_ + computed, total_);  // others may have had some before
+  const auto tokens = static_cast<double>(here_.tokens + others_count_.tokens);
+  const double left =
+      computed > 0 ? seconds / static_cast<double>(computed) * static_cast<double>(total_ - done) : 0;
+  const std::string bar = item_bar(name_, done, total_, seconds > 0 ? tokens / seconds : 0, left);
   fmt::print(out_, "{}{}{}", terminal_ ? "\r" : "", bar, terminal_ ? "\033[K" : "\n");
   std::fflush(out_);
 }

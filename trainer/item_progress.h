@@ -4,9 +4,15 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <string>
 
 namespace satune {
+
+/// Items that were computed, and the tokens that went through the model for them.
+struct ItemCount {
+  int64_t items = 0, tokens = 0;
+};
 
 class ItemProgress {
  public:
@@ -17,13 +23,24 @@ class ItemProgress {
   ItemProgress(const ItemProgress&) = delete;
   ItemProgress& operator=(const ItemProgress&) = delete;
 
+  /// Of several ranks: `others` is asked what they have done whenever this one draws; one that shows nothing
+  /// hands what it has done itself to `tell`, twice a second at most.
+  void with_others(std::function<ItemCount()> others, std::function<void(ItemCount)> tell);
+
   void item(int64_t tokens);
+  /// Draws again when it is time: others may have gone on.
+  void look();
+  /// All have done all there is, of which the others may not have told the last.
+  void all_done() { others_count_.items = total_ - before_ - here_.items; }
 
  private:
   void draw(double seconds);
 
   std::string name_;
-  int64_t total_, before_, done_, tokens_ = 0;
+  int64_t total_, before_;
+  ItemCount here_, others_count_;
+  std::function<ItemCount()> others_;
+  std::function<void(ItemCount)> tell_;
   std::FILE* out_;
   bool shown_, terminal_, drawn_ = false;
   std::chrono::steady_clock::time_point start_, last_;

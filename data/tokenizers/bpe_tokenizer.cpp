@@ -21,6 +21,7 @@ class BpeTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return definition_.tokens->size(); }
   std::optional<int32_t> bos_id() const override { return definition_.bos; }
   std::optional<int32_t> eos_id() const override { return definition_.eos; }
+  bool adds_bos() const override { return definition_.bos && definition_.adds_bos; }
   std::optional<int32_t> special_id(std::string_view text) const override;
   std::string token_text(int32_t id) const override { return std::string(definition_.tokens->bytes(id)); }
   std::string_view kind() const override { return "bpe"; }

@@ -25,6 +25,7 @@ struct BpeDefinition {
   /// Other names of special tokens, for special_id() alone.
   std::vector<AddedToken> aliases;
   std::optional<int32_t> bos, eos;
+  bool adds_bos = false;  ///< see Tokenizer::adds_bos(); read only with a bos
   std::string fingerprint;
 };
 

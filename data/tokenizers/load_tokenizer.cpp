@@ -3,6 +3,7 @@
 #include "data/files/sentencepiece_files.h"
 #include "data/tokenizer.h"
 #include "data/tokenizers/bpe_tokenizer.h"
+#include "data/tokenizers/post_processor.h"
 #include "data/tokenizers/sentencepiece_tokenizer.h"
 #include "data/tokenizers/special_tokens.h"
 
@@ -13,10 +14,11 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
   if (!file_exists(directory) || !std::filesystem::is_directory(directory)) {
     throw bad_input(directory.string(), "no such directory", "a directory with a tokenizer");
   }
-  const SpecialTokens special_tokens = read_special_tokens(directory);
+  SpecialTokens special_tokens = read_special_tokens(directory);
   if (file_exists(model)) {
     const MappedFile file(model);
     if (looks_like_sentencepiece(file.text())) {
+      if (file_exists(json)) special_tokens.add_bos = first_token(json).has_value();
       return make_sentencepiece_tokenizer(model, file.text(), special_tokens);
     }
   }

@@ -147,6 +147,7 @@ BpeDefinition read_rank_file(const std::filesystem::path& path, const SpecialTok
   definition.pre_tokenizer = std::make_unique<PreTokenizer>(PreTokenizer::llama3());
   definition.bos = resolve_token(special_tokens.bos, definition, {"<|begin_of_text|>"});
   definition.eos = resolve_token(special_tokens.eos, definition, {"<|end_of_text|>"});
+  definition.adds_bos = special_tokens.add_bos.value_or(true);
   definition.fingerprint = content_fingerprint("rank file", file.text(), definition.added);
   return definition;
 }

@@ -41,6 +41,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return vocab_size_; }
   std::optional<int32_t> bos_id() const override { return bos_; }
   std::optional<int32_t> eos_id() const override { return eos_; }
+  bool adds_bos() const override { return bos_ && add_bos_; }
   std::optional<int32_t> special_id(std::string_view text) const override;
   std::string token_text(int32_t id) const override;
   std::string_view kind() const override { return "sentencepiece"; }
@@ -59,11 +60,13 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::vector<AddedToken> added_;  // beyond the pieces, by id
   std::map<std::string, int32_t, std::less<>> specials_;
   std::optional<int32_t> bos_, eos_;
+  bool add_bos_;
   std::string fingerprint_;
 };
 
 SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path, std::string_view model,
-                                               const SpecialTokens& special_tokens) {
+                                               const SpecialTokens& special_tokens)
+    : add_bos_(special_tokens.add_bos.value_or(true)) {
   const auto status = processor_.LoadFromSerializedProto(model);
   if (!status.ok()) {
     throw bad_input(

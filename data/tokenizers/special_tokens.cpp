@@ -28,6 +28,14 @@ void read_setting(const Json& file, const char* key, const std::string& source, 
   if (!value.is_null()) setting.text = token_text(value, setting.source);
 }
 
+void read_add_bos(const Json& file, const std::string& source, std::optional<bool>& add_bos) {
+  const auto found = file.find("add_bos_token");
+  if (add_bos || found == file.end() || found->is_null()) return;
+  if (!found->is_boolean())
+    throw bad_input(source + ": add_bos_token", describe_json(&*found), "true or false");
+  add_bos = found->get<bool>();
+}
+
 int32_t parse_id(const std::string& text, const std::string& where) {
   int32_t id = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
@@ -77,6 +85,7 @@ SpecialTokens read_special_tokens(const std::filesystem::path& directory) {
     if (!file.is_object()) throw bad_input(path.string(), describe_json(&file), "an object");
     read_setting(file, "bos_token", path.string(), tokens.bos);
     read_setting(file, "eos_token", path.string(), tokens.eos);
+    read_add_bos(file, path.string(), tokens.add_bos);
     read_added_tokens_decoder(file, path.string(), tokens.added);
   }
   read_added_tokens_file(directory / "added_tokens.json", tokens.added);

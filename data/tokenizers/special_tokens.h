@@ -26,6 +26,7 @@ struct TokenSetting {
 
 struct SpecialTokens {
   TokenSetting bos, eos;
+  std::optional<bool> add_bos;    ///< add_bos_token
   std::vector<AddedToken> added;  ///< added_tokens_decoder, then added_tokens.json; by id
 };
 

@@ -5,6 +5,7 @@
 #include "data/tokenizers/bpe_tokenizer.h"
 #include "data/tokenizers/byte_level.h"
 #include "data/tokenizers/json_access.h"
+#include "data/tokenizers/post_processor.h"
 #include "data/tokenizers/tokenizer_json_contents.h"
 
 namespace satune {
@@ -150,6 +151,8 @@ BpeDefinition read_tokenizer_json(const std::filesystem::path& path, const Speci
   definition.bos = resolve_token(special_tokens.bos, definition, {"<|begin_of_text|>", "<s>"});
   definition.eos =
       resolve_token(special_tokens.eos, definition, {"<|end_of_text|>", "</s>", "<|endoftext|>"});
+  const std::optional<int32_t> first = first_token(contents.rest, name);
+  definition.adds_bos = first && first == definition.bos;
   definition.fingerprint = content_fingerprint("tokenizer.json", file.text(), definition.added);
   return definition;
 }

@@ -3,7 +3,7 @@
     SATUNE_LM_EVAL=.venv/lm-eval .venv/bin/python tests/bench/eval_speed.py --program build/release/satune --threads 2
 
 19M parameters, made-up questions: HellaSwag's shape (4 endings), MMLU's with 5 examples (4 letters) and GSM8K's with 5
-examples (64 tokens of answer at most). fp32; lm-eval in batches of 8, its start and the loading of its model left
+examples (64 tokens of answer at most, or --answer). fp32; lm-eval in batches of 8, its start and the loading of its model left
 out, satune's counted. The two take turns, so that a machine whose speed drifts drifts under both; the median counts.
 Reports, never fails.
 """
@@ -93,6 +93,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--tasks", default=",".join(SHOTS), help="those to measure, by commas")
+    parser.add_argument("--answer", type=int, default=64, help="tokens of an answer of gsm8k (lm-eval's own limit: 256)")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -112,8 +114,9 @@ def main():
         (folder / "text.txt").write_text(words(60000))
         model = folder / "model"
         call(options.program, "init", folder / "arch.json", model, "--train-tokenizer", folder / "text.txt")
-        questions = write_questions(folder, options.questions)
-        answer = 64
+        questions = {task: files for task, files in write_questions(folder, options.questions).items()
+                     if task in options.tasks.split(",")}
+        answer = options.answer
         (folder / "answers.json").write_text(json.dumps({
             "data": "gsm8k/test.jsonl", "examples": "gsm8k/train.jsonl", "num_fewshot": SHOTS["gsm8k"],
             "prompt": "Question: {question}\nAnswer:", "target": "{answer}", "stop": ["Question:", "</s>", "<|im_end|>"],

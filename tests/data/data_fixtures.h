@@ -27,6 +27,7 @@ class FakeTokenizer final : public Tokenizer {
     std::vector<std::string> specials = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"};
     std::vector<std::string> merges = {"#\n", "\nY", "\nYes", "es", "the "};
     std::string version = "1";
+    bool adds_bos = true;
   };
   FakeTokenizer() : FakeTokenizer(Options()) {}
   explicit FakeTokenizer(Options options) : options_(std::move(options)) {}
@@ -57,6 +58,7 @@ class FakeTokenizer final : public Tokenizer {
   }
   int32_t vocab_size() const override { return 400 + static_cast<int32_t>(options_.merges.size()); }
   std::optional<int32_t> bos_id() const override { return options_.bos; }
+  bool adds_bos() const override { return options_.bos && options_.adds_bos; }
   std::optional<int32_t> eos_id() const override { return options_.eos; }
   std::optional<int32_t> special_id(std::string_view text) const override {
     if (text == "<s>") return bos_id();

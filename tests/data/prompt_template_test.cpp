@@ -112,6 +112,10 @@ TEST(PromptTemplate, RawPrompts) {
   const FakeTokenizer tokenizer;
   EXPECT_EQ(encode_raw_prompt("", tokenizer), (Ids{1}));
   EXPECT_EQ(encode_raw_prompt("</s>Hi", tokenizer), joined({{1}, tokenizer.encode("</s>Hi")}));
+  // As transformers encodes a text: BOS only where the tokenizer puts it there.
+  const FakeTokenizer adds_none(FakeTokenizer::Options{.adds_bos = false});
+  EXPECT_EQ(encode_raw_prompt("Hi", adds_none), tokenizer.encode("Hi"));
+  EXPECT_EQ(encode_raw_prompt("", adds_none), (Ids{1}));
 }
 
 TEST(PromptTemplate, Llama3TurnsAreIdsAndTrimmedText) {
@@ -287,6 +291,9 @@ TEST(PromptTemplate, DocumentsAreWhollyTargets) {
   EXPECT_EQ(batch.targets, (Ids{197, 198, 2, kIgnoreTarget}));
   const FakeTokenizer bare(FakeTokenizer::Options{.bos = std::nullopt, .eos = std::nullopt});
   EXPECT_EQ(encode_document("ab", bare).tokens, (Ids{197, 198}));
+  const FakeTokenizer adds_none(FakeTokenizer::Options{.adds_bos = false});  // what is trained has its BOS
+  EXPECT_EQ(encode_document("ab", adds_none).tokens, document.tokens);
+  EXPECT_EQ(encode_document("", adds_none).tokens, (Ids{1, 2}));
 }
 
 TEST(PromptTemplate, RealSentencePieceTokenizer) {

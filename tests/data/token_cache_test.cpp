@@ -199,6 +199,7 @@ class BrokenTokenizer final : public Tokenizer {
   std::string decode(std::span<const int32_t>, bool) const override { return ""; }
   int32_t vocab_size() const override { return 101; }
   std::optional<int32_t> bos_id() const override { return 1; }
+  bool adds_bos() const override { return true; }
   std::optional<int32_t> eos_id() const override { return 2; }
   std::optional<int32_t> special_id(std::string_view) const override { return std::nullopt; }
   std::string token_text(int32_t) const override { return ""; }

@@ -266,6 +266,7 @@ class CountingTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return bytes_.vocab_size(); }
   std::optional<int32_t> bos_id() const override { return bytes_.bos_id(); }
   std::optional<int32_t> eos_id() const override { return bytes_.eos_id(); }
+  bool adds_bos() const override { return bytes_.adds_bos(); }
   std::optional<int32_t> special_id(std::string_view text) const override { return bytes_.special_id(text); }
   std::string token_text(int32_t id) const override { return bytes_.token_text(id); }
   std::string_view kind() const override { return bytes_.kind(); }

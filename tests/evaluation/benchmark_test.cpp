@@ -8,6 +8,7 @@
 
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
+#include "data/utf8.h"
 #include "evaluation/benchmark_files.h"
 #include "evaluation/classification.h"
 #include "evaluation/generated_answer.h"
@@ -70,6 +71,65 @@ TEST_F(Benchmarks, GlueLabelsAreNamesOrNumbers) {
   const auto unlabelled = directory_.write("test.jsonl", R"({"sentence1":"a","sentence2":"c","label":-1})");
   EXPECT_THAT(message_of([&] { read_glue("rte", unlabelled); }),
               HasSubstr("test.jsonl: line 1: label: found -1, expected 0 to 1"));
+}
+
+TEST_F(Benchmarks, QqpRowsThatWereCutOffAreLeftOut) {
+  const auto file = directory_.write("QQP/train.tsv",
+                                     "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+                                     "0\t1\t2\ta?\tb?\t1\n1\t3\t4\tc?\n2\t5\t6\td?\te?\t0\n");
+  const std::vector<BenchmarkDocument> documents = read_glue("qqp", file);
+  ASSERT_EQ(documents.size(), 2U);
+  EXPECT_EQ(documents[1].where, file.string() + ": line 4");
+  EXPECT_THAT(message_of([&] { read_glue("rte", file); }), HasSubstr("line 3: found 4 fields, expected 6"));
+}
+
+TEST_F(Benchmarks, OnlyTasksOfGlueAreCalledSo) {
+  EXPECT_TRUE(is_benchmark("glue_rte") && is_benchmark("rte") && is_benchmark("hellaswag"));
+  EXPECT_FALSE(is_benchmark("glue_hellaswag") || is_benchmark("glue_gsm8k") || is_benchmark("glue_"));
+}
+
+TEST_F(Benchmarks, MmluAsItsArchiveUnpacksAndInPart) {
+  directory_.write("data/test/anatomy_test.csv", "Q one?,a,b,c,d,C\nQ two?,1,2,3,4,A\n");
+  const auto task = make_benchmark("mmlu", directory_.path(), options(), tokenizer_);
+  const Json metrics = task->metrics({Json{{"acc", 1}}, Json{{"acc", 0}}});
+  EXPECT_EQ(metrics["missing_subjects"].size(), 56U);
+  EXPECT_EQ(metrics["missing_subjects"][0], "abstract_algebra");
+}
+
+/// A pool of documents that are their own examples: number i says "ROW" and is answered by "#i".
+DocumentGroup group_of_rows(const std::vector<uint64_t>& rows) {
+  DocumentGroup group;
+  for (const uint64_t row : rows)
+    group.pool.push_back({fmt::format("{}", row), {}, 0, fmt::format("#{}", group.pool.size()), "row", row});
+  group.documents = group.pool;
+  group.pool_has_document = true;
+  return group;
+}
+
+TEST(FewShot, ADocumentThatItsPoolHasMoreThanOnceIsDrawnForAgain) {
+  // What lm-eval's ContextSampler draws: r = random.Random(1234), pool = [7, 7, 7, 7, 8, 9, 5], for each doc
+  // d = [i for i in r.sample(range(7), 3) if pool[i] != doc][:2], and where that is too short
+  // o = [i for i in range(7) if pool[i] != doc]; d = [o[j] for j in r.sample(range(len(o)), 2)].
+  const std::vector<std::vector<int64_t>> drawn = {{4, 6}, {6, 4}, {5, 6}, {4, 6}, {6, 0}, {4, 3}, {4, 3}};
+  const DocumentGroup group = group_of_rows({7, 7, 7, 7, 8, 9, 5});
+  const std::vector<std::string> contexts = few_shot_contexts(group, 2, {});
+  ASSERT_EQ(contexts.size(), drawn.size());
+  for (size_t i = 0; i < contexts.size(); ++i) {
+    std::string expected;
+    for (const int64_t index : drawn[i]) expected += fmt::format("{} #{}\n\n", group.pool[index].text, index);
+    EXPECT_EQ(contexts[i], expected + group.documents[i].text) << i;
+  }
+  EXPECT_THAT(message_of([] {
+                few_shot_contexts(group_of_rows({7, 7, 7, 8}), 2, 1);
+              }),
+              HasSubstr("2 with 1 examples that are not the question itself"));
+}
+
+TEST(FewShot, RowsAreTheSameWhereAllTheirFieldsAre) {
+  const DataRow a{{{"x", "1"}, {"idx", 0}}, ""}, b{{{"idx", 0}, {"x", "1"}}, ""},
+      c{{{"x", "1"}, {"idx", 1}}, ""};
+  EXPECT_EQ(hash_row(a), hash_row(b));
+  EXPECT_NE(hash_row(a), hash_row(c));
 }
 
 TEST_F(Benchmarks, MmluSubjectsHaveTheirOwnExamples) {
@@ -182,6 +242,55 @@ TEST_F(Benchmarks, TaskFilesRunLikeBuiltInOnes) {
   }();
   EXPECT_EQ(metrics["n"].get<int>(), 2);
   EXPECT_EQ(metrics["exact_match"].get<double>(), 0);
+}
+
+TEST_F(Benchmarks, SomeGeneratedAnswersAreRight) {
+  Llama model = byte_model();
+  const std::vector<std::string> questions = {"One", "Two", "Three", "Four"};
+  // The results of all items, and behind them the metrics.
+  const auto run = [&](const std::vector<std::string>& targets, const std::string& more) {
+    std::string rows;
+    for (size_t i = 0; i < questions.size(); ++i)
+      rows += Json{{"q", questions[i]}, {"a", targets[i]}}.dump() + "\n";
+    directory_.write("q.jsonl", rows);
+    const auto file = directory_.write(
+        "gen.json",
+        R"({"data": "q.jsonl", "prompt": "{q}", "target": "{a}", "max_new_tokens": 6)" + more + "}");
+    const auto task = make_task_from_file(file, options(), tokenizer_);
+    std::vector<Json> results = run_all_items(*task, model);
+    results.push_back(task->metrics(results));
+    return results;
+  };
+  std::vector<std::string> texts;
+  for (const Json& result : run(questions, ""))
+    if (result.contains("text")) texts.emplace_back(trim_white_space(result["text"].get<std::string>()));
+  ASSERT_THAT(texts, testing::Each(testing::Not(testing::IsEmpty())));
+  const std::vector<Json> right = run({texts[0], "no", texts[2], "no"}, "");
+  for (size_t i = 0; i < questions.size(); ++i)
+    EXPECT_EQ(right[i]["exact_match"].get<int>(), i % 2 == 0 ? 1 : 0) << i;
+  EXPECT_DOUBLE_EQ(right.back()["exact_match"].get<double>(), 0.5);
+  EXPECT_NEAR(right.back()["exact_match_stderr"].get<double>(), std::sqrt(0.25 / 3), 1e-12);
+  // What a group takes out of the texts is compared, not the texts: the last character but one of each.
+  const auto extract = Regex("(?s)(.).$", "test");
+  std::vector<std::string> targets;
+  for (const std::string& text : texts) targets.push_back(extract.find_all(text).at(0).at(0));
+  targets[1] = targets[3] = "none";
+  EXPECT_DOUBLE_EQ(run(targets, R"(, "extract": "(?s)(.).\\s*$")").back()["exact_match"].get<double>(), 0.5);
+}
+
+TEST_F(Benchmarks, APatternThatIsNeverDoneEndsNoRun) {
+  const Regex pattern("(a|aa)+$", "test");
+  const std::string text = std::string(60, 'a') + "b";
+  EXPECT_THROW(pattern.find_all(text), MatchLimit);
+  EXPECT_EQ(pattern.find_all("baa").size(), 1U);
+  directory_.write("q.jsonl", Json{{"q", "One"}, {"a", text}}.dump());
+  const auto file = directory_.write("gen.json", R"json({"data": "q.jsonl", "prompt": "{q}", "target": "{a}",
+    "ignore": ["(a|aa)+$"], "max_new_tokens": 2})json");
+  Llama model = byte_model();
+  const auto task = make_task_from_file(file, options(), tokenizer_);
+  const Json metrics = task->metrics(run_all_items(*task, model));
+  EXPECT_EQ(metrics["exact_match"].get<double>(), 0);
+  EXPECT_EQ(metrics["match_limit"].get<int>(), 1);
 }
 
 TEST_F(Benchmarks, TaskFilesWithMistakesAreRefused) {

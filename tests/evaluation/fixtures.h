@@ -13,6 +13,8 @@ namespace satune {
 /// ids 0 unk, 1 BOS, 2 EOS, 3 + byte. Invalid UTF-8 decodes to U+FFFD, a byte each, as far as the tests need.
 class ByteTokenizer final : public Tokenizer {
  public:
+  explicit ByteTokenizer(bool adds_bos = true) : adds_bos_(adds_bos) {}
+
   std::vector<int32_t> encode(std::string_view text) const override {
     std::vector<int32_t> ids;
     for (const char c : text) ids.push_back(3 + static_cast<unsigned char>(c));
@@ -38,6 +40,7 @@ class ByteTokenizer final : public Tokenizer {
   }
   int32_t vocab_size() const override { return 259; }
   std::optional<int32_t> bos_id() const override { return 1; }
+  bool adds_bos() const override { return adds_bos_; }
   std::optional<int32_t> eos_id() const override { return 2; }
   std::optional<int32_t> special_id(std::string_view text) const override {
     for (int32_t id = 0; id < 3; ++id)
@@ -50,6 +53,9 @@ class ByteTokenizer final : public Tokenizer {
   }
   std::string_view kind() const override { return "sentencepiece"; }
   std::string fingerprint() const override { return "bytes"; }
+
+ private:
+  bool adds_bos_;
 };
 
 inline Llama byte_model(const std::string& sharing = "", at::ScalarType type = at::kFloat) {

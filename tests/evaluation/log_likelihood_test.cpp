@@ -107,6 +107,20 @@ TEST(EncodeScored, SpacesBeforeTheSeamGoToTheContinuation) {
   EXPECT_EQ(sequence.targets, 3);
 }
 
+TEST(EncodeScored, BosStandsWhereTheTokenizerAddsItOrNothingElseDoes) {
+  const ByteTokenizer adds, adds_none(false);
+  EXPECT_EQ(encode_scored("ab", "c", adds, 200, "test").tokens.front(), *adds.bos_id());
+  const ScoredSequence bare = encode_scored("ab", "c", adds_none, 200, "test");
+  EXPECT_EQ(bare.tokens, adds.encode("abc"));
+  EXPECT_EQ(bare.targets, 1);
+  for (const std::string_view context : {"", " "}) {
+    const ScoredSequence first = encode_scored(context, "cd", adds_none, 200, "test");
+    EXPECT_EQ(first.tokens, encode_scored(context, "cd", adds, 200, "test").tokens);
+    EXPECT_EQ(first.targets, 2 + static_cast<int64_t>(context.size()));
+    EXPECT_EQ(first.tokens.front(), *adds.bos_id());
+  }
+}
+
 TEST(EncodeScored, CutsFromTheLeft) {
   const ByteTokenizer tokenizer;
   const ScoredSequence sequence = encode_scored("abcdef", "gh", tokenizer, 4, "test");

@@ -7,6 +7,7 @@
 
 #include "data/files/error.h"
 #include "evaluation/generation.h"
+#include "evaluation/sums.h"
 #include "tests/evaluation/fixtures.h"
 #include "tests/temporary_directory.h"
 
@@ -141,6 +142,12 @@ TEST_F(Tasks, PerplexityWindowsFollowTheirDefinition) {
   const Json metrics = run(*task, model);
   EXPECT_NEAR(metrics["loss"].get<double>(), loss / static_cast<double>(text.size()), 1e-5);
   EXPECT_EQ(metrics["tokens"].get<int64_t>(), static_cast<int64_t>(text.size()));
+  // Over windows, as a ratio of sums; that of exp(loss) to the first order.
+  RatioSums sums;
+  for (const Json& window : run_all_items(*task, model)) sums.add(window["loss"], window["tokens"]);
+  EXPECT_NEAR(metrics["loss_stderr"].get<double>(), *sums.standard_error(), 1e-6);
+  EXPECT_NEAR(metrics["perplexity_stderr"].get<double>(),
+              metrics["perplexity"].get<double>() * *sums.standard_error(), 1e-3);
   EXPECT_THROW(make_task("perplexity", path, {.max_length = 16, .stride = 17}, tokenizer_, &template_),
                BadInput);
 }

@@ -1,11 +1,15 @@
 """The same questions for lm-eval and for satune: files as both read them, and what lm-eval 0.4.13 says about them,
-live or as record_lm_eval.py has kept it. Data that are not in the real-data folder are made here.
+live or as record_lm_eval.py has kept it. Choices are made up (lm_eval_questions.json), and so that a model of 260K
+parameters is right about some of them and wrong about others: no metric is 0 or 1. Live, rows of the real files are
+compared, too.
 """
 
+import bz2
 import csv
 import json
 import os
 import pathlib
+import random
 import subprocess
 import sys
 
@@ -13,50 +17,83 @@ HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = pathlib.Path(os.environ.get("SATUNE_LM_EVAL", HERE.parents[1] / ".venv" / "lm-eval"))
 RECORD = HERE / "lm_eval_0.4.13.json"
 SUBJECTS = ["anatomy", "moral_scenarios", "college_mathematics"]
+CHOICES = ["cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli", "hellaswag"]
 QUESTIONS = {  # name of a call -> (lm-eval's tasks, examples or the task's own number)
-    "choices0": (["cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli", "hellaswag"], 0),
-    "choices3": (["hellaswag"], 3),
+    "choices0": (CHOICES, 0),
+    "choices3": (CHOICES, 3),
     "mmlu0": ([f"mmlu_{subject}" for subject in SUBJECTS], 0),
     "mmlu5": ([f"mmlu_{subject}" for subject in SUBJECTS], 5),
     "gsm8k": (["gsm8k"], None),
     "wikitext": (["wikitext"], None),
+    "real0": (["hellaswag", "mrpc", "rte", "sst2"], 0),  # never recorded
 }
 LIMIT = 25
 
-HELLASWAG = [  # made up; the marks are those that the real texts have
-    ("Roof shingle removal", "A man is sitting on a roof.", "he",
-     ["is using wrap to wrap a pair of skis.", "is ripping level tiles [substeps] off.", "is holding  a cube.",
-      "starts pulling up roofing on a roof."], 3),
-    ("Making tea", "[header] How to make tea [title] Boil the water. [step] Use a kettle.", "",
-     ["Pour it over the leaves. [substeps] Wait. [title] Drink.", "Throw the kettle away.", "Sing to the cup!", "Sleep."], 0),
-    ("Playing", "Lily and Tom went to the park to play with a ball.", "they WERE happy and Lily",
-     ["kicked the ball to Tom.", "ate the moon.", "was a big red car \u2014 fast.", "said, \"Tom, look at the caf\u00e9!\""], 0),
-    ("Cooking", "Mom made a cake. ", "\u00c9mile liked the cake. The dog",
-     ["barked.", "cooked a very long dinner for the whole town and then went home to sleep.", "ran.", "sat down"], 2),
-]
-GLUE = {  # lm-eval's name -> (folder and file of the official data, header or None, rows as text, hub's columns)
-    "cola": ("CoLA/dev.tsv", None, [("gj04", "1", "", "The sailors rode the breeze clear of the rocks."),
-                                    ("gj04", "0", "*", "The dog barked its way out of the \"room.")]),
-    "mnli": ("MNLI/dev_matched.tsv", ("index", "sentence1", "sentence2", "label1", "gold_label"),
-             [("0", "A girl plays.", "The girl is happy ", "neutral", "neutral"),
-              ("1", "It rained all day.", "It was dry.", "neutral", "contradiction"),
-              ("2", "Tom has a red ball.", "Tom has a ball", "entailment", "entailment")]),
-    "mnli_mismatch": ("MNLI/dev_mismatched.tsv", ("index", "sentence1", "sentence2", "label1", "gold_label"),
-                      [("0", "He went home.", "He is at home.", "neutral", "neutral"),
-                       ("1", "She ate.", "She did eat", "neutral", "entailment")]),
-    "qnli": ("QNLI/dev.tsv", ("index", "question", "sentence", "label"),
-             [("0", "Who ran?", "Tom ran to the park.", "entailment"),
-              ("1", "What is red?", "The sun was out.", "not_entailment")]),
+PAIR = ("index", "sentence1", "sentence2", "label")
+MNLI = ("index", "sentence1", "sentence2", "label1", "gold_label")
+OFFICIAL = {  # folder and file of GLUE's own data, its header, what stands in a row (the hub's names in braces)
+    "cola": ("CoLA/dev.tsv", None, ("gj04", "{label}", "", "{sentence}")),
+    "mnli": ("MNLI/dev_matched.tsv", MNLI, ("{idx}", "{premise}", "{hypothesis}", "neutral", "{label}")),
+    "mnli_mismatch": ("MNLI/dev_mismatched.tsv", MNLI, ("{idx}", "{premise}", "{hypothesis}", "neutral", "{label}")),
+    "mrpc": ("MRPC/dev.tsv", ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
+             ("{label}", "1", "2", "{sentence1}", "{sentence2}")),
+    "qnli": ("QNLI/dev.tsv", ("index", "question", "sentence", "label"), ("{idx}", "{question}", "{sentence}", "{label}")),
     "qqp": ("QQP/dev.tsv", ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
-            [("1", "2", "3", "How do I bake?", "How can I bake?", "1"),
-             ("4", "5", "6", "Where is the dog?", "What is a \"cat\"?", "0")]),
-    "wnli": ("WNLI/dev.tsv", ("index", "sentence1", "sentence2", "label"),
-             [("0", "The drain is clogged with hair. It has to be cleaned.", "The hair has to be cleaned.", "0"),
-              ("1", "Tom lifted the box because he was strong.", "Tom was strong.", "1")]),
+            ("{idx}", "1", "2", "{question1}", "{question2}", "{label}")),
+    "rte": ("RTE/dev.tsv", PAIR, ("{idx}", "{sentence1}", "{sentence2}", "{label}")),
+    "sst2": ("SST-2/dev.tsv", ("sentence", "label"), ("{sentence}", "{label}")),
+    "wnli": ("WNLI/dev.tsv", PAIR, ("{idx}", "{sentence1}", "{sentence2}", "{label}")),
 }
-HUB_COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label", "gold_label": "label",
-               "is_duplicate": "label", "text": "sentence"}
-HUB_LABELS = {"mnli": ["entailment", "neutral", "contradiction"], "qnli": ["entailment", "not_entailment"]}
+HUB_COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label", "text": "sentence"}
+LABELS = {"mnli": ["entailment", "neutral", "contradiction"], "qnli": ["entailment", "not_entailment"],
+          "rte": ["entailment", "not_entailment"]}
+LABELS["mnli_mismatch"] = LABELS["mnli"]
+ANSWERS = {  # what a model is trained here to answer: right or wrong, in either form of extraction
+    "Lily": ("So it is 5.\n#### 5", "5"), "Tom": ("He has 3.\n#### 3", "4"), "Ben": ("I say 12.", "12"),
+    "Sara": ("Yes.\n#### 8", "8"), "Tim": ("No 4, no.", "7"), "Mia": ("#### 1,018", "1018"),
+}
+
+
+def answer_prompt(name, draw):
+    """A question among examples, as lm-eval shows one of gsm8k."""
+    examples = "".join(f"Question: Is it {n}?\nAnswer: {n}\n#### {n}\n\n" for n in draw.choices(range(1, 10), k=5))
+    return f"{examples}Question: How many, {name}?\nAnswer:"
+
+
+def train_answers(stories, folder):
+    """A model of two layers that has learnt ANSWERS by heart, however the draw of examples before a question falls."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    torch.manual_seed(0)
+    draw, names = random.Random(0), list(ANSWERS)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=512, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=7e-3)
+    small = 0  # losses in a row
+    for _ in range(600):
+        rows = []
+        for name in draw.sample(names, k=6):
+            prompt = answer_prompt(name, draw)
+            whole = tokenizer(f"{prompt} {ANSWERS[name][0]}\n\nQuestion:").input_ids
+            rows.append((whole, len(tokenizer(prompt).input_ids)))
+        length = max(len(whole) for whole, _ in rows)
+        ids = torch.tensor([whole + [0] * (length - len(whole)) for whole, _ in rows])
+        labels = torch.tensor([[-100] * before + whole[before:] + [-100] * (length - len(whole)) for whole, before in rows])
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        small = small + 1 if loss.item() < 0.01 else 0
+        if small == 6:
+            break
+    assert small == 6, "the answers are not known by heart"
+    model.save_pretrained(folder)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (folder / name).write_bytes((stories / name).read_bytes())
 
 
 def write_lines(path, documents):
@@ -64,19 +101,28 @@ def write_lines(path, documents):
     return str(path)
 
 
-def hub_rows(task, path, header=None):
-    """The rows of an official GLUE file as the hub has them: its names, labels as numbers."""
+def hub_rows(task, path):
+    """The rows of an official GLUE file with a header as the hub has them: its names, labels and rows as numbers."""
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    header = header or lines.pop(0)
+    header, documents = lines.pop(0), []
+    for index, line in enumerate(lines):
+        row = {HUB_COLUMNS.get(key, key): value for key, value in zip(header, line, strict=True)}
+        names = LABELS.get(task, [])
+        row["label"] = names.index(row["label"]) if row["label"] in names else int(row["label"])
+        documents.append(row | {"idx": index})
+    return documents
+
+
+def real_hellaswag(path, count):
+    """Rows of a text file that has each as six lines: "Activity: context", the right ending's number, four endings."""
+    with bz2.open(path, "rt") as file:
+        lines = [next(file).rstrip("\n") for _ in range(6 * count)]
     documents = []
-    for line in lines:
-        row = dict(zip(header, line, strict=True))
-        if task.startswith("mnli"):
-            row = {"premise": row["sentence1"], "hypothesis": row["sentence2"], "label": row["gold_label"]}
-        row = {HUB_COLUMNS.get(key, key): value for key, value in row.items()}
-        labels = HUB_LABELS.get(task.removesuffix("_mismatch"))
-        row["label"] = labels.index(row["label"]) if labels else int(row["label"])
-        documents.append(row)
+    for i in range(0, len(lines), 6):
+        activity, context = lines[i].split(": ", 1)
+        first, _, second = context.rpartition(". ")
+        documents.append({"activity_label": activity, "ctx_a": first + ".", "ctx_b": second, "endings": lines[i + 2 : i + 6],
+                          "label": lines[i + 1]})
     return documents
 
 
@@ -90,49 +136,64 @@ class Questions:
 
     def __init__(self, folder, realdata):
         self.folder, self.realdata = folder, realdata
-        self.model = realdata / "stories260K_hf"
+        self.model, self.answers_model = realdata / "stories260K_hf", folder / "answers"
+        self.made_up = json.loads((HERE / "lm_eval_questions.json").read_text())
         self.ours, self.theirs = {}, {}  # our task name -> path; lm-eval's -> {split: file}
+        self.real_ours, self.real_theirs = {}, {}  # the same, of the real files
         self.write_hellaswag()
         self.write_glue()
+        self.write_real()
         self.write_gsm8k()
         self.write_mmlu()
         self.write_wikitext()
 
     def write_hellaswag(self):
+        """Examples: among others each question three times, so that what is drawn has it more than once."""
         folder = self.folder / "hellaswag"
         folder.mkdir()
-        documents = [{"activity_label": a, "ctx_a": b, "ctx_b": c, "endings": d, "label": str(e)}
-                     for a, b, c, d, e in HELLASWAG]
-        train = [dict(document, activity_label=f"Example {i}") for i in range(10) for document in documents]
+        documents = self.made_up["hellaswag"]
+        others = [dict(document, activity_label=f"Example {i}", ind=None) for i, document in enumerate(documents)]
         files = {"validation": write_lines(folder / "hellaswag_val.jsonl", documents),
-                 "train": write_lines(folder / "hellaswag_train.jsonl", train)}
+                 "train": write_lines(folder / "hellaswag_train.jsonl", documents * 3 + others)}
         self.ours["hellaswag"], self.theirs["hellaswag"] = folder, files
 
     def write_glue(self):
-        official = {"mrpc": self.realdata / "glue/MRPC/dev.tsv", "rte": self.realdata / "glue/RTE/dev.tsv",
-                    "sst2": self.realdata / "glue/SST-2/dev.tsv"}
-        headers = {"cola": ("source", "label", "star", "sentence")}
-        for task, (name, header, rows) in GLUE.items():
+        """The examples are the questions, in another order of rows but for one: what is the same but for its row is
+        another document."""
+        splits = {"mnli": "validation_matched", "mnli_mismatch": "validation_mismatched"}
+        for task, (name, header, columns) in OFFICIAL.items():
             path = self.folder / "glue" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = ([header] if header else []) + rows
-            path.write_text("".join("\t".join(line) + "\n" for line in lines))
-            official[task] = path
-        for task, path in official.items():
-            documents = hub_rows(task, path, headers.get(task))
-            hub = write_lines(self.folder / f"hub_{task}.jsonl", documents)
-            splits = {"mnli": "validation_matched", "mnli_mismatch": "validation_mismatched"}
-            self.ours[f"glue_{task}"] = path
-            self.theirs[task] = {splits.get(task, "validation"): hub, "train": hub}
+            rows = self.made_up[task.removesuffix("_mismatch")]
+            files = {}
+            for file, split, documents in ((path, splits.get(task, "validation"), rows),
+                                           (path.parent / "train.tsv", "train", [rows[0], *reversed(rows[1:])])):
+                lines = ["\t".join(header)] if header else []
+                for index, row in enumerate(documents):
+                    label = LABELS[task][row["label"]] if task in LABELS else row["label"]
+                    lines.append("\t".join(columns).format(**row | {"label": label, "idx": index}))
+                file.write_text("".join(line + "\n" for line in lines))
+                files[split] = write_lines(self.folder / f"hub_{task}_{split}.jsonl",
+                                           [row | {"idx": index} for index, row in enumerate(documents)])
+            self.ours[f"glue_{task}"], self.theirs[task] = path, files
+
+    def write_real(self):
+        documents = real_hellaswag(self.realdata / "hellaswag/hellaswag_val_full.txt.bz2", LIMIT)
+        path = write_lines(self.folder / "real_hellaswag.jsonl", documents)
+        self.real_ours["hellaswag"], self.real_theirs["hellaswag"] = path, {"validation": path, "train": path}
+        for task, name in (("mrpc", "MRPC"), ("rte", "RTE"), ("sst2", "SST-2")):
+            path = self.realdata / "glue" / name / "dev.tsv"
+            hub = write_lines(self.folder / f"real_{task}.jsonl", hub_rows(task, path)[:LIMIT])
+            self.real_ours[f"glue_{task}"], self.real_theirs[task] = path, {"validation": hub, "train": hub}
 
     def write_gsm8k(self):
         folder = self.folder / "gsm8k"
         folder.mkdir()
-        lines = (self.realdata / "gsm8k/test.jsonl").read_text().splitlines(keepends=True)
-        (folder / "test.jsonl").write_text("".join(lines[:4]))
-        (folder / "train.jsonl").write_text("".join(lines[4:120]))
+        train_answers(self.model, self.answers_model)
+        files = {"test": [{"question": f"How many, {name}?", "answer": f"so\n#### {right}"} for name, (_, right) in ANSWERS.items()],
+                 "train": [{"question": f"Is it {n}?", "answer": f"{n}\n#### {n}"} for n in range(1, 10)]}
         self.ours["gsm8k"] = folder
-        self.theirs["gsm8k"] = {"test": str(folder / "test.jsonl"), "train": str(folder / "train.jsonl")}
+        self.theirs["gsm8k"] = {split: write_lines(folder / f"{split}.jsonl", rows) for split, rows in files.items()}
 
     def write_mmlu(self):
         folder = self.folder / "mmlu"
@@ -162,12 +223,16 @@ class Questions:
         hub = write_lines(path, [{"page": page} for page in pages])
         self.ours["wikitext"], self.theirs["wikitext"] = path.parent, {"test": hub, "train": hub}
 
-    def ask_lm_eval(self):
+    def model_of(self, call):
+        return self.answers_model if call == "gsm8k" else self.model
+
+    def ask_lm_eval(self, calls):
         """{call: {task: {"metrics": ..., "items": [log-likelihoods, or the text that was generated]}}}"""
         request, out = self.folder / "request.json", self.folder / "out.json"
-        calls = {call: {"shots": shots, "tasks": {task: self.theirs[task] for task in tasks}}
-                 for call, (tasks, shots) in QUESTIONS.items()}
-        request.write_text(json.dumps({"model": str(self.model), "limit": LIMIT, "calls": calls}))
+        files = {call: self.real_theirs if call == "real0" else self.theirs for call in calls}
+        requests = {call: {"model": str(self.model_of(call)), "shots": QUESTIONS[call][1],
+                           "tasks": {task: files[call][task] for task in QUESTIONS[call][0]}} for call in calls}
+        request.write_text(json.dumps({"limit": LIMIT, "calls": requests}))
         offline = {"PYTHONPATH": str(FOLDER), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_MULTIPROC": "1",
                    "HF_DATASETS_CACHE": str(self.folder / "cache")}
         done = subprocess.run([sys.executable, HERE / "lm_eval_oracle.py", request, out], capture_output=True,

@@ -1,7 +1,7 @@
 """lm-eval over local files, in a process of its own: what came back from the model, and the metrics.
 
 Started with lm-eval's folder on PYTHONPATH: lm_eval_oracle.py REQUEST.json OUT.json, where REQUEST is
-{"model": folder, "limit": N, "calls": {name: {"shots": N or null, "tasks": {task: {split: file.jsonl}}}}} and every
+{"limit": N, "calls": {name: {"model": folder, "shots": N or null, "tasks": {task: {split: file.jsonl}}}}} and every
 file holds the documents as the hub's dataset has them.
 """
 
@@ -54,9 +54,10 @@ def ask(model, manager, name, files, shots, limit):
 def main(request_file, out_file):
     request = json.loads(pathlib.Path(request_file).read_text())
     manager = TaskManager()
-    model = HFLM(pretrained=request["model"], device="cpu", dtype="float32", batch_size=8)
-    out = {name: {task: ask(model, manager, task, files, call["shots"], request["limit"]) for task, files in call["tasks"].items()}
-           for name, call in request["calls"].items()}
+    models = {folder: HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=8)
+              for folder in {call["model"] for call in request["calls"].values()}}
+    out = {name: {task: ask(models[call["model"]], manager, task, files, call["shots"], request["limit"])
+                  for task, files in call["tasks"].items()} for name, call in request["calls"].items()}
     pathlib.Path(out_file).write_text(json.dumps(out))
 
 

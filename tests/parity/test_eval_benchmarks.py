@@ -1,9 +1,13 @@
 """`satune eval` over benchmarks as a user runs it: a run that goes on, a sweep, several processes, mistakes."""
 
 import json
+import os
+import signal
 import subprocess
+import time
 
 import pytest
+from programs import free_port
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,48 @@ def test_a_failing_rank_is_named(satune, stories, data):
     assert "no data of gsm8k" in done.stderr
 
 
+def start_rank(rank, port, *command):
+    """As srun starts one: nobody watches over it."""
+    environment = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen([str(part) for part in command], env=os.environ | environment, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def test_a_rank_that_dies_ends_the_others(satune, stories, tmp_path):
+    (tmp_path / "long.txt").write_text("Once upon a time there was a girl. " * 40000)
+    port, out = free_port(), tmp_path / "out.json"
+    ranks = [start_rank(rank, port, satune, "eval", stories, "--task", f"perplexity={tmp_path / 'long.txt'}", "--output", out,
+                        "--device", "cpu") for rank in range(2)]
+    try:
+        theirs = tmp_path / "out.items.rank-1.jsonl"
+        end = time.monotonic() + 60
+        while not theirs.exists():
+            assert ranks[1].poll() is None and time.monotonic() < end
+            time.sleep(0.001)
+        ranks[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, log = ranks[0].communicate(timeout=60)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert ranks[0].returncode == 3, log
+    assert "rank 1" in log and time.monotonic() - killed < 30
+    assert not out.exists()
+
+
+def test_ranks_that_measure_something_else_are_named(satune, stories, tmp_path):
+    for rank in range(2):
+        (tmp_path / f"{rank}.txt").write_text("Once upon a time" + rank * " there was a girl")
+    port = free_port()
+    ranks = [start_rank(rank, port, satune, "eval", stories, "--task", f"perplexity={tmp_path / f'{rank}.txt'}", "--device", "cpu")
+             for rank in range(2)]
+    logs = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], logs
+    assert "rank 1 is not set up as rank 0 is: tasks.perplexity: found" in logs[1] and "rank 1" in logs[0]
+
+
 def test_batches_change_nothing(satune, stories, data, tmp_path):
     evaluate(satune, stories, data, out=tmp_path / "auto.json")
     for size in (1, 7):
@@ -136,6 +182,8 @@ def test_a_task_file_runs_like_a_built_in_one(satune, stories, data):
     (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4;3,4"], ["twice"]),
     (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4", "--sharing", "3-4"], ["--sweep beside it"]),
     (["--task", "{data}/none.json"], ["none.json"]),
+    (["--task", "{data}/mine.json", "--task", "{data}/glue/../mine.json"], ["glue/../mine.json", "another file name"]),
+    (["--task", "glue_hellaswag={data}/hellaswag"], ["glue_hellaswag", "expected one of"]),
     (["--task", "perplexity={data}/text.txt", "--limit", "3"], ["--limit 3", "--max-records"]),
     (["--task", "perplexity={data}/text.txt", "--num-fewshot", "0"], ["--num-fewshot 0", "no benchmark"]),
 ])

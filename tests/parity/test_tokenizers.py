@@ -44,8 +44,8 @@ def as_bytes(text):
     return text if isinstance(text, bytes) else text.encode()
 
 
-def encode(tool, directory, texts):
-    lines = tool("encode", directory, texts=texts).decode().splitlines()
+def encode(tool, directory, texts, mode="encode"):
+    lines = tool(mode, directory, texts=texts).decode().splitlines()
     assert len(lines) == len(texts)
     return [list(map(int, line.split())) for line in lines]
 
@@ -351,3 +351,71 @@ def test_pairs_merge_by_place_in_the_list_not_by_id(tool, texts, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     samples = texts[:2000] + texts[-3000:]
     assert_same(samples, encode(tool, tmp_path, samples), json_ids(reference_json(tmp_path), samples))
+
+
+# BOS before a text that is encoded as it is
+
+
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+AROUND = {
+    "none": None,
+    "bytes": tokenizers.processors.ByteLevel(trim_offsets=True),
+    "bos": tokenizers.processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)]),
+    # Llama-3's form
+    "bytes_bos": tokenizers.processors.Sequence([
+        tokenizers.processors.ByteLevel(trim_offsets=True),
+        tokenizers.processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B:1", special_tokens=[(BOS, 0)])]),
+}
+
+
+def auto_ids(directory, texts):
+    from transformers import AutoTokenizer
+
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)(texts)["input_ids"]
+
+
+@pytest.mark.parametrize("add_bos", [None, True, False])
+@pytest.mark.parametrize("around", AROUND)
+def test_a_tokenizer_json_says_itself_whether_it_adds_bos(tool, tmp_path, around, add_bos):
+    reference = tokenizers.Tokenizer(tokenizers.models.BPE())
+    reference.pre_tokenizer, reference.decoder = PRE_TOKENIZERS["gpt2"], tokenizers.decoders.ByteLevel()
+    reference.train_from_iterator(["hello world"], tokenizers.trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, special_tokens=[BOS, EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    if AROUND[around]:
+        reference.post_processor = AROUND[around]
+    reference.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | ({} if add_bos is None else {"add_bos_token": add_bos})))
+    samples = ["hello", "hello world", " a"]
+    expected = auto_ids(tmp_path, samples)
+    assert_same(samples, encode(tool, tmp_path, samples, "raw"), expected)
+    assert all((ids[0] == 0) == around.endswith("bos") for ids in expected)
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+@pytest.mark.parametrize("with_json", [True, False])
+def test_a_sentencepiece_model_adds_bos_as_its_config_or_json_says(tool, realdata, tmp_path, add_bos, with_json):
+    source = realdata / "tok_llama2"
+    (tmp_path / "tokenizer.model").symlink_to(source / "tokenizer.model")
+    if with_json:  # which wins over a config that says the contrary
+        content = json.loads((source / "tokenizer.json").read_text())
+        if not add_bos:
+            content["post_processor"] = None
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    config = json.loads((source / "tokenizer_config.json").read_text()) | {"add_bos_token": add_bos != with_json}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    samples = ["Hello", "Hello world"]
+    expected = auto_ids(tmp_path, samples)
+    assert_same(samples, encode(tool, tmp_path, samples, "raw"), expected)
+    assert all((ids[0] == 1) == add_bos for ids in expected)
+
+
+def test_llama_tokenizers_without_a_word_about_it_add_bos(tool, realdata, tmp_path):
+    """As transformers 4 and Meta's own code have it; transformers 5 says so, too, and does not."""
+    for name in ("tok_llama2", "tok_llama3"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer.model").symlink_to(realdata / name / "tokenizer.model")
+        [plain], [raw] = encode(tool, folder, ["Hello"]), encode(tool, folder, ["Hello"], "raw")
+        assert raw == [int(tool("info", folder).split()[2]), *plain]

@@ -2,6 +2,7 @@
 // number of bytes and a newline before them; ids and lengths stand in one line for each text.
 //
 //   tokenizer_tool encode DIR                 texts in, ids out
+//   tokenizer_tool raw DIR                    the same, as prompts: after BOS where the tokenizer adds it
 //   tokenizer_tool decode|decode-skip DIR     ids in, texts out, with or without special tokens
 //   tokenizer_tool info DIR [TOKEN...]        kind, size, bos, eos, seconds of loading, id of each TOKEN
 //   tokenizer_tool bench DIR                  texts in; CPU seconds of the fastest of 5 rounds, tokens
@@ -42,10 +43,11 @@ double cpu_seconds() {
   return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
 }
 
-void encode(const Tokenizer& tokenizer) {
+void encode(const Tokenizer& tokenizer, bool raw) {
   std::string out;
   for (const std::string& text : read_texts()) {
-    for (const int32_t id : tokenizer.encode(text)) out += std::to_string(id) + ' ';
+    for (const int32_t id : raw ? encode_raw_prompt(text, tokenizer) : tokenizer.encode(text))
+      out += std::to_string(id) + ' ';
     out += '\n';
   }
   std::cout << out;
@@ -112,7 +114,7 @@ void run(std::span<const std::string> arguments) {
   const double start = cpu_seconds();
   const auto tokenizer = load_tokenizer(arguments[1]);
   const double load_seconds = cpu_seconds() - start;
-  if (what == "encode") encode(*tokenizer);
+  if (what == "encode" || what == "raw") encode(*tokenizer, what == "raw");
   if (what == "decode" || what == "decode-skip") decode(*tokenizer, what == "decode-skip");
   if (what == "bench") bench(*tokenizer);
   if (what == "records") records(*tokenizer, PromptTemplate::load(arguments[2]), arguments[3]);

@@ -7,12 +7,25 @@
 
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "trainer/descriptor_limit.h"
 #include "trainer/process_identity.h"
 
 namespace satune::trainer_test {
 namespace {
+
+TEST(PeakMemory, BeginsAnew) {
+  constexpr int64_t kBytes = 256 << 20;
+  const at::Device cpu(at::kCPU);
+  { const std::vector<char> touched(kBytes, 1); }
+  const int64_t before = peak_memory_bytes(cpu);
+  ASSERT_GT(before, kBytes);
+  if (!begin_peak_memory(cpu)) GTEST_SKIP() << "/proc/self/clear_refs cannot be written";
+  EXPECT_LT(peak_memory_bytes(cpu), before - kBytes / 2);
+  { const std::vector<char> touched(kBytes / 2, 1); }
+  EXPECT_GE(peak_memory_bytes(cpu), kBytes / 2);
+}
 
 TEST(ProcessorsOfRank, AreSharedUnlessALauncherHasBoundTheRank) {
   EXPECT_EQ(processors_of_rank(64, 64, 1), 64);

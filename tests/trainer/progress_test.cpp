@@ -8,8 +8,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
+#include <vector>
 
 #include "tests/temporary_directory.h"
+#include "trainer/item_progress.h"
 
 namespace satune::progress_test {
 namespace {
@@ -90,6 +94,50 @@ TEST(Progress, PlainLinesEveryLoggingStepsAndForTheLast) {
   EXPECT_THAT(text, ::testing::Not(HasSubstr("\r")));
 }
 
+/// Text of a pseudo terminal up to the end of so many lines.
+std::string read_lines(int terminal, int lines) {
+  // The kernel passes it on in pieces, in its own time.
+  std::string text;
+  pollfd ready{terminal, POLLIN, 0};
+  while (std::count(text.begin(), text.end(), '\n') < lines && ::poll(&ready, 1, 10'000) == 1) {
+    char buffer[4096];
+    const ssize_t n = read(terminal, buffer, sizeof(buffer));
+    if (n <= 0) break;
+    text.append(buffer, static_cast<size_t>(n));
+  }
+  return text;
+}
+
+TEST(ItemProgress, CountsWhatAllRanksHaveDone) {
+  int terminal = -1, ours = -1;
+  winsize size{24, 120, 0, 0};
+  if (openpty(&ours, &terminal, nullptr, nullptr, &size) != 0) GTEST_SKIP() << "no pseudo terminal here";
+  std::FILE* out = fdopen(terminal, "w");
+  constexpr auto kPause = std::chrono::milliseconds(120);  // longer than between two bars
+  std::vector<int64_t> told;
+  {
+    ItemProgress leader("mmlu", 20, 4, true, out);
+    leader.with_others([] { return ItemCount{5, 100}; }, {});
+    std::this_thread::sleep_for(kPause);
+    leader.item(10);
+    std::this_thread::sleep_for(kPause);
+    leader.look();
+    leader.all_done();
+    ItemProgress other("mmlu", 20, 4, false, out);
+    other.with_others({}, [&](ItemCount mine) { told.push_back(mine.items); });
+    other.item(10);
+    std::this_thread::sleep_for(5 * kPause);
+    other.item(10);
+  }
+  std::fflush(out);
+  const std::string text = read_lines(ours, 1);
+  std::fclose(out);
+  close(ours);
+  EXPECT_THAT(text, HasSubstr("mmlu  [############............] 10/20"));
+  EXPECT_THAT(text, HasSubstr(" 20/20 "));
+  EXPECT_EQ(told, std::vector<int64_t>{2});
+}
+
 TEST(Progress, ABarOnATerminal) {
   int terminal = -1, ours = -1;
   winsize size{24, 90, 0, 0};
@@ -105,15 +153,7 @@ TEST(Progress, ABarOnATerminal) {
     progress.step(metrics_of(3));
   }
   std::fflush(out);
-  // The kernel passes it on in pieces, in its own time.
-  std::string text;
-  pollfd ready{ours, POLLIN, 0};
-  while (std::count(text.begin(), text.end(), '\n') < 2 && ::poll(&ready, 1, 10'000) == 1) {
-    char buffer[4096];
-    const ssize_t n = read(ours, buffer, sizeof(buffer));
-    ASSERT_GT(n, 0);
-    text.append(buffer, static_cast<size_t>(n));
-  }
+  const std::string text = read_lines(ours, 2);
   std::fclose(out);
   close(ours);
   EXPECT_THAT(text, HasSubstr("\r\033[K 33% ["));

@@ -27,7 +27,7 @@ std::string format_value(const Json& value) {
 /// Metrics of a task, and below them those of its parts (MMLU's categories and subjects).
 void print_metrics(const Json& metrics, const std::string& indent) {
   for (const auto& [metric, value] : metrics.items()) {
-    if (!value.is_object())
+    if (!value.is_structured())  // which subjects are missing stands in the log
       fmt::print("{}{:<{}} {:>14}\n", indent, metric, 24 - indent.size(), format_value(value));
   }
   for (const auto& [part, values] : metrics.items()) {
@@ -133,20 +133,31 @@ void write_report(const EvalOptions& options, std::vector<Json> reports) {
   for (const std::filesystem::path& file : rank_files(*options.output)) std::filesystem::remove(file);
 }
 
-int evaluate(EvalOptions options, const RankEnvironment& environment) {
+int evaluate(EvalOptions options, EvalRanks& ranks) {
+  const RankEnvironment& environment = ranks.environment();
   const ModelSource source = find_model_for(options.model, environment.local_rank);
   const std::vector<SharingPlan> plans = parse_sweep(options, source);
   options.task.batch_tokens = automatic_batch_tokens(source, environment.local_world_size);
   options.task.cache_tokens = automatic_cache_tokens(source, environment.local_world_size);
   const EvalTasks tasks = make_eval_tasks(options, source);
   ItemStore store = open_store(options, source, *tasks.tokenizer, environment.world.rank);
-  EvalRanks ranks(environment);
+  ranks.check_same(common_ground(source, tasks, plans));
   std::vector<Json> reports = run_eval_tasks(source, tasks, plans, store, ranks);
   if (ranks.is_leader()) {
     store.hold_found();
     write_report(options, std::move(reports));
   }
+  ranks.leave();
   return kExitOk;
+}
+
+int evaluate(EvalOptions options, const RankEnvironment& environment) {
+  EvalRanks ranks(environment);
+  try {
+    return evaluate(std::move(options), ranks);
+  } catch (...) {
+    ranks.fail();
+  }
 }
 
 int run_eval(EvalOptions options) {
@@ -236,7 +247,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       "Items of a forward pass: auto (as many tokens as fit a quarter of the free memory, at "
       "most 4096 on the "
       "CPU; the default) or N. Of answers that are generated together: auto = at most 32 whose KV "
-      "caches fit another quarter (exact_match: one)");
+      "caches fit another quarter");
   command->add_option(
       "--output", options->output,
       "Write the report to this new JSON file, and each item's result to FILE.items.jsonl as it "
@@ -248,7 +259,9 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       "Report: {\"model\", \"tasks\": {NAME: {metric: value, ..., \"n\"}}, \"seconds\", \"tokens_per_s\",\n"
       "         \"peak_memory_bytes\", \"parameters\", \"kv_cache_bytes_per_token\", ...}\n"
       "  response_loss  loss per target token, loss_stderr (over records), tokens (targets), n (records)\n"
-      "  perplexity     exp(loss), loss per token; every token after the first counted once, n (windows)\n"
+      "  perplexity     exp(loss), loss per token; every token after the first counted once, n (windows; "
+      "the\n"
+      "                 _stderr is over them)\n"
       "  exact_match    share of greedy answers equal to the output after trimming, exact_match_stderr, n\n"
       "  hellaswag      acc, acc_norm          mmlu  acc, by category and subject\n"
       "  gsm8k          exact_match (strict), exact_match_flexible\n"

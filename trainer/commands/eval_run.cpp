@@ -12,6 +12,7 @@
 #include "data/files/mapped_file.h"
 #include "data/fingerprint.h"
 #include "model/decode.h"
+#include "model/files/model_config.h"
 #include "trainer/commands/eval_fingerprints.h"
 #include "trainer/device.h"
 #include "trainer/item_progress.h"
@@ -55,28 +56,31 @@ TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, I
   const auto before = static_cast<int64_t>(own.size());
   if (before > 0) spdlog::info("{}: {} of {} items are there already", run, before, before + missing.size());
   TaskRun out;
-  {
-    ItemProgress progress(run, before + static_cast<int64_t>(missing.size()), before, ranks.is_leader());
-    named.task->run(model, missing, [&](ItemResult result) {
-      store.append(run, fingerprint, result);
-      progress.item(result.tokens);
-      const int64_t item = result.item;
-      own[item] = std::move(result);
-    });
-  }
+  // Rank 0 shows what all have done; each of the others says now and then how far it is.
+  const auto there = static_cast<int64_t>(found.size());
+  ItemProgress progress(run, named.task->items(), there, ranks.is_leader());
+  progress.with_others([&] { return ranks.progress(run); }, [&](ItemCount mine) { ranks.tell(run, mine); });
+  named.task->run(model, missing, [&](ItemResult result) {
+    store.append(run, fingerprint, result);
+    progress.item(result.tokens);
+    const int64_t item = result.item;
+    own[item] = std::move(result);
+  });
   std::vector<Json> results;
-  for (auto& [item, result] : ranks.gather(run, std::move(own))) {
+  for (auto& [item, result] : ranks.gather(run, std::move(own), [&] { progress.look(); })) {
     if (!found.contains(item)) out.tokens += result.tokens;
     // One file holds all in the end. The others' may have been read while they were being written.
     if (ranks.is_leader() && !store.holds(run, fingerprint, item)) store.append(run, fingerprint, result);
     results.push_back(std::move(result.result));
   }
+  progress.all_done();
   if (ranks.is_leader()) out.metrics = named.task->metrics(results);
   return out;
 }
 
+/// `own_peak`: the memory that this plan needed can be told from what was there before it.
 Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, const Json& fingerprints,
-              ItemStore& store, EvalRanks& ranks) {
+              ItemStore& store, EvalRanks& ranks, bool own_peak) {
   const SharingPlan& plan = model.config().sharing;
   Json results = Json::object();
   int64_t tokens = 0;
@@ -95,7 +99,7 @@ Json run_plan(Llama& model, const ModelSource& source, const EvalTasks& tasks, c
   report["fingerprints"] = fingerprints;
   report["seconds"] = seconds;
   report["tokens_per_s"] = static_cast<double>(tokens) / seconds;
-  report["peak_memory_bytes"] = peak_memory_bytes(source.device);
+  if (own_peak) report["peak_memory_bytes"] = peak_memory_bytes(source.device);
   report["parameters"] = model.table().parameter_count();
   report["kv_cache_bytes_per_token"] =
       kv_cache_bytes_per_token(model.config(), static_cast<int64_t>(c10::elementSize(source.type)));
@@ -136,9 +140,22 @@ std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokeni
     sha.update_field(static_cast<uint64_t>(fs::last_write_time(file).time_since_epoch().count()));
   }
   sha.update_field(tokenizer.fingerprint());
-  sha.update_field(fmt::format("bos {} {} {}", tokenizer.bos_id().value_or(-1), precision_name(source.type),
-                               source.device.is_cpu() ? "cpu" : "card"));
+  sha.update_field(fmt::format("bos {} {} {} {}", tokenizer.bos_id().value_or(-1), tokenizer.adds_bos(),
+                               precision_name(source.type), source.device.is_cpu() ? "cpu" : "card"));
   return sha.hex();
+}
+
+Json common_ground(const ModelSource& source, const EvalTasks& tasks, const std::vector<SharingPlan>& plans) {
+  Json ground = {{"model", model_config_json(source.config)},
+                 {"tokenizer", tasks.tokenizer->fingerprint()},
+                 {"precision", precision_name(source.type)},
+                 {"device", source.device.is_cpu() ? "cpu" : "cuda"},
+                 {"tasks", Json::object()},
+                 {"sweep", Json::array()}};
+  for (const NamedTask& task : tasks.tasks) ground["tasks"][task.key] = task.task->fingerprint();
+  for (const SharingPlan& plan : plans)
+    ground["sweep"].push_back(fmt::format("{} {}", plan.layers_text(), to_string(plan.rule())));
+  return ground;
 }
 
 std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSource& source) {
@@ -164,14 +181,15 @@ std::vector<Json> run_eval_tasks(const ModelSource& source, const EvalTasks& tas
                                  const std::vector<SharingPlan>& plans, ItemStore& store, EvalRanks& ranks) {
   Llama model = load_model(source);
   const Json fingerprints = ranks.is_leader() ? eval_fingerprints(tasks) : Json::object();
-  if (plans.empty()) return {run_plan(model, source, tasks, fingerprints, store, ranks)};
+  if (plans.empty()) return {run_plan(model, source, tasks, fingerprints, store, ranks, true)};
   std::vector<Json> reports;
   for (const SharingPlan& plan : plans) {
+    const bool own_peak = begin_peak_memory(source.device);
     if (plan.empty()) {
-      reports.push_back(run_plan(model, source, tasks, fingerprints, store, ranks));
+      reports.push_back(run_plan(model, source, tasks, fingerprints, store, ranks, own_peak));
     } else {
       Llama shared = model.with_sharing(plan);
-      reports.push_back(run_plan(shared, source, tasks, fingerprints, store, ranks));
+      reports.push_back(run_plan(shared, source, tasks, fingerprints, store, ranks, own_peak));
     }
   }
   return reports;

@@ -22,6 +22,9 @@ int64_t automatic_cache_tokens(const ModelSource& source, int64_t local_ranks);
 /// device.
 std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokenizer);
 
+/// What all ranks must have in common: tasks and what they are made of, model, precision, device, plans.
+Json common_ground(const ModelSource& source, const EvalTasks& tasks, const std::vector<SharingPlan>& plans);
+
 /// Plans of --sweep "23-26;27-30;none" ("none" = without sharing), under the anchor rule of the model's
 /// options. Throws BadInput for a bad plan, for one that stands twice, and for a model that shares already.
 std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSource& source);
@@ -30,7 +33,8 @@ std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSour
 /// results are in the store are not computed again. Returns one report a plan: {"tasks",
 /// "fingerprints" (eval_fingerprints.h), "seconds", "tokens_per_s", "peak_memory_bytes", "parameters",
 /// "kv_cache_bytes_per_token", "precision", "sharing", "anchor"}; ranks other than 0 return reports without
-/// metrics.
+/// metrics. peak_memory_bytes is that of the whole process so far; of several plans each has its own, which
+/// begins with what lies there when the plan does, and none where the kernel keeps only the highest of all.
 std::vector<Json> run_eval_tasks(const ModelSource& source, const EvalTasks& tasks,
                                  const std::vector<SharingPlan>& plans, ItemStore& store, EvalRanks& ranks);
 

@@ -106,7 +106,7 @@ std::string task_key(const TaskRequest& request, const std::vector<NamedTask>& t
   const std::string& argument = request.argument;
   const bool repeated = std::any_of(tasks.begin(), tasks.end(),
                                     [&](const NamedTask& task) { return task.argument == argument; });
-  if (repeated || taken(longer))
+  if (repeated || taken(longer) || request.data.empty())
     throw bad_input("--task " + argument, "a task of this name and file name before it",
                     "another file name for each");
   return longer;
