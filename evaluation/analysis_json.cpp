@@ -106,7 +106,8 @@ Json definitions() {
        "document varies there"},
       {"spans.dense_loss", "mean -log p per target token of the model as it is; target_tokens: how many"},
       {"spans.candidates",
-       "every span of 1 to --max-span layers; layers: as --sharing takes them; anchor: the layer before"},
+       "every span of 1 to --max-span layers; layers: as --sharing takes them; "
+       "shared_layers: how many; anchor: the layer before"},
       {"spans.best_by_shared_layers",
        "the least loss_increase measured for each number of shared layers; of plans of several spans, those "
        "whose sum of single increases is least are measured"},

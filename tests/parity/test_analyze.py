@@ -306,7 +306,7 @@ def test_every_snapshot_of_a_run(satune, random_model, records, tmp_path):
     # The base model knows of no template of its own: its documents would be other ones.
     refused = call(satune, "analyze", random_model, run, "--data", records, "--output", tmp_path / "refused", "--max-length",
                    400, code=2).stderr
-    assert f"{run}: template alpaca_stanford, not alpaca as {random_model}" in refused and "--template" in refused
+    assert f"{run}: found template alpaca_stanford, not alpaca as {random_model}" in refused and "--template" in refused
     call(satune, "analyze", random_model, run / "export", "--data", records, "--output", tmp_path / "same", "--max-length",
          400, "--max-records", 1, "--max-span", 0, "--template", "alpaca")
     assert [model["step"] for model in found["models"]] == [2, 4]

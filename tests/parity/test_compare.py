@@ -272,7 +272,7 @@ def test_run_folders(satune, tmp_path):
     assert found["device_energy_joules_per_token"]["a"] is None and found["time_to_first_token_s"]["difference"] is None
     table = compare(satune, a, b).stdout.splitlines()
     assert [line.split()[1:4] for line in table if line.split()[:1] == ["device_energy_joules_per_token"]] == [["-", "-", "-"]]
-    assert "did you mean" in compare(satune, a, b, "--max-rise", "device_energy_joules=1", code=2).stderr
+    assert "both sides have" in compare(satune, a, b, "--max-rise", "device_energy_joules_per_token=1", code=2).stderr
     # Three steps of 2 s at 50 W, 101 to 103 tokens a second.
     card = rows(compare(satune, a, run("card", [3.0, 2.0, 1.0], 1.5, texts, device_power_w=50.0), "--json"))
     assert card["device_energy_joules"]["b"] == 300 and card["device_energy_joules"]["a"] is None
