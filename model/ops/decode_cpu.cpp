@@ -40,6 +40,12 @@ constexpr int64_t place(int64_t i) {
   return i;
 }
 
+/// What is left over after whole blocks. Said so, because whether the compiler fuses a product and a sum by
+/// itself may depend on how many of them stand side by side, and then so would the bits.
+inline float fused(float a, float b, float sum) {
+  return __builtin_fmaf(a, b, sum);
+}
+
 inline float sum_of_lanes(Floats x) {
   return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
@@ -70,7 +76,7 @@ inline __attribute__((always_inline)) void product_tile(const float* x, const T*
   for (int m = 0; m < M; ++m) {
     for (int r = 0; r < R; ++r) {
       float sum = sum_of_lanes(sums[m][r]);
-      for (int64_t k = i; k < inputs; ++k) sum += x[m * inputs + k] * load(weight[r * inputs + k]);
+      for (int64_t k = i; k < inputs; ++k) sum = fused(x[m * inputs + k], load(weight[r * inputs + k]), sum);
       y[m * y_stride + r] = sum;
     }
   }
@@ -121,7 +127,8 @@ void weighted(const float* weights, int64_t stride, const T* values, int64_t len
   for (; d < width; ++d) {
     for (int m = 0; m < M; ++m) {
       float sum = 0;
-      for (int64_t t = 0; t < length; ++t) sum += weights[m * stride + t] * load(values[t * width + d]);
+      for (int64_t t = 0; t < length; ++t)
+        sum = fused(weights[m * stride + t], load(values[t * width + d]), sum);
       out[m * width + d] = sum;
     }
   }
