@@ -148,6 +148,7 @@ std::string_view RecordScanner::element() {
   inside_ = true;
   recovered_ = false;
   int depth = 0;
+  bool closed = false;
   for (; !at_end(); advance()) {
     const char c = peek();
     if (c == '"') {
@@ -158,13 +159,14 @@ std::string_view RecordScanner::element() {
       if (depth == 0) break;
       if (--depth == 0) {
         advance();
+        closed = true;
         break;
       }
     } else if (c == ',' && depth == 0) {
       break;
     }
   }
-  if (at_end()) throw cut_off("inside");
+  if (at_end() && !closed) throw cut_off("inside");
   inside_ = false;
   return text_.substr(begin_, position_ - begin_);
 }

@@ -241,8 +241,10 @@ at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weight
   forward_until_act(context, weights, anchor, record);
   at::Tensor out_NC =
       linear_residual_forward(record.act_NF, context.weights.tensor(weights.down), record.mid_NC);
-  observe(observer, layer, "q", record.q_NHD);
-  observe(observer, layer, "k", record.k_NKD);
+  if (anchor == nullptr) {  // a shared layer's are its anchor's
+    observe(observer, layer, "q", record.q_NHD);
+    observe(observer, layer, "k", record.k_NKD);
+  }
   observe(observer, layer, "v", record.v_NKD);
   observe(observer, layer, "attention", record.attention.out_NHD.flatten(1));
   observe(observer, layer, "out", out_NC);

@@ -233,12 +233,12 @@ TEST(LayerAnalysis, NumbersThatAreNotFiniteAreRefused) {
   };
   Llama inside = byte_model();
   inside.weights().tensor("model.layers.2.mlp.down_proj.weight").fill_(std::nan(""));
-  EXPECT_THAT(message(inside), testing::HasSubstr("broken: hidden states of document 0"));
+  EXPECT_THAT(message(inside), testing::HasSubstr("broken: found hidden states of document 0"));
   EXPECT_THAT(message(inside), testing::HasSubstr("after layer 2"));
   // Every layer is sound and the loss is not.
   Llama loss = byte_model();
   loss.weights().tensor("model.norm.weight").fill_(std::nan(""));
-  EXPECT_THAT(message(loss), testing::HasSubstr("broken: a loss that is not finite"));
+  EXPECT_THAT(message(loss), testing::HasSubstr("broken: found a loss that is not finite"));
 }
 
 TEST(LayerAnalysis, LayersThatCannotBeSharedAreRefusedByTheConfigAlone) {

@@ -76,7 +76,7 @@ TEST(Sampler, TopPOfALargeVocabulary) {
     std::set<int32_t> seen;
     for (int i = 0; i < 400; ++i) seen.insert(sampler.next(logits));
     EXPECT_TRUE(std::includes(nucleus.begin(), nucleus.end(), seen.begin(), seen.end())) << top_p;
-    EXPECT_GT(seen.size(), 100u);
+    EXPECT_GT(seen.size(), std::min<size_t>(nucleus.size(), 400) / 2);
   }
 }
 

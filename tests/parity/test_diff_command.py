@@ -185,4 +185,4 @@ def test_diff_of_two_runs_refuses(satune, stories, tmp_path):
     assert "id 512" in error("--with-precision", "bf16", "--tokens", "1,512")
     assert '"fp8"' in error("--with-precision", "fp8", "--tokens", "1")
     if not torch.cuda.is_available():
-        assert "cuda" in error("--with-device", "cuda", "--tokens", "1", code=3)
+        assert "found 0 CUDA cards" in error("--with-device", "cuda", "--tokens", "1", code=3)

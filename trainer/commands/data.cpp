@@ -74,7 +74,11 @@ struct Encoding {
 std::vector<Encoding> load_encodings(const DataCommand& options) {
   std::vector<Encoding> encodings;
   for (const std::string& model : options.models) {
-    const std::filesystem::path directory = resolve_model_directory(model);
+    // A folder with a tokenizer alone will do.
+    std::error_code error;
+    const std::filesystem::path directory = std::filesystem::is_directory(model, error)
+                                                ? std::filesystem::path(model)
+                                                : resolve_model_directory(model);
     Encoding encoding{model, load_tokenizer(directory), {}};
     for (const std::string& name : options.templates)
       encoding.templates.push_back(PromptTemplate::load(name));
