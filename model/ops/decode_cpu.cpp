@@ -1,5 +1,9 @@
 #include <algorithm>
 
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
+
 #include "model/ops/decode_kernels.h"
 #include "model/ops/fast_exp.h"
 
@@ -40,10 +44,21 @@ constexpr int64_t place(int64_t i) {
   return i;
 }
 
-/// What is left over after whole blocks. Said so, because whether the compiler fuses a product and a sum by
-/// itself may depend on how many of them stand side by side, and then so would the bits.
+/// Said so, because whether the compiler fuses a product and a sum by itself depends on how many of them
+/// stand side by side, and then so would the bits (it is told not to: -ffp-contract=off).
 inline float fused(float a, float b, float sum) {
+#ifdef __FMA__
   return __builtin_fmaf(a, b, sum);
+#else
+  return a * b + sum;
+#endif
+}
+inline Floats fused(Floats a, Floats b, Floats sum) {
+#ifdef __FMA__
+  return _mm256_fmadd_ps(a, b, sum);
+#else
+  return a * b + sum;
+#endif
 }
 
 inline float sum_of_lanes(Floats x) {
@@ -64,13 +79,13 @@ inline __attribute__((always_inline)) void product_tile(const float* x, const T*
     for (int m = 0; m < M; ++m) {
       const Floats row = load_lanes(x + m * inputs + i);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[m][r] += row * w[r].low;
+      for (int r = 0; r < R; ++r) sums[m][r] = fused(row, w[r].low, sums[m][r]);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Floats row = load_lanes(x + m * inputs + i + kLanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[m][r] += row * w[r].high;
+      for (int r = 0; r < R; ++r) sums[m][r] = fused(row, w[r].high, sums[m][r]);
     }
   }
   for (int m = 0; m < M; ++m) {
@@ -106,8 +121,9 @@ inline void weighted_block(const float* weights, int64_t stride, const T* values
     const Block value = load_block(values + t * width);
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      sums[m].low += weights[m * stride + t] * value.low;
-      sums[m].high += weights[m * stride + t] * value.high;
+      const Floats weight = weights[m * stride + t] - Floats{};
+      sums[m].low = fused(weight, value.low, sums[m].low);
+      sums[m].high = fused(weight, value.high, sums[m].high);
     }
   }
   for (int m = 0; m < M; ++m) {

@@ -67,7 +67,8 @@ def test_a_broken_array_is_read_on(satune, tmp_path):
     path.write_text(f"[{good},\n{good}\n{good},\n{unclosed},\n{good},\n]")
     report = data(satune, path)
     assert report["records"] == 5
-    assert listed(report, "broken_file") == [2, 4, 5], "no comma after 2, a string of 4 has no end, one comma too many"
+    assert listed(report, "broken_file") == [2, 5], "a comma is missing after 2; one is too many after 5"
+    assert listed(report, "invalid_json") == [4]
     assert listed(report, "duplicate") == [2, 3, 5]
 
     path.write_text(f"[{good},\n{good[:-1]},\n{good},\n{good}")
