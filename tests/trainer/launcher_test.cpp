@@ -125,6 +125,10 @@ TEST(LaunchedRanks, TwoRunsHaveDifferentIdsAndPorts) {
   b >> id_b >> port_b;
   EXPECT_NE(id_a, id_b);
   EXPECT_NE(port_a, port_b);
+  for (Launched* run : {&one, &other}) {  // a launcher that is killed could not end a shell that waits
+    run->send(SIGTERM);
+    run->wait();
+  }
 }
 
 struct Ends {
