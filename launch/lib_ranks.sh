@@ -69,7 +69,10 @@ start_ranks() {
   trap 'pass_on USR1' USR1
   while kill -0 "$starter" 2>/dev/null; do
     if [[ -z $told ]]; then
-      wait "$starter" || true # until it ends or a trap has run
+      # Ends when a trap has run. Not until the starter ends: a signal that comes just before bash begins to wait
+      # would be looked at only then.
+      sleep 0.2 &
+      wait $! || true
     else
       end_restarted_ranks
       sleep 0.2
