@@ -70,6 +70,7 @@ Json data_report_json(const DataReport& report) {
                {"readable", survey.readable()},
                {"with_input", records_with_input(survey)},
                {"ignored_keys", survey.ignored_keys},
+               {"unread", survey.unread.empty() ? Json(nullptr) : Json(survey.unread)},
                {"characters", statistics_json(report.characters)},
                {"max_length", report.policy.max_length},
                {"overlength", overlength_name(report.policy.overlength)},

@@ -42,6 +42,7 @@ std::string head(const DataReport& report) {
   for (const auto& [key, count] : survey.ignored_keys)
     ignored += fmt::format("{}{} ({})", ignored.empty() ? "" : ", ", quote_json(key), count);
   if (!ignored.empty()) text += line("not read", "keys " + ignored);
+  if (!survey.unread.empty()) text += line("not read", survey.unread);
   text += line("characters", figures(report.characters));
   if (report.variants.empty()) {
     text += bars(report.characters);

@@ -9,8 +9,6 @@
 namespace satune {
 namespace {
 
-constexpr int kMostRunOut = 64;
-
 /// parse_json says ":line:column: what" of the record's own text; the user wants the place in the file.
 BadInput relocated(std::string_view message, const RawRecord& raw, const std::string& name) {
   size_t line = 0, column = 0;
@@ -50,7 +48,7 @@ std::optional<RawRecord> RecordScanner::next() {
 bool RecordScanner::recover() {
   if (inside_) {  // without its closing bracket the record ran to the end of the file
     if (++ran_out_ > kMostRunOut) return false;
-    const auto next = next_beginning();
+    const auto next = next_beginning(text_.size());
     if (next) go_on_at(*next);
     return next.has_value();
   }
@@ -60,20 +58,23 @@ bool RecordScanner::recover() {
 }
 
 void RecordScanner::rescan() {
-  if (!is_array_) return;
-  if (const auto next = next_beginning(); next && *next < position_) go_on_at(*next);
+  if (!is_array_ || (string_cut_ && none_follow_)) return;
+  const auto next = next_beginning(string_cut_ ? text_.size() : position_);
+  if (next) go_on_at(*next);
+  // Once is enough: a file of many such records would be searched to its end for each.
+  if (string_cut_ && !next) none_follow_ = true;
 }
 
-std::optional<size_t> RecordScanner::next_beginning() const {
+std::optional<size_t> RecordScanner::next_beginning(size_t limit) const {
   const auto indent = [&](size_t line_begin) {
     return text_.find_first_not_of(" \t", line_begin) - line_begin;
   };
-  const size_t before = text_.rfind('\n', begin_);
-  const size_t own_line = before == std::string_view::npos ? 0 : before + 1;
+  const size_t own_line = begin_line_begin_;
   const bool first_of_line = own_line + indent(own_line) == begin_;
-  for (size_t end = text_.find('\n', begin_); end != std::string_view::npos;
-       end = text_.find('\n', end + 1)) {
-    const size_t first = text_.find_first_not_of(" \t", end + 1);
+  const std::string_view searched = text_.substr(0, limit);
+  for (size_t end = searched.find('\n', begin_); end != std::string_view::npos;
+       end = searched.find('\n', end + 1)) {
+    const size_t first = searched.find_first_not_of(" \t", end + 1);
     if (first == std::string_view::npos) break;
     if (text_[first] == '{' && (!first_of_line || first - (end + 1) == indent(own_line))) return first;
   }
@@ -145,14 +146,20 @@ std::optional<RawRecord> RecordScanner::next_of_array() {
 std::string_view RecordScanner::element() {
   begin_ = position_;
   begin_line_ = line_;
+  begin_line_begin_ = line_begin_;
   inside_ = true;
+  string_cut_ = false;
   recovered_ = false;
   int depth = 0;
   bool closed = false;
   for (; !at_end(); advance()) {
     const char c = peek();
     if (c == '"') {
-      skip_string();
+      if (!skip_string()) {
+        advance();  // the line's end, which the parser names
+        closed = string_cut_ = true;
+        break;
+      }
     } else if (c == '{' || c == '[') {
       ++depth;
     } else if (c == '}' || c == ']') {
@@ -171,15 +178,16 @@ std::string_view RecordScanner::element() {
   return text_.substr(begin_, position_ - begin_);
 }
 
-/// From the opening quote to the closing one. No JSON string holds a line's end: one that is not closed ends
-/// there, so that the record it spoils is the only one.
-void RecordScanner::skip_string() {
+/// From the opening quote to the closing one. No JSON string holds a line's end: false there, so that the
+/// record it spoils is the only one.
+bool RecordScanner::skip_string() {
   advance();
   while (!at_end() && peek() != '"' && peek() != '\n') {
     if (peek() == '\\') advance();
     if (!at_end()) advance();
   }
   if (at_end()) throw cut_off("inside");
+  return peek() == '"';
 }
 
 BadInput RecordScanner::cut_off(std::string_view place) const {

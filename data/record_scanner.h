@@ -40,16 +40,21 @@ class RecordScanner {
   /// of the file is not read then.
   bool recover();
 
-  /// After a record of an array that is no JSON: its end may be wrong too, so it goes back to where the next
-  /// one seems to begin, a '{' that stands on its line as this one does.
+  /// After a record of an array that is no JSON: its end may be wrong too, so it goes back, or on from a
+  /// string that a line's end cut off, to where the next one seems to begin, a '{' that stands on its line as
+  /// this one does.
   void rescan();
 
   bool is_array() const { return is_array_; }
   size_t bytes() const { return file_.bytes().size(); }
-  size_t number() const { return number_; }  ///< of the last record begun; 0 = none
-  size_t line() const { return line_; }      ///< where the scanner stands, from 1
+  size_t number() const { return number_; }                ///< of the last record begun; 0 = none
+  size_t line() const { return line_; }                    ///< where the scanner stands, from 1
+  size_t begin_line() const { return begin_line_; }        ///< of the last record of an array, from 1
+  bool gave_up() const { return ran_out_ > kMostRunOut; }  ///< recover() did: the rest is not read
 
  private:
+  static constexpr int kMostRunOut = 64;
+
   bool at_end() const { return position_ == text_.size(); }
   char peek() const { return text_[position_]; }
   void advance();
@@ -58,9 +63,9 @@ class RecordScanner {
   std::optional<RawRecord> next_line();
   std::optional<RawRecord> next_of_array();
   std::string_view element();
-  std::optional<size_t> next_beginning() const;
+  std::optional<size_t> next_beginning(size_t limit) const;
   void go_on_at(size_t position);
-  void skip_string();
+  bool skip_string();
   BadInput cut_off(std::string_view place) const;
 
   MappedFile file_;
@@ -70,10 +75,12 @@ class RecordScanner {
   size_t line_ = 1, line_begin_ = 0;
   size_t number_ = 0;
   bool is_array_ = false;
-  size_t begin_ = 0, begin_line_ = 1;  ///< of the last record of an array
-  bool inside_ = false;                ///< its end was not found
-  int ran_out_ = 0;                    ///< how often recover() was called then
-  bool recovered_ = false;             ///< the next one needs no comma before it
+  size_t begin_ = 0, begin_line_ = 1, begin_line_begin_ = 0;  ///< of the last record of an array
+  bool string_cut_ = false;                                   ///< it ends where a line ended within a string
+  bool none_follow_ = false;  ///< a search found no further record that begins a line
+  bool inside_ = false;       ///< its end was not found
+  int ran_out_ = 0;           ///< how often recover() was called then
+  bool recovered_ = false;    ///< the next one needs no comma before it
 };
 
 /// The record's JSON object. Throws BadInput whose place is that in the file.

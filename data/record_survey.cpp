@@ -41,7 +41,8 @@ class Survey {
                 .documents = {},
                 .lines = {},
                 .ignored_keys = {},
-                .problems = DataProblems(listed)} {}
+                .problems = DataProblems(listed),
+                .unread = {}} {}
 
   RecordSurvey run() {
     while (true) {
@@ -54,6 +55,11 @@ class Survey {
         note_first(error);
         add(ProblemKind::kBrokenFile, scanner_.number(), scanner_.line(), without_file(error.what()));
         if (scanner_.recover()) continue;
+        // Beside the problems, of which the first few alone are listed: the counts are not those of the file.
+        if (scanner_.gave_up())
+          survey_.unread =
+              fmt::format("what follows record {} (line {}): too many records up to it have no end",
+                          scanner_.number(), scanner_.begin_line());
         break;
       }
     }
@@ -181,7 +187,8 @@ RecordSurvey survey_text_file(const std::filesystem::path& path, size_t listed) 
                       .documents = {},
                       .lines = {1},
                       .ignored_keys = {},
-                      .problems = DataProblems(listed)};
+                      .problems = DataProblems(listed),
+                      .unread = {}};
   if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
   if (text.empty()) throw bad_input(path.string(), "an empty file", "text");
   size_t line = 1;

@@ -31,9 +31,17 @@ class Tokenizer {
 
   virtual std::optional<int32_t> bos_id() const = 0;
   virtual std::optional<int32_t> eos_id() const = 0;
-  /// Whether bos_id() stands before a text that transformers' tokenizer of the same directory encodes: as the
-  /// post_processor of tokenizer.json has it, where there is one; else add_bos_token of
-  /// tokenizer_config.json; else yes. False without a BOS. encode() adds none either way.
+  /// Whether bos_id() stands before a text that transformers' tokenizer of the same directory encodes.
+  /// encode() adds none either way.
+  /// - With a tokenizer.json its post_processor decides: yes where the first token that it puts before a text
+  ///   is bos_id(). add_bos_token and tokenizer_class of tokenizer_config.json count nothing then. That is
+  ///   transformers 5 for every tokenizer_class, and 4.57 for all but LlamaTokenizer and LlamaTokenizerFast,
+  ///   for which 4.57 follows add_bos_token (true by default) instead.
+  /// - Without one add_bos_token decides; true where it is not said, as in 4.57 and in Meta's own code
+  ///   (transformers 5 documents that, and adds none).
+  /// - False without a BOS.
+  /// add_eos_token is not followed: what is trained ends with EOS anyway (templates, encode_document()), and
+  /// a prompt that did would be a finished text.
   virtual bool adds_bos() const = 0;
   /// Id of a special token by its text, e.g. "<|eot_id|>".
   virtual std::optional<int32_t> special_id(std::string_view text) const = 0;

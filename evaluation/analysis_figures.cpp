@@ -34,6 +34,11 @@ std::vector<std::vector<double>> neighbour_similarity(const at::Tensor& cosines_
   return rows_of(head_similarity(cosines_LHLH).diagonal(-1, 1, 2).t());
 }
 
+/// A model of one layer has nothing to set beside it.
+bool has_layer_pairs(const ModelAnalysis& model) {
+  return model.config.num_hidden_layers > 1;
+}
+
 Drawing similarity_figure(const ModelAnalysis& model) {
   Heatmap heatmap;
   const at::Tensor values = layer_similarity(model.cosines_LHLH);
@@ -166,6 +171,7 @@ Drawing neighbours_figure(const AnalysisReport& report) {
                   .y_axis = "cosine similarity",
                   .curves = {}};
   for (const ModelAnalysis& model : report.models) {
+    if (!has_layer_pairs(model)) continue;
     Curve curve{model_title(model), {}, {}};
     const at::Tensor values = layer_similarity(model.cosines_LHLH).diagonal(-1);
     for (int64_t i = 0; i < values.size(0); ++i) {
@@ -182,7 +188,7 @@ std::vector<std::string> runs_of(const AnalysisReport& report) {
   std::map<std::string, int> snapshots;
   std::vector<std::string> runs;
   for (const ModelAnalysis& model : report.models)
-    if (model.step && ++snapshots[model.name] == 2) runs.push_back(model.name);
+    if (model.step && has_layer_pairs(model) && ++snapshots[model.name] == 2) runs.push_back(model.name);
   return runs;
 }
 
@@ -223,8 +229,10 @@ std::vector<NamedFigure> analysis_figures(const AnalysisReport& report) {
     const auto add = [&](const char* name, Drawing drawing) {
       figures.push_back({prefix + name, i, std::move(drawing)});
     };
-    add("similarity", similarity_figure(model));
-    add("head-similarity", head_figure(model));
+    if (has_layer_pairs(model)) {
+      add("similarity", similarity_figure(model));
+      add("head-similarity", head_figure(model));
+    }
     if (model.isotropy.documents > 0) {
       add("isotropy", isotropy_figure(model));
       add("hidden-states", hidden_figure(model));
@@ -232,7 +240,8 @@ std::vector<NamedFigure> analysis_figures(const AnalysisReport& report) {
     if (!model.candidates.empty()) add("spans", span_figure(model));
     if (!model.frontier.empty()) add("shared-layers", frontier_figure(model));
   }
-  figures.push_back({"neighbours", count, neighbours_figure(report)});
+  if (std::any_of(report.models.begin(), report.models.end(), has_layer_pairs))
+    figures.push_back({"neighbours", count, neighbours_figure(report)});
   const std::vector<std::string> runs = runs_of(report);
   if (!runs.empty()) figures.push_back({"steps", count, steps_figure(report, runs)});
   return figures;

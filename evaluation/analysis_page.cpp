@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "evaluation/analysis_report.h"
 #include "evaluation/figures/html_page.h"
 
@@ -71,7 +73,7 @@ void add_model(HtmlPage& page, const AnalysisReport& report, size_t index,
   for (const NamedFigure& figure : figures)
     if (figure.model == index) page.figure(figure.drawing);
   if (!model.frontier.empty()) page.table(frontier_table(model));
-  page.table(assignment_table(model));
+  if (!model.assignments.empty()) page.table(assignment_table(model));
 }
 
 }  // namespace
@@ -82,14 +84,18 @@ std::string analysis_page(const AnalysisReport& report, const std::vector<NamedF
   for (const auto& [key, value] : report.settings.items())
     settings += fmt::format(", {}: {}", key, value.is_string() ? value.get<std::string>() : value.dump());
   page.paragraph("Data: " + settings + ".");
-  if (report.models.size() > 1) {
+  const bool together = std::any_of(figures.begin(), figures.end(), [&](const NamedFigure& figure) {
+    return figure.model == report.models.size();
+  });
+  if (report.models.size() > 1 && together) {
     page.heading("All models");
     for (const NamedFigure& figure : figures)
       if (figure.model == report.models.size()) page.figure(figure.drawing);
   }
   for (size_t i = 0; i < report.models.size(); ++i) add_model(page, report, i, figures);
   page.heading("What is measured");
-  for (const auto& [key, value] : analysis_json({report.data, Json::object(), {}})["definitions"].items())
+  const Json definitions = analysis_json({report.data, Json::object(), {}})["definitions"];
+  for (const auto& [key, value] : definitions.items())
     page.paragraph(key + ": " + value.get<std::string>() + ".");
   return page.text();
 }

@@ -61,6 +61,7 @@ struct NamedFigure {
   size_t model = 0;  ///< index; models.size() = of all together
   Drawing drawing;
 };
+/// Those that there is something for: a model of one layer has no similarities and no spans.
 std::vector<NamedFigure> analysis_figures(const AnalysisReport& report);
 
 std::string analysis_page(const AnalysisReport& report, const std::vector<NamedFigure>& figures);

@@ -153,7 +153,10 @@ ModelAnalysis analyze_model(const std::string& name, const Llama& model, const A
         "layer "
         "and its anchor are alike by construction (similarity 1), and no further span is measured.",
         describe_sharing(model.config().sharing));
-  } else if (options.max_span > 0 && model.config().num_hidden_layers > 1) {
+  } else if (model.config().num_hidden_layers == 1) {
+    analysis.note =
+        "This model has one layer: there are no layers to compare, and there is nothing that could share.";
+  } else if (options.max_span > 0) {
     SpanStudy study(model, documents, analysis, progress);
     study.measure_candidates(options);
     study.measure_frontier();

@@ -31,9 +31,10 @@ void check_analysis_options(const AnalysisOptions& options, const ModelConfig& c
 
 /// Measures similarity and isotropy on every document; for a dense model also the loss of every candidate
 /// span, then that of the plans which predict_plans() makes of them. A model that shares already is analysed
-/// as it computes, a shared layer having its anchor's weights, and the note says that no span was measured.
-/// Throws BadInput as check_analysis_options() does, and naming model and document where the model's own
-/// hidden states or loss are not finite. A plan under which the loss is not is measured and never suggested.
+/// as it computes, a shared layer having its anchor's weights, and the note says that no span was measured;
+/// so it does of a model of one layer, of which only the isotropy is left. Throws BadInput as
+/// check_analysis_options() does, and naming model and document where the model's own hidden states or loss
+/// are not finite. A plan under which the loss is not is measured and never suggested.
 ModelAnalysis analyze_model(const std::string& name, const Llama& model, const AnalysisDocuments& documents,
                             const AnalysisOptions& options, const AnalysisProgress& progress = {});
 

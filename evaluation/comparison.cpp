@@ -16,12 +16,14 @@ namespace {
 
 void add_tests(MetricComparison& row, const MetricPairs& pairs, const ComparisonOptions& options) {
   if (pairs.items.empty()) return;
-  row.paired_items = static_cast<int64_t>(pairs.items.size());
   RandomStream random(options.seed, "paired bootstrap " + row.name());
-  const PairedDifference difference = paired_bootstrap(pairs.items, pairs.metric, options.resamples, random);
-  row.paired_stderr = difference.standard_error;
-  row.low = difference.low;
-  row.high = difference.high;
+  const std::optional<PairedDifference> difference =
+      paired_bootstrap(pairs.items, pairs.metric, options.resamples, random);
+  if (!difference) return;
+  row.paired_items = static_cast<int64_t>(pairs.items.size());
+  row.paired_stderr = difference->standard_error;
+  row.low = difference->low;
+  row.high = difference->high;
   if (!pairs.right_or_wrong) return;
   int64_t only_a = 0, only_b = 0;
   for (const PairedItem& pair : pairs.items) {
@@ -31,8 +33,9 @@ void add_tests(MetricComparison& row, const MetricPairs& pairs, const Comparison
   row.mcnemar_p = mcnemar_p_value(only_a, only_b);
 }
 
-void compare_task(const std::string& task, const TaskResults& a, const TaskResults& b,
+void compare_task(const std::string& task, const ResultSet& side_a, const ResultSet& side_b,
                   const ComparisonOptions& options, std::vector<MetricComparison>& rows) {
+  const TaskResults &a = side_a.tasks.at(task), &b = side_b.tasks.at(task);
   const std::vector<Metric> others = result_metrics(b.metrics);
   for (const Metric& metric : result_metrics(a.metrics)) {
     const auto other = std::find_if(others.begin(), others.end(),
@@ -42,23 +45,44 @@ void compare_task(const std::string& task, const TaskResults& a, const TaskResul
     row.a_stderr = metric.standard_error;
     row.b_stderr = other->standard_error;
     if (!a.items.empty() && !b.items.empty())
-      add_tests(row, pair_items(a.items, b.items, metric.name), options);
+      add_tests(row,
+                pair_items({a.items, fmt::format("{}: task {}", side_a.name, task)},
+                           {b.items, fmt::format("{}: task {}", side_b.name, task)}, metric.name),
+                options);
     rows.push_back(std::move(row));
   }
 }
 
-void compare_measurements(const Json& a, const Json& b, std::vector<MetricComparison>& rows) {
+std::optional<double> measured_value(const ResultSet& side, const std::string& key) {
+  const auto found = side.measurements.find(key);
+  return found != side.measurements.end() ? std::optional(found->get<double>()) : std::nullopt;
+}
+
+std::optional<double> measured_error(const ResultSet& side, const std::string& key) {
+  const auto found = side.measurement_errors.find(key);
+  return found != side.measurement_errors.end() ? std::optional(found->second) : std::nullopt;
+}
+
+void compare_measurements(const ResultSet& a, const ResultSet& b, const ComparisonOptions& options,
+                          std::vector<MetricComparison>& rows) {
   std::vector<std::string> keys;
   const auto add = [&](const std::string& key) {
     if (std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(key);
   };
-  for (const Json* side : {&a, &b})
-    for (const auto& [key, value] : side->items()) add(key);
+  for (const ResultSet* side : {&a, &b})
+    for (const auto& [key, value] : side->measurements.items()) add(key);
   for (const char* key : kCosts) add(key);
-  const auto value = [](const Json& side, const std::string& key) {
-    return side.contains(key) ? std::optional(side[key].get<double>()) : std::nullopt;
-  };
-  for (const std::string& key : keys) rows.push_back({"", key, value(a, key), value(b, key)});
+  for (const std::string& key : keys) {
+    MetricComparison row{"", key, measured_value(a, key), measured_value(b, key)};
+    row.a_stderr = measured_error(a, key);
+    row.b_stderr = measured_error(b, key);
+    if (row.a_stderr || row.b_stderr) {
+      MetricPairs pairs = pair_items({a.answers, a.name}, {b.answers, b.name}, key);
+      pairs.right_or_wrong = false;  // bytes may all be 0
+      add_tests(row, pairs, options);
+    }
+    rows.push_back(std::move(row));
+  }
 }
 
 }  // namespace
@@ -68,8 +92,8 @@ std::vector<MetricComparison> compare_results(const ResultSet& a, const ResultSe
   check_same_ground(a, b);
   std::vector<MetricComparison> rows;
   for (const auto& [task, results] : a.tasks)
-    if (b.tasks.contains(task)) compare_task(task, results, b.tasks.at(task), options, rows);
-  compare_measurements(a.measurements, b.measurements, rows);
+    if (b.tasks.contains(task)) compare_task(task, a, b, options, rows);
+  compare_measurements(a, b, options, rows);
   return rows;
 }
 

@@ -17,7 +17,7 @@ struct MetricComparison {
   std::string metric;                    ///< of a part of a task "subjects.anatomy.acc"
   std::optional<double> a = {}, b = {};  ///< nothing = that side has not measured it; NaN = it was no number
   std::optional<double> a_stderr = {}, b_stderr = {};
-  int64_t paired_items = 0;                   ///< 0 = no results item by item
+  int64_t paired_items = 0;  ///< 0 = no results item by item, or a resample's metric that is not finite
   std::optional<double> paired_stderr = {};   ///< of b - a, by paired bootstrap
   std::optional<double> low = {}, high = {};  ///< its 95 % interval
   std::optional<double> mcnemar_p = {};       ///< of metrics that are right or wrong
@@ -35,7 +35,8 @@ struct ComparisonOptions {
 /// Every number that both sides have, tasks first; then what either measured of the whole, and kCosts whether
 /// measured or not. Throws BadInput where the two cannot be compared: no task in common; a task whose
 /// fingerprints differ, the error telling which of data, template and tokenizer; or without fingerprints
-/// another number of items, tokens or records left out; runs on other texts; answers to other prompts.
+/// another number of items, tokens or records left out; runs on other texts; answers to other prompts; and
+/// for an item whose result is null where a number belongs, naming side, task and item.
 std::vector<MetricComparison> compare_results(const ResultSet& a, const ResultSet& b,
                                               const ComparisonOptions& options = {});
 

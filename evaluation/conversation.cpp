@@ -39,6 +39,10 @@ void Conversation::answer(std::span<const int32_t> tokens, std::string_view text
   turn.insert(turn.end(), sample.tokens.begin() + sample.prompt_length, sample.tokens.end());
 }
 
+size_t Conversation::least_tokens() const {
+  return turns_.back().size() + (tokenizer_.bos_id() && !template_has_bos_ ? 1 : 0);
+}
+
 std::vector<int32_t> Conversation::tokens() const {
   std::vector<int32_t> tokens;
   if (tokenizer_.bos_id() && !template_has_bos_) tokens.push_back(*tokenizer_.bos_id());

@@ -26,6 +26,8 @@ class Conversation {
 
   /// BOS and all turns: what the model reads.
   std::vector<int32_t> tokens() const;
+  /// How many they are when all turns but the last are forgotten; after an ask().
+  size_t least_tokens() const;
   /// Takes back the last ask().
   void withdraw() { turns_.pop_back(); }
   size_t turns() const { return turns_.size(); }

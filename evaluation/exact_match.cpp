@@ -60,6 +60,8 @@ class ExactMatch final : public Task {
     return json;
   }
 
+  Json result_form(int64_t /*item*/) const override { return {{"exact_match", 0}}; }
+
   std::string fingerprint() const override {
     TaskFingerprint fingerprint("exact_match");
     for (const EncodedSample& sample : records_.samples) fingerprint.add(sample.tokens, sample.prompt_length);

@@ -85,6 +85,12 @@ class AnswerTask final : public Task {
     return json;
   }
 
+  Json result_form(int64_t /*item*/) const override {
+    Json form = Json::object();
+    for (const AnswerExtraction& extraction : rules_.extractions) form[extraction.metric] = 0;
+    return form;
+  }
+
   std::string fingerprint() const override {
     TaskFingerprint fingerprint(name_);
     for (size_t i = 0; i < prompts_.size(); ++i) {

@@ -1,6 +1,7 @@
 // Which of the anchor's heads serves which head of a layer best.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 

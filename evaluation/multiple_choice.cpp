@@ -101,6 +101,12 @@ class ChoiceTask final : public Task {
     return json;
   }
 
+  Json result_form(int64_t item) const override {
+    return {{"log_likelihoods", std::vector<double>(sequences_[static_cast<size_t>(item)].size())},
+            {"acc", 0},
+            {"acc_norm", 0}};
+  }
+
   std::string fingerprint() const override {
     TaskFingerprint fingerprint(name_);
     for (size_t i = 0; i < items_.size(); ++i) {
@@ -138,11 +144,11 @@ class ChoiceTask final : public Task {
     return json;
   }
 
-  static void add_counted(Json& json, const std::string& key, double (*metric)(const ConfusionCounts&),
-                          const std::vector<Json>& results) {
+  void add_counted(Json& json, const std::string& key, double (*metric)(const ConfusionCounts&),
+                   const std::vector<Json>& results) const {
     ConfusionCounts counts(2);
-    for (const Json& result : results)
-      counts.add(result["gold"], index_of_largest(result["log_likelihoods"].get<std::vector<double>>()));
+    for (size_t i = 0; i < results.size(); ++i)
+      counts.add(items_[i].gold, index_of_largest(results[i]["log_likelihoods"].get<std::vector<double>>()));
     add_metric(json, key, metric(counts), jackknife_error(counts, metric));
   }
 

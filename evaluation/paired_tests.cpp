@@ -21,8 +21,8 @@ double quantile(const std::vector<double>& sorted, double q) {
 
 }  // namespace
 
-PairedDifference paired_bootstrap(const std::vector<PairedItem>& items, Statistic metric, int64_t resamples,
-                                  RandomStream& random) {
+std::optional<PairedDifference> paired_bootstrap(const std::vector<PairedItem>& items, Statistic metric,
+                                                 int64_t resamples, RandomStream& random) {
   if (items.empty() || resamples < 1) throw std::logic_error("paired_bootstrap: nothing to draw from");
   PairedItem all;
   for (const PairedItem& item : items) {
@@ -39,14 +39,15 @@ PairedDifference paired_bootstrap(const std::vector<PairedItem>& items, Statisti
       add(sums.b, item.b);
     }
     draw = metric(sums.b) - metric(sums.a);
+    if (!std::isfinite(draw)) return std::nullopt;
     mean += draw / static_cast<double>(resamples);
   }
   double squares = 0;
   for (const double draw : draws) squares += (draw - mean) * (draw - mean);
   std::sort(draws.begin(), draws.end());
-  return {metric(all.b) - metric(all.a),
-          std::sqrt(squares / static_cast<double>(std::max<int64_t>(resamples - 1, 1))),
-          quantile(draws, 0.025), quantile(draws, 0.975)};
+  return PairedDifference{metric(all.b) - metric(all.a),
+                          std::sqrt(squares / static_cast<double>(std::max<int64_t>(resamples - 1, 1))),
+                          quantile(draws, 0.025), quantile(draws, 0.975)};
 }
 
 double mcnemar_p_value(int64_t only_a, int64_t only_b) {

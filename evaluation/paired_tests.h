@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "data/random.h"
@@ -29,9 +30,10 @@ struct PairedDifference {
 };
 
 /// Paired bootstrap (Efron and Tibshirani 1993): items are drawn with replacement, each with both its
-/// results, and d is taken anew. Throws std::logic_error without items or resamples.
-PairedDifference paired_bootstrap(const std::vector<PairedItem>& items, Statistic metric, int64_t resamples,
-                                  RandomStream& random);
+/// results, and d is taken anew. Nothing where d of a resample is not finite (a perplexity beyond the range
+/// of doubles): such draws have no order. Throws std::logic_error without items or resamples.
+std::optional<PairedDifference> paired_bootstrap(const std::vector<PairedItem>& items, Statistic metric,
+                                                 int64_t resamples, RandomStream& random);
 
 /// McNemar's exact test (two-sided binomial): of the items that one side alone has right, `only_a` and
 /// `only_b`, how likely is a split at least as uneven if both sides are as good? 1 where there are none.

@@ -6,16 +6,21 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <string_view>
 
 #include "data/files/error.h"
 
 namespace satune {
 namespace {
 
-bool lower_is_better(const std::string& metric) {
+/// By the metric's own name: what the task or a part of it is called ("time_questions.acc") says nothing.
+bool lower_is_better(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  const std::string_view metric = dot == std::string_view::npos ? name : name.substr(dot + 1);
+  if (metric.ends_with("_saved")) return false;
   for (const char* word :
        {"loss", "perplexity", "bits", "bytes", "seconds", "time_", "joules", "power", "parameters"})
-    if (metric.find(word) != std::string::npos) return true;
+    if (metric.find(word) != std::string_view::npos) return true;
   return false;
 }
 

@@ -64,6 +64,8 @@ class Perplexity final : public Task {
     return json;
   }
 
+  Json result_form(int64_t /*item*/) const override { return {{"loss", 0}, {"tokens", 0}}; }
+
   std::string fingerprint() const override {
     TaskFingerprint fingerprint("perplexity");
     for (const DocumentWindow& item : windows_) {

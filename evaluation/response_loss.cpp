@@ -44,6 +44,8 @@ class ResponseLoss final : public Task {
     return json;
   }
 
+  Json result_form(int64_t /*item*/) const override { return {{"loss", 0}, {"tokens", 0}}; }
+
   std::string fingerprint() const override {
     TaskFingerprint fingerprint("response_loss");
     for (const EncodedSample& sample : records_.samples) fingerprint.add(sample.tokens, sample.prompt_length);

@@ -2,17 +2,20 @@
 
 #include <fmt/format.h>
 
+#include <fstream>
 #include <limits>
 #include <system_error>
 
 #include "data/files/error.h"
 #include "evaluation/run_results.h"
+#include "evaluation/sums.h"
 
 namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::string_view kExpected = "a report of satune eval --output or generate --json, or a run folder";
+constexpr std::string_view kExpected =
+    "a report of satune eval --output, generate --json or generate --prompts, or a run folder";
 
 /// By run name ("TASK", or "TASK @ LAYERS ANCHOR" under a plan) and fingerprint.
 using ItemFile = std::map<std::string, std::map<std::string, ItemResults>>;
@@ -53,16 +56,17 @@ TaskFingerprints read_fingerprints(const Json& report, const std::string& task, 
   if (!own.is_object()) throw bad_input(where + "." + task, describe_json(&own), "an object");
   const std::string place = where + "." + task;
   return {text_of(own, "items", place), text_of(own, "data", place), text_of(own, "template", place),
-          text_of(own, "tokenizer", place)};
+          text_of(own, "tokenizer", place), true};
 }
 
 /// A file also keeps what earlier runs found on other data: they count for nothing. A report without
 /// fingerprints has that of its items, where there is no doubt.
 void take_items(const std::map<std::string, ItemResults>& found, TaskResults& task) {
   std::vector<const std::pair<const std::string, ItemResults>*> complete;
+  const char* count = task.metrics.contains("windows") ? "windows" : "n";
   for (const auto& each : found) {
     const bool right = task.fingerprints.items.empty() || task.fingerprints.items == each.first;
-    if (right && (!task.metrics.contains("n") || task.metrics["n"] == each.second.size()))
+    if (right && (!task.metrics.contains(count) || task.metrics[count] == each.second.size()))
       complete.push_back(&each);
   }
   if (complete.size() != 1) return;
@@ -75,17 +79,65 @@ void read_numbers(const Json& report, Json& measurements) {
     if (value.is_number()) measurements[key] = value;
 }
 
+/// The numbers of an answer of generate, with the time of a token after the first.
+Json answer_numbers(const Json& answer) {
+  Json numbers = Json::object();
+  read_numbers(answer, numbers);
+  const auto number = [&](const char* key) { return numbers.value(key, 0.0); };
+  const size_t tokens =
+      answer.contains("tokens") && answer["tokens"].is_array() ? answer["tokens"].size() : 0;
+  const double seconds = number("seconds"), first = number("time_to_first_token_s");
+  if (tokens > 1 && first > 0 && seconds > first)
+    numbers["time_per_token_s"] = (seconds - first) / static_cast<double>(tokens - 1);
+  return numbers;
+}
+
 ResultSet read_answer(const Json& report, const std::string& name) {
   ResultSet set;
   set.name = name;
-  set.prompt = report["prompt"].get<std::string>();
-  read_numbers(report, set.measurements);
-  const auto number = [&](const char* key) { return set.measurements.value(key, 0.0); };
-  const size_t tokens =
-      report.contains("tokens") && report["tokens"].is_array() ? report["tokens"].size() : 0;
-  const double seconds = number("seconds"), first = number("time_to_first_token_s");
-  if (tokens > 1 && first > 0 && seconds > first)
-    set.measurements["time_per_token_s"] = (seconds - first) / static_cast<double>(tokens - 1);
+  set.prompts[1] = report["prompt"].get<std::string>();
+  set.measurements = answer_numbers(report);
+  return set;
+}
+
+/// Whether this is JSONL of generate --prompts, whatever its name: a line begins with the prompt's number.
+bool is_answer_file(const fs::path& path) {
+  constexpr std::string_view kBegin = "{\"number\"";
+  std::string begin(kBegin.size(), '\0');
+  std::ifstream file(path, std::ios::binary);
+  return file.read(begin.data(), static_cast<std::streamsize>(begin.size())) && begin == kBegin;
+}
+
+ResultSet read_answers(const fs::path& path) {
+  constexpr std::string_view kAnswer = "an answer of satune generate --prompts";
+  ResultSet set;
+  set.name = path.string();
+  std::map<std::string, RatioSums> sums;
+  std::vector<std::string> keys;
+  for_each_json_line(path, kExpected, [&](int64_t line, const Json& answer) {
+    const std::string where = fmt::format("{} line {}", path.string(), line);
+    if (!answer.is_object()) throw bad_input(where, describe_json(&answer), kAnswer);
+    const auto number = answer.find("number"), prompt = answer.find("prompt");
+    if (number == answer.end() || !number->is_number_integer())
+      throw bad_input(where, number == answer.end() ? "no number" : "number " + number->dump(), kAnswer);
+    if (prompt == answer.end() || !prompt->is_string())
+      throw bad_input(where, prompt == answer.end() ? "no prompt" : "prompt " + prompt->dump(), kAnswer);
+    if (!set.prompts.emplace(number->get<int64_t>(), prompt->get<std::string>()).second)
+      throw bad_input(where, fmt::format("number {} a second time", number->dump()), "each prompt once");
+    Json numbers = answer_numbers(answer);
+    numbers.erase("number");
+    for (const auto& [key, value] : numbers.items()) {
+      if (!sums.contains(key)) keys.push_back(key);
+      sums[key].add(value.get<double>(), 1);
+    }
+    set.answers[number->get<int64_t>()] = std::move(numbers);
+  });
+  if (set.prompts.empty()) throw bad_input(path.string(), "no complete line", kAnswer);
+  for (const std::string& key : keys) {
+    set.measurements[key] = sums[key].ratio();
+    const std::optional<double> error = sums[key].standard_error();
+    if (error && *error > 0) set.measurement_errors[key] = *error;
+  }
   return set;
 }
 
@@ -117,7 +169,8 @@ ResultSet read_report(const Json& report, const std::string& source, const std::
 
 /// What counts items describes the data and is no result.
 bool is_count(std::string_view metric) {
-  return metric == "n" || metric == "tokens" || metric == "over_length" || metric == "step";
+  return metric == "n" || metric == "tokens" || metric == "windows" || metric == "over_length" ||
+         metric == "step";
 }
 
 void add_metrics(const Json& metrics, const std::string& prefix, std::vector<Metric>& found) {
@@ -147,6 +200,7 @@ std::vector<ResultSet> read_results(const fs::path& path) {
       throw bad_input(path.string(), "a folder without metrics.jsonl", kExpected);
     return {read_run_results(path)};
   }
+  if (is_answer_file(path)) return {read_answers(path)};
   const Json report = read_json_file(path);
   if (!report.is_object()) throw bad_input(path.string(), describe_json(&report), kExpected);
   ItemFile items;

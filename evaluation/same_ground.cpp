@@ -16,13 +16,25 @@ bool both_and_different(const std::string& a, const std::string& b) {
   return !a.empty() && !b.empty() && a != b;
 }
 
+bool one_alone(const std::string& a, const std::string& b) {
+  return a.empty() != b.empty();
+}
+
+/// Whether template, tokenizer or data are not the same though the items may be. Data files may differ.
+bool origins_differ(const TaskFingerprints& a, const TaskFingerprints& b) {
+  if (both_and_different(a.prompt_form, b.prompt_form) || both_and_different(a.tokenizer, b.tokenizer))
+    return true;
+  return a.told && b.told &&
+         (one_alone(a.prompt_form, b.prompt_form) || one_alone(a.tokenizer, b.tokenizer) ||
+          one_alone(a.data, b.data));
+}
+
 /// Which of data, template and tokenizer differ, as "tokenizer 0123 (not 4567)".
 std::vector<std::string> different_parts(const TaskFingerprints& a, const TaskFingerprints& b) {
   std::vector<std::string> parts;
   const auto add = [&](const char* name, const std::string& of_a, const std::string& of_b) {
-    // A template that one side alone has is another one, but only where both reports tell of theirs.
-    const bool told = !a.tokenizer.empty() && !b.tokenizer.empty();
-    if (both_and_different(of_a, of_b) || (told && of_a != of_b))
+    // What one side alone has is another one, but only where both reports tell of theirs.
+    if (both_and_different(of_a, of_b) || (a.told && b.told && of_a != of_b))
       parts.push_back(fmt::format("another {}: {} instead of {}", name,
                                   of_b.empty() ? "none" : shortened(of_b),
                                   of_a.empty() ? "none" : shortened(of_a)));
@@ -39,8 +51,7 @@ void check_task(const std::string& task, const ResultSet& a, const ResultSet& b)
   const std::string expected = fmt::format("the data, template and tokenizer of {}", a.name);
   const TaskFingerprints &one = of_a.fingerprints, &other = of_b.fingerprints;
   const bool items_differ = both_and_different(one.items, other.items);
-  if (items_differ || both_and_different(one.prompt_form, other.prompt_form) ||
-      both_and_different(one.tokenizer, other.tokenizer)) {
+  if (items_differ || origins_differ(one, other)) {
     const std::vector<std::string> parts = different_parts(one, other);
     const std::string found =
         !parts.empty() ? fmt::format("{}", fmt::join(parts, ", "))
@@ -57,6 +68,21 @@ void check_task(const std::string& task, const ResultSet& a, const ResultSet& b)
           expected);
 }
 
+void check_prompts(const ResultSet& a, const ResultSet& b) {
+  for (const auto& [number, prompt] : a.prompts) {
+    const auto other = b.prompts.find(number);
+    if (other == b.prompts.end())
+      throw bad_input(b.name, fmt::format("no answer to prompt {}", number), "the prompts of " + a.name);
+    if (other->second != prompt)
+      throw bad_input(fmt::format("{}: prompt {}", b.name, number), quote_json(other->second),
+                      "the prompt of " + a.name);
+  }
+  for (const auto& [number, prompt] : b.prompts)
+    if (!a.prompts.contains(number))
+      throw bad_input(b.name, fmt::format("an answer to prompt {}", number),
+                      fmt::format("the prompts of {} alone", a.name));
+}
+
 }  // namespace
 
 void check_same_ground(const ResultSet& a, const ResultSet& b) {
@@ -67,9 +93,8 @@ void check_same_ground(const ResultSet& a, const ResultSet& b) {
         fmt::format("{}: {} data", b.name, use), "fingerprint " + shortened(other->second),
         fmt::format("{}, that of {}: the same data, template and tokenizer", shortened(fingerprint), a.name));
   }
-  if (a.prompt && b.prompt && a.prompt != b.prompt)
-    throw bad_input(b.name + ": prompt", Json(*b.prompt).dump(), "the prompt of " + a.name);
-  bool common = a.prompt && b.prompt;
+  bool common = !a.prompts.empty() && !b.prompts.empty();
+  if (common) check_prompts(a, b);
   for (const auto& [task, results] : a.tasks) {
     if (!b.tasks.contains(task)) continue;
     common = true;

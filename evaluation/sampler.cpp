@@ -100,9 +100,10 @@ void check_sampling_options(const SamplingOptions& options) {
   if (options.top_k < 0) throw bad_input("--top-k", fmt::format("{}", options.top_k), "0 (all) or more");
   if (!(options.top_p > 0 && options.top_p <= 1))
     throw bad_input("--top-p", fmt::format("{}", options.top_p), "a number above 0 and at most 1");
-  if (!(options.repetition_penalty > 0) || !std::isfinite(options.repetition_penalty))
+  // Beyond these the penalised logits of a sound model leave the range of floats.
+  if (!(options.repetition_penalty >= 1e-3 && options.repetition_penalty <= 1e3))
     throw bad_input("--repetition-penalty", fmt::format("{}", options.repetition_penalty),
-                    "a positive number (1 = none)");
+                    "a number from 0.001 to 1000 (1 = none)");
 }
 
 Sampler::Sampler(SamplingOptions options, uint64_t index, std::span<const int32_t> prompt)
@@ -114,14 +115,16 @@ Sampler::Sampler(SamplingOptions options, uint64_t index, std::span<const int32_
 }
 
 int32_t Sampler::next(std::span<const float> logits) {
+  const bool penalises = options_.repetition_penalty != 1;
+  if (penalises) logits = penalised(logits);
+  // After the penalty, which can carry huge ones out of the range of floats. draw() counts on a finite one.
   const bool usable =
       std::none_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x) || x == INFINITY; }) &&
       std::any_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); });
   if (!usable)
     throw std::runtime_error("generation: the logits are not finite: the model's weights are damaged");
-  if (options_.repetition_penalty == 1) return draw(logits);
-  const int32_t id = draw(penalised(logits));
-  seen_[static_cast<size_t>(id)] = true;
+  const int32_t id = draw(logits);
+  if (penalises) seen_[static_cast<size_t>(id)] = true;
   return id;
 }
 

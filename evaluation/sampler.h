@@ -14,22 +14,23 @@ struct SamplingOptions {
   double temperature = 0;         ///< 0 = greedy
   int64_t top_k = 0;              ///< 0 = all tokens
   double top_p = 1;               ///< smallest set of most probable tokens whose mass reaches it
-  double repetition_penalty = 1;  ///< of every token that stands in prompt or answer, as in transformers
+  double repetition_penalty = 1;  ///< of every token that stands in prompt or answer; from 0.001 to 1000
   uint64_t seed = 42;
 };
 
 /// Throws BadInput naming the option for a negative or non-finite temperature, a negative top_k, a top_p
-/// outside (0, 1], or a repetition penalty that is not a positive number.
+/// outside (0, 1], or a repetition penalty outside [0.001, 1000].
 void check_sampling_options(const SamplingOptions& options);
 
 /// One text's draws, a stream of random numbers of its own: seed, `index` (which prompt of several it is) and
 /// the place in the text decide, whatever else is generated beside it.
 class Sampler {
  public:
+  /// Throws BadInput as check_sampling_options().
   explicit Sampler(SamplingOptions options, uint64_t index = 0, std::span<const int32_t> prompt = {});
 
-  /// The chosen id. Equal logits are ranked by id, lowest first. Throws std::runtime_error when no logit is
-  /// finite or one is NaN.
+  /// The chosen id. Equal logits are ranked by id, lowest first. Throws std::runtime_error when, after the
+  /// penalty, no logit is finite or one is NaN or positive infinity.
   int32_t next(std::span<const float> logits);
 
  private:

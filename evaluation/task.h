@@ -54,6 +54,10 @@ class Task {
   /// {metric: value, ..., "n": items}, of the results of all items, in their order.
   virtual Json metrics(const std::vector<Json>& results) const = 0;
 
+  /// What metrics() reads of an item's result, each key with a value of its kind: a number, or an array of as
+  /// many numbers. Results out of a file are held against it.
+  virtual Json result_form(int64_t item) const = 0;
+
   /// Changes whenever an item's result could, for the same model.
   virtual std::string fingerprint() const = 0;
 };

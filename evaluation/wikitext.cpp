@@ -54,7 +54,7 @@ bool begins_article(std::string_view line) {
 }
 
 struct PageSize {
-  double words, bytes;
+  int64_t words, bytes;
 };
 
 class Wikitext final : public Task {
@@ -67,8 +67,7 @@ class Wikitext final : public Task {
       std::vector<int32_t> tokens = encode_raw_prompt(detokenize_wikitext(page), tokenizer);
       tokens.insert(tokens.begin(), *first);
       add_windows(tokens);
-      sizes_.push_back(
-          {static_cast<double>(count_white_space_runs(page) + 1), static_cast<double>(page.size())});
+      sizes_.push_back({count_white_space_runs(page) + 1, static_cast<int64_t>(page.size())});
     }
   }
 
@@ -84,19 +83,22 @@ class Wikitext final : public Task {
         done({pass[i],
               {{"page", pages_[pass[i]]},
                {"log_likelihood", scores.log_likelihoods[i]},
-               {"tokens", sequences[i]->targets}},
+               {"tokens", sequences[i]->targets},
+               // Of the whole page, for paired tests.
+               {"words", sizes_[static_cast<size_t>(pages_[pass[i]])].words},
+               {"bytes", sizes_[static_cast<size_t>(pages_[pass[i]])].bytes}},
               std::exchange(tokens, 0)});
     }
   }
 
   Json metrics(const std::vector<Json>& results) const override {
     std::vector<double> losses(sizes_.size());
-    for (const Json& result : results)
-      losses[result["page"].get<size_t>()] -= result["log_likelihood"].get<double>();
+    for (size_t i = 0; i < results.size(); ++i)
+      losses[static_cast<size_t>(pages_[i])] -= results[i]["log_likelihood"].get<double>();
     RatioSums by_word, by_byte;
     for (size_t page = 0; page < losses.size(); ++page) {
-      by_word.add(losses[page], sizes_[page].words);
-      by_byte.add(losses[page], sizes_[page].bytes);
+      by_word.add(losses[page], static_cast<double>(sizes_[page].words));
+      by_byte.add(losses[page], static_cast<double>(sizes_[page].bytes));
     }
     Json json;
     const auto add = [&](const char* key, double value, const RatioSums& sums, double slope) {
@@ -109,8 +111,11 @@ class Wikitext final : public Task {
     add("byte_perplexity", byte, by_byte, byte);
     add("bits_per_byte", by_byte.ratio() / std::log(2.0), by_byte, 1 / std::log(2.0));
     json["n"] = sizes_.size();
+    json["windows"] = windows_.size();
     return json;
   }
+
+  Json result_form(int64_t /*item*/) const override { return {{"log_likelihood", 0}}; }
 
   std::string fingerprint() const override {
     TaskFingerprint fingerprint("wikitext");

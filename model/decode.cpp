@@ -50,7 +50,13 @@ Decoder::Decoder(const Llama& model, int64_t capacity, int64_t sequences)
 }
 
 void Decoder::truncate(int64_t length, int64_t sequence) {
+  check_sequence(sequence);
+  TORCH_CHECK(length >= 0, "decoding: a text of ", length, " tokens");
   lengths_[sequence] = std::min(lengths_[sequence], length);
+}
+
+void Decoder::check_sequence(int64_t sequence) const {
+  TORCH_CHECK(sequence >= 0 && sequence < sequences(), "decoding: sequence ", sequence, " of ", sequences());
 }
 
 void Decoder::check(std::span<const int32_t> tokens, int64_t length) const {
@@ -65,6 +71,7 @@ void Decoder::check(std::span<const int32_t> tokens, int64_t length) const {
 }
 
 at::Tensor Decoder::append(std::span<const int32_t> tokens, int64_t sequence) {
+  check_sequence(sequence);
   check(tokens, lengths_[sequence] + static_cast<int64_t>(tokens.size()));
   if (lengths_[sequence] == 0 && tokens.size() > 1) return forward(tokens, {&sequence, 1}, false).squeeze(0);
   if (cpu_step_) return append_rows(tokens, sequence);
@@ -89,8 +96,16 @@ at::Tensor Decoder::append_rows(std::span<const int32_t> tokens, int64_t sequenc
 }
 
 at::Tensor Decoder::step(std::span<const int32_t> tokens, std::span<const int64_t> sequences) {
+  TORCH_CHECK(tokens.size() == sequences.size(), "decoding: ", tokens.size(), " tokens for ",
+              sequences.size(), " sequences");
   std::vector<int64_t> positions;
-  for (const int64_t sequence : sequences) positions.push_back(lengths_[sequence]);
+  std::vector<bool> steps(lengths_.size());
+  for (const int64_t sequence : sequences) {
+    check_sequence(sequence);
+    TORCH_CHECK(!steps[sequence], "decoding: sequence ", sequence, " twice in a step");
+    steps[sequence] = true;
+    positions.push_back(lengths_[sequence]);
+  }
   check(tokens, positions.empty() ? 0 : 1 + *std::max_element(positions.begin(), positions.end()));
   if (!cpu_step_) return forward(tokens, sequences, true);
   const at::Tensor logits_MV =

@@ -29,14 +29,17 @@ class Decoder {
 
   /// Appends tokens (a prompt, a turn of a conversation or one sampled token) and returns the logits [V]
   /// (fp32, on the CPU) after the last of them. Throws BadInput when the capacity is exceeded, `tokens` is
-  /// empty, or an id is outside the vocabulary; nothing is appended then.
+  /// empty, or an id is outside the vocabulary, and c10::Error for a sequence that the decoder lacks; nothing
+  /// is appended then.
   at::Tensor append(std::span<const int32_t> tokens, int64_t sequence = 0);
 
   /// Appends one token to each of M different sequences, all of which hold some, and returns the logits
-  /// [M, V] after them (fp32, on the CPU). Throws as append().
+  /// [M, V] after them (fp32, on the CPU). Throws as append(), and c10::Error where there are not as many
+  /// tokens as sequences or a sequence is there twice.
   at::Tensor step(std::span<const int32_t> tokens, std::span<const int64_t> sequences);
 
   /// Keeps the first `length` tokens of the sequence (at most those that it holds) and forgets the others.
+  /// Throws c10::Error for a negative length and a sequence that the decoder lacks.
   void truncate(int64_t length, int64_t sequence = 0);
   /// Forgets the sequence and keeps the memory, for the next one.
   void clear(int64_t sequence = 0) { truncate(0, sequence); }
@@ -78,6 +81,7 @@ class Decoder {
   /// Puts the rows' keys or values behind what the cache holds.
   void remember(const at::Tensor& cache, const at::Tensor& new_NKD, const Rows& rows) const;
   void check(std::span<const int32_t> tokens, int64_t length) const;
+  void check_sequence(int64_t sequence) const;
 
   const Llama& model_;
   int64_t capacity_ = 0;

@@ -34,14 +34,14 @@ void export_model(const std::filesystem::path& directory, const ModelConfig& con
 
 void export_pieces(const std::filesystem::path& directory, const ModelConfig& config,
                    const TensorTable& table, const ReadElements& read, DType dtype,
-                   const ExportOptions& options) {
-  AtomicDirectory target(directory);
+                   const ExportOptions& options, FileOps& ops) {
+  AtomicDirectory target(directory, ops);
   ModelConfig written = config;
   written.dtype = dtype;
-  write_export_files(target.path(), written, options);
+  write_export_files(target.path(), written, options, ops);
   const std::vector<ExportShard> shards = plan_export_shards(table, dtype, options.max_shard_bytes);
   for (const ExportShard& shard : shards) {
-    SafetensorsWriter writer(target.path() / shard.file_name, shard.tensors);
+    SafetensorsWriter writer(target.path() / shard.file_name, shard.tensors, {{"format", "pt"}}, ops);
     for (const TensorSpec& spec : shard.tensors) {
       const TensorInfo* info = table.find(spec.name);
       const auto index = static_cast<size_t>(info - table.tensors().data());
@@ -49,7 +49,7 @@ void export_pieces(const std::filesystem::path& directory, const ModelConfig& co
     }
     writer.commit();
   }
-  write_export_index(target.path(), shards);
+  write_export_index(target.path(), shards, ops);
   target.commit();
 }
 

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <functional>
 
+#include "data/files/atomic_file.h"
 #include "model/files/hf_directory.h"
 
 namespace satune {
@@ -19,6 +20,6 @@ using ReadElements = std::function<at::Tensor(size_t tensor, int64_t begin, int6
 /// grow with the model.
 void export_pieces(const std::filesystem::path& directory, const ModelConfig& config,
                    const TensorTable& table, const ReadElements& read, DType dtype,
-                   const ExportOptions& options);
+                   const ExportOptions& options, FileOps& ops = posix_file_ops());
 
 }  // namespace satune

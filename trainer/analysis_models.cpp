@@ -119,9 +119,6 @@ std::vector<std::unique_ptr<AnalysisModel>> find_analysis_models(const std::vect
     } else {
       models.push_back(std::make_unique<DirectoryModel>(name, precision, device));
     }
-    for (size_t i = before; i < models.size(); ++i)
-      if (models[i]->config().num_hidden_layers < 2)
-        throw bad_input(name, "a model of one layer", "two layers or more: there is nothing to share");
   }
   return models;
 }

@@ -5,6 +5,9 @@
 
 #include <cstdlib>
 #include <string_view>
+#include <system_error>
+
+#include "data/files/error.h"
 
 namespace satune {
 
@@ -16,6 +19,13 @@ std::string one_line(const std::exception& error) {
   const size_t end = text.find("] ");
   if (text.starts_with("[/") && end != std::string_view::npos) text.remove_prefix(end + 2);
   return std::string(text);
+}
+
+bool comes_from_outside(const std::exception& error) {
+  return dynamic_cast<const EnvironmentError*>(&error) != nullptr ||
+         dynamic_cast<const std::system_error*>(&error) != nullptr ||
+         dynamic_cast<const c10::DistError*>(&error) != nullptr ||
+         dynamic_cast<const c10::AcceleratorError*>(&error) != nullptr;
 }
 
 void quiet_c10d() {

@@ -10,17 +10,21 @@
 
 #include <exception>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 
 #include "data/files/error.h"
 #include "trainer/c10d_messages.h"
 #include "trainer/coordinator.h"
+#include "trainer/failure_report.h"
 
 namespace satune {
 
 /// Runs `call`, which starts or waits for the collective `what` (a string literal), or reads from a device
-/// what stands behind collectives. Throws RunFailed naming the rank that is gone, EnvironmentError when all
-/// are alive: what fails here waits until the watch knows which.
+/// what stands behind collectives. What fails here waits until the watch knows whether a rank is gone: then
+/// throws RunFailed naming it. When all are alive, EnvironmentError for what comes_from_outside(), and
+/// std::runtime_error for a defect of ours. BadInput and memory that ran out are this rank's own affair, and
+/// pass at once as they are.
 template <typename F>
 decltype(auto) in_collective(Coordinator& coordinator, const char* what, F&& call) {
   try {
@@ -28,10 +32,14 @@ decltype(auto) in_collective(Coordinator& coordinator, const char* what, F&& cal
     return std::forward<F>(call)();
   } catch (const RunFailed&) {
     throw;
+  } catch (const BadInput&) {
+    throw;
   } catch (const std::exception& error) {
+    if (out_of_memory()) throw;
     const std::string message = coordinator.explain(fmt::format("{}: {}", what, one_line(error)));
     if (const int code = coordinator.failure_code(); code != 0) throw RunFailed(message, code);
-    throw EnvironmentError(message);
+    if (comes_from_outside(error)) throw EnvironmentError(message);
+    throw std::runtime_error(message);
   }
 }
 

@@ -101,7 +101,7 @@ bool is_exported(const fs::path& directory, const ExportRecord& record) {
 }
 
 void export_run(const fs::path& directory, RunPlan& plan, const SnapshotReader& snapshot,
-                const ExportRecord& record) {
+                const ExportRecord& record, FileOps& ops) {
   const bool plain_text = plan.train().dataset().cache().format() == DataFormat::kText;
   const ExportOptions options =
       export_options(plan.model_directory(), plan.prompt_template(), plan.tokenizer(), plain_text);
@@ -111,11 +111,11 @@ void export_run(const fs::path& directory, RunPlan& plan, const SnapshotReader& 
   export_pieces(
       made, plan.config(), plan.table(),
       [&](size_t tensor, int64_t begin, int64_t count) { return snapshot.elements(tensor, begin, count); },
-      export_dtype(plan.settings(), plan.config()), options);
+      export_dtype(plan.settings(), plan.config()), options, ops);
   replace_folder(made, directory);
   Json exports = read_exports(directory.parent_path());
   exports[directory.filename().string()] = record_json(record);
-  write_file_atomic(directory.parent_path() / kExportsFile, write_json(exports));
+  write_file_atomic(directory.parent_path() / kExportsFile, write_json(exports), ops);
 }
 
 }  // namespace satune

@@ -32,8 +32,8 @@ bool is_exported(const std::filesystem::path& directory, const ExportRecord& rec
 
 /// Writes `directory`, replacing an earlier export of this run, which stays when writing fails. The weights
 /// are streamed from the snapshot, whatever layout it was written on: no process holds the model for it.
-/// Throws EnvironmentError.
+/// `ops`: for all that is written. Throws EnvironmentError.
 void export_run(const std::filesystem::path& directory, RunPlan& plan, const SnapshotReader& snapshot,
-                const ExportRecord& record);
+                const ExportRecord& record, FileOps& ops);
 
 }  // namespace satune

@@ -3,8 +3,10 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -20,6 +22,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kMostConnections = 64, kLongestRequest = 8192;
 constexpr std::chrono::seconds kPatience{10};
+/// After a connection could not be taken for want of something, such as descriptors: poll() would come back
+/// for it at once.
+constexpr std::chrono::seconds kAcceptPause{1};
 
 /// From the first byte of a request to the last of its answer. Afterwards what the browser still sends is
 /// read away until it closes: closing before would cut its answer short.
@@ -31,6 +36,8 @@ struct Connection {
   Clock::time_point deadline = Clock::now() + kPatience;
 
   short events() const { return state == kWrites ? POLLOUT : POLLIN; }
+  /// For the client to send a request, or to close.
+  bool waits() const { return state == kReads || state == kDrains; }
 
   void advance(const HttpServer::Pages& pages) {
     if (state == kWrites) {
@@ -74,6 +81,21 @@ struct Connection {
   }
 };
 
+using Connections = std::list<Connection>;
+
+/// The one that has waited longest for its client; end() where all are being answered.
+Connections::iterator most_idle(Connections& connections) {
+  auto most = connections.end();
+  for (auto each = connections.begin(); each != connections.end(); ++each)
+    if (each->waits() && (most == connections.end() || each->deadline < most->deadline)) most = each;
+  return most;
+}
+
+/// Whether accept() failed because of the one connection, or there was none after all.
+bool only_this_one_failed(int error) {
+  return error == EAGAIN || error == EINTR || error == ECONNABORTED || error == EPROTO || error == EPERM;
+}
+
 int milliseconds_to(Clock::time_point deadline) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
   return static_cast<int>(std::max<int64_t>(0, left + 1));
@@ -103,12 +125,16 @@ HttpServer::HttpServer(uint16_t port)
 }
 
 void HttpServer::serve(const Pages& pages, SignalEvents& signals) {
-  std::list<Connection> connections;
+  Connections connections;
+  Clock::time_point accept_after = Clock::now();
+  bool warned = false;
   while (true) {
-    // Those beyond the limit wait in the kernel's queue.
+    const bool paused = Clock::now() < accept_after;
+    // Where all are being answered, others wait in the kernel's queue.
+    const bool room = connections.size() < kMostConnections || most_idle(connections) != connections.end();
     std::vector<pollfd> waits = {{signals.descriptor(), POLLIN, 0},
-                                 {connections.size() < kMostConnections ? listener_.get() : -1, POLLIN, 0}};
-    Clock::time_point next = Clock::now() + std::chrono::hours(1);
+                                 {room && !paused ? listener_.get() : -1, POLLIN, 0}};
+    Clock::time_point next = paused ? accept_after : Clock::now() + std::chrono::hours(1);
     for (const Connection& each : connections) {
       waits.push_back({each.socket.get(), each.events(), 0});
       next = std::min(next, each.deadline);
@@ -126,8 +152,22 @@ void HttpServer::serve(const Pages& pages, SignalEvents& signals) {
       return each.state == Connection::kEnds || each.deadline <= now;
     });
     if (waits[1].revents == 0) continue;
+    const bool full = connections.size() >= kMostConnections;
+    if (full && most_idle(connections) == connections.end()) continue;  // all have a request since
     Descriptor socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    if (!socket.is_open()) continue;
+    if (!socket.is_open()) {
+      const int error = errno;
+      if (only_this_one_failed(error)) continue;
+      accept_after = Clock::now() + kAcceptPause;
+      if (!warned) {
+        spdlog::warn("port {}: no connection can be taken: {}; the next try is in {} s, and so on", port_,
+                     std::strerror(error), kAcceptPause.count());
+      }
+      warned = true;
+      continue;
+    }
+    // Clients that say nothing keep nobody out.
+    if (full) connections.erase(most_idle(connections));
     connections.emplace_back();
     connections.back().socket = std::move(socket);
   }

@@ -21,7 +21,9 @@ struct HttpPage {
 
 /// HTTP/1.1, GET only, one request a connection, on 127.0.0.1 alone; one thread, which waits in poll(). A
 /// request that names another host is refused, so that no web page elsewhere reads these through a name of
-/// its own. Requests are at most 8 KiB, come within 10 s, and at most 64 are in progress.
+/// its own. Requests are at most 8 KiB, come within 10 s, and at most 64 are in progress: for one more, the
+/// connection goes that has waited longest for its client. Where the system has no descriptor for a new one
+/// it is warned about, once, and tried again every second.
 class HttpServer {
  public:
   /// The page under a path such as "/" (as it stands in the request, without a query), or nullopt for 404.

@@ -3,14 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
+#include <limits>
+#include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "data/files/error.h"
 #include "data/files/json.h"
+#include "data/files/mapped_file.h"
+#include "model/files/json_fields.h"
 #include "trainer/device.h"
 #include "trainer/model_plan.h"
 #include "trainer/settings.h"
+#include "trainer/snapshot.h"
 #include "trainer/snapshot_store.h"
 #include "trainer/traffic_plan.h"
 
@@ -26,20 +31,19 @@ struct MeasuredSteps {
 };
 
 MeasuredSteps read_steps(const fs::path& file) {
-  std::ifstream in(file);
-  if (!in)
+  std::error_code error;
+  if (!fs::is_regular_file(file, error))
     throw bad_input(file.string(), "no readable file", "the metrics.jsonl of a run (RUN is its output_dir)");
+  const std::string text = read_text_file(file);
   MeasuredSteps steps;
-  int64_t before = 0;
-  std::string line;
-  for (int64_t number = 1; std::getline(in, line); ++number) {
-    const std::string place = fmt::format("{}:{}", file.string(), number);
-    const Json row = parse_json(line, place);
-    if (!row.is_object() || !row.contains("num_tokens") || !row.contains("step_seconds") ||
-        !row["num_tokens"].is_number() || !row["step_seconds"].is_number())
-      throw bad_input(place, "no num_tokens and step_seconds", "a row as satune train writes it");
-    const auto tokens = row["num_tokens"].get<int64_t>();
-    const auto seconds = row["step_seconds"].get<double>();
+  int64_t before = 0, number = 0;
+  // What follows the last line's end is being written, or was when the run was killed.
+  for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const std::string place = fmt::format("{}:{}", file.string(), ++number);
+    const Json row = parse_json(std::string_view(text).substr(begin, end - begin), place);
+    const JsonFields fields(row, place);
+    const int64_t tokens = fields.integer("num_tokens", before, std::numeric_limits<int64_t>::max());
+    const double seconds = fields.number("step_seconds");
     if (seconds > 0) steps.tokens_per_second.push_back(static_cast<double>(tokens - before) / seconds);
     before = tokens;
     steps.several_ranks |= row.contains("sent_reduced_bytes");
@@ -60,8 +64,11 @@ Sharded world_of(const fs::path& run, bool several_ranks) {
     throw bad_input((run / "snapshots").string(), "no complete snapshot",
                     "one, which tells the number of ranks");
   }
-  const Json world = read_json_file(newest->folder / "state.json").at("world");
-  return {world.at("size").get<int64_t>(), world.at("zero_stage").get<int64_t>(), 0};
+  const std::string source = (newest->folder / kStateFile).string();
+  const Json state = read_json_file(source);
+  const JsonFields world = JsonFields(state, source).object("world");
+  return {world.integer("size", 1, std::numeric_limits<int32_t>::max()),
+          world.integer("zero_stage", 0, kHighestStage), 0};
 }
 
 double median(std::vector<double> values) {

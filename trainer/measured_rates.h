@@ -9,8 +9,9 @@ namespace satune {
 /// computes, activations computed again included, over the time between its begin and its end (waiting for
 /// other ranks included, for data, and for the update). Rows count as full: where documents are short and few
 /// are packed, attention costs less than is assumed, and the rate comes out high by that. The number of ranks
-/// is that of the newest snapshot; where there is none the run must have been of one process. Throws BadInput
-/// naming the file: not a run folder, fewer than four steps, ranks that nothing tells.
+/// is that of the newest snapshot; where there is none the run must have been of one process. The run may be
+/// at work or have been killed: a last line without its end is left out. Throws BadInput naming file and key:
+/// not a run folder, a line that is no row, fewer than four steps, ranks that nothing tells.
 double measured_flops(const std::filesystem::path& run);
 
 }  // namespace satune

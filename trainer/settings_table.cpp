@@ -195,7 +195,7 @@ std::vector<Field> machine_fields() {
       make_field("ddp_timeout", SATUNE_MEMBER(ddp_timeout),
                  "seconds that a collective, and at the start the meeting of all processes, may "
                  "take before the run ends and names those it waited for; also one call on a file of "
-                 "a save, which ends a run whose disk does not answer",
+                 "a save or an export, which ends a run whose disk does not answer",
                  kFree, kAtLeastOne));
   fields.push_back(make_field("heartbeat_timeout", SATUNE_MEMBER(heartbeat_timeout),
                               "seconds without a sign of life after which a process counts as lost", kFree,
@@ -214,7 +214,8 @@ std::vector<Field> run_fields() {
                               "steps between evaluations; 0 = at the end only", kFree, kNotNegative));
   fields.push_back(make_field("eval_samples", SATUNE_MEMBER(eval_samples),
                               "held-out records that are answered (greedy, at most 128 tokens) at each "
-                              "evaluation, in samples.jsonl; 0 = none",
+                              "evaluation, in samples.jsonl; 0 = none. Several ranks wait for the answers a "
+                              "quarter of ddp_timeout at most",
                               kFree, kNotNegative));
   fields.push_back(make_field("save_steps", SATUNE_MEMBER(save_steps),
                               "steps between snapshots; 0 = at the end only", kFree, kNotNegative));

@@ -9,8 +9,7 @@
 namespace satune {
 namespace {
 
-constexpr int64_t kAlignment = 64;       // elements, of a group of one (BufferLayout)
-constexpr size_t kGatheredSegments = 2;  // as in sharding.cpp
+constexpr int64_t kAlignment = 64;  // elements, of a group of one (BufferLayout)
 
 bool contains(const std::vector<int>& list, int value) {
   return std::find(list.begin(), list.end(), value) != list.end();
@@ -106,9 +105,7 @@ class Replay {
   }
 
   std::vector<int> reads(int segment, bool backward) const {
-    if (segment == sizes_.head() && sizes_.tied) return {segment, 0};
-    if (segment == 0 && backward) return {};
-    return {segment};
+    return segments_read(segment, backward, sizes_.head(), sizes_.tied);
   }
 
   void gather(ScheduledPass& pass, const std::vector<int>& next) {
@@ -122,7 +119,7 @@ class Replay {
   void gather_one(int segment, const std::vector<int>& needed, std::vector<int>& sent) {
     const auto is_it = [&](const Gathered& gathered) { return gathered.segment == segment; };
     if (std::any_of(gathered_.begin(), gathered_.end(), is_it)) return;
-    const size_t room = kGatheredSegments + (sizes_.tied ? 1 : 0);
+    const size_t room = gathered_at_most(sizes_.tied);
     for (auto old = gathered_.begin(); old != gathered_.end() && gathered_.size() >= room;) {
       old = contains(needed, old->segment) ? old + 1 : drop(old);
     }
@@ -176,6 +173,13 @@ int64_t replica_pool(const SegmentSizes& sizes, const Sharded& sharded) {
 }
 
 }  // namespace
+
+std::vector<int> segments_read(int segment, bool backward, int head, bool tied) {
+  if (segment == head && tied) return {segment, 0};
+  // The embedding's backward scatters; it reads no weight.
+  if (segment == 0 && backward) return {};
+  return {segment};
+}
 
 SegmentSizes::SegmentSizes(const TensorTable& table, const std::vector<bool>& trained_mask,
                            int64_t world_size)

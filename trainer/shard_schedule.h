@@ -1,14 +1,26 @@
 // What sharding.cpp sends and keeps, replayed over sizes alone: which segments are gathered before each pass,
 // which are reduced after it, and how large the pools of buffers grow. Drives the memory and traffic plans
-// for worlds that are not there.
+// for worlds that are not there. What a pass reads and how much stays gathered both take from here; that the
+// rest is the same is tested against real ranks: their pools in tests/trainer/sharding_test.cpp
+// (PoolsAreThoseOfTheSchedule), what they send in tests/distributed/test_traffic.py.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "model/files/tensor_table.h"
 
 namespace satune {
+
+/// Segments whose parameters a pass of `segment` reads. `head`: the last segment; `tied`: it reads the
+/// embedding, segment 0.
+std::vector<int> segments_read(int segment, bool backward, int head, bool tied);
+
+/// Segments that stay gathered at stage 3: the one in use and the one ahead, and a tied embedding.
+constexpr size_t gathered_at_most(bool tied) {
+  return tied ? 3 : 2;
+}
 
 /// How a run is cut: trainer/sharding.h has the table of stages.
 struct Sharded {

@@ -7,6 +7,7 @@
 #include "model/ops/dispatch.h"
 #include "trainer/adamw.h"
 #include "trainer/collective.h"
+#include "trainer/shard_schedule.h"
 
 namespace satune {
 namespace {
@@ -14,9 +15,6 @@ namespace {
 constexpr const char* kGather = "all-gather of parameters";
 constexpr const char* kGatherGradients = "all-gather of gradients";
 constexpr const char* kReduce = "reduce-scatter of gradients";
-
-/// Segments that stay gathered at stage 3: the one in use and the one ahead.
-constexpr size_t kGatheredSegments = 2;
 
 BufferLayout layout(bool resident, int64_t world_size) {
   BufferLayout layout;
@@ -116,10 +114,7 @@ void Sharding::publish_weights() {
 }
 
 std::vector<int> Sharding::read_by(int segment, bool backward) const {
-  if (segment == head_segment() && model_.tied()) return {segment, 0};
-  // The embedding's backward scatters; it reads no weight.
-  if (segment == 0 && backward) return {};
-  return {segment};
+  return segments_read(segment, backward, head_segment(), model_.tied());
 }
 
 void Sharding::start_gather(int segment, const std::vector<int>& needed) {
@@ -128,7 +123,7 @@ void Sharding::start_gather(int segment, const std::vector<int>& needed) {
     return;
   Weights& weights = model_.weights();
   // Make room: the oldest that nobody needs goes. Kernels that still read it are ahead in the stream.
-  const size_t room = kGatheredSegments + (model_.tied() ? 1 : 0);
+  const size_t room = gathered_at_most(model_.tied());
   for (auto old = gathered_.begin(); old != gathered_.end() && gathered_.size() >= room;) {
     if (contains(needed, old->segment)) {
       ++old;

@@ -88,6 +88,14 @@ class Sharding final : public SegmentHooks {
   /// call it.
   std::vector<at::Tensor> optimizer_gradients();
 
+  /// Bytes of the buffers made so far, by what for: what ShardSchedule has in elements.
+  struct PoolBytes {
+    int64_t parameters = 0, gradients = 0, replicas = 0;
+  };
+  PoolBytes pool_bytes() const {
+    return {parameter_pool_.bytes(), gradient_pool_.bytes(), sum_pool_.bytes()};
+  }
+
   void before_forward(int segment) override;
   void after_forward(int segment) override;
   void before_backward(int segment) override;

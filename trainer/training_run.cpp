@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <stdexcept>
 
 #include "data/files/error.h"
@@ -136,12 +137,24 @@ void TrainingRun::load_weights_and_state(const SnapshotReader* snapshot) {
 }
 
 void TrainingRun::open_samples(int64_t last_step) {
-  if (settings_.eval_samples == 0) return;
-  if (memory_.zero_stage >= 3 && ranks_.world().size > 1) {
-    spdlog::warn("eval_samples: no samples are written: in zero_stage 3 no rank has the whole model");
+  // Whether or not there will be new ones: no row stays of a step that is done again.
+  if (settings_.eval_samples == 0) {
+    cut_eval_samples(folder_.path(), last_step, ops_);
     return;
   }
-  samples_.emplace(plan_, folder_.path(), last_step, ops_);
+  const bool several = ranks_.world().size > 1;
+  if (memory_.zero_stage >= 3 && several) {
+    spdlog::warn("eval_samples: no samples are written: in zero_stage 3 no rank has the whole model");
+    cut_eval_samples(folder_.path(), last_step, ops_);
+    return;
+  }
+  const double most_seconds = several ? kSamplesShareOfTimeout * static_cast<double>(settings_.ddp_timeout)
+                                      : std::numeric_limits<double>::infinity();
+  samples_.emplace(plan_, folder_.path(), last_step, most_seconds, ops_);
+}
+
+bool TrainingRun::samples_must_end() const {
+  return coordinator_.stopping() || coordinator_.failure_code() != 0;
 }
 
 bool TrainingRun::finished() const {
@@ -151,7 +164,12 @@ bool TrainingRun::finished() const {
 ExitCode TrainingRun::train() {
   signals_.defer_stop();
   try {
-    if (state_.unlogged) after_step();
+    if (state_.unlogged) {
+      after_step();
+    } else if (samples_) {
+      coordinator_.at_phase("samples");
+      samples_->finish(model_, state_.step, [this] { return samples_must_end(); });
+    }
     export_epoch();
     rehearse();
     while (!finished()) {
@@ -271,7 +289,7 @@ void TrainingRun::evaluate_and_log() {
     note_evaluation(*metrics.eval_loss);
     if (samples_) {
       coordinator_.at_phase("samples");
-      samples_->write(model_, state_.step, [this] { return signals_.stop_requested(); });
+      samples_->write(model_, state_.step, [this] { return samples_must_end(); });
     }
   }
   state_.unlogged.reset();
@@ -439,7 +457,8 @@ void TrainingRun::export_to(const std::filesystem::path& directory) {
   coordinator_.at_phase("export");
   save();
   if (ranks_.is_leader()) {
-    export_run(directory, plan_, SnapshotReader(store_.path_of(state_.step)), record);
+    // While it writes the others wait, as long as it takes: a call that hangs ends the run.
+    export_run(directory, plan_, SnapshotReader(store_.path_of(state_.step)), record, ops_);
     clear_for_log();
     spdlog::info("exported to {}", directory.string());
     coordinator_.publish(done, "");

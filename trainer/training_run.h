@@ -64,6 +64,8 @@ class TrainingRun {
   bool evaluation_due() const;
   void note_evaluation(double loss);
   void open_samples(int64_t last_step);
+  /// The run stops or has failed, on whichever rank: the answers in progress wait for no end of theirs.
+  bool samples_must_end() const;
   /// What ranks tell each other after a step.
   struct Votes {
     bool save = false;              ///< any rank was asked to, or it is time

@@ -18,7 +18,10 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& directory
   if (file_exists(model)) {
     const MappedFile file(model);
     if (looks_like_sentencepiece(file.text())) {
-      if (file_exists(json)) special_tokens.add_bos = first_token(json).has_value();
+      if (file_exists(json)) {
+        special_tokens.first = first_token(json);
+        special_tokens.add_bos = special_tokens.first.has_value();
+      }
       return make_sentencepiece_tokenizer(model, file.text(), special_tokens);
     }
   }

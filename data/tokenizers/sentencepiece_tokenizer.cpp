@@ -89,6 +89,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
   }
   bos_ = resolve(special_tokens.bos, processor_.bos_id());
   eos_ = resolve(special_tokens.eos, processor_.eos_id());
+  if (special_tokens.first && special_tokens.first != bos_) add_bos_ = false;
   fingerprint_ = content_fingerprint("sentencepiece", model, special_tokens.added);
 }
 

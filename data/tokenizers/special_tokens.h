@@ -27,6 +27,7 @@ struct TokenSetting {
 struct SpecialTokens {
   TokenSetting bos, eos;
   std::optional<bool> add_bos;    ///< add_bos_token
+  std::optional<int32_t> first;   ///< what the post_processor of tokenizer.json puts before a text
   std::vector<AddedToken> added;  ///< added_tokens_decoder, then added_tokens.json; by id
 };
 

@@ -133,7 +133,8 @@ void add_run_samples(HtmlPage& page, const RunHistory& run) {
         page.quotation("expected", shortened(sample.expected));
         first = false;
       }
-      page.quotation(fmt::format("answer after step {}", sample.step), shortened(sample.answer));
+      page.quotation(fmt::format("answer after step {}{}", sample.step, sample.cut ? " (cut short)" : ""),
+                     shortened(sample.answer));
     }
   }
 }

@@ -1,12 +1,15 @@
 #include "evaluation/run_report/run_history.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
-#include <fstream>
-#include <iterator>
+#include <limits>
+#include <system_error>
 
 #include "data/files/error.h"
 #include "data/utf8.h"
@@ -22,11 +25,46 @@ constexpr const char* kSamples = "samples.jsonl";
 constexpr const char* kSnapshots = "snapshots";
 constexpr std::string_view kStep = "step-";
 
-/// From `offset` to the end; nullopt where it cannot be read.
-std::optional<std::string> read_from(const fs::path& path, uint64_t offset) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file || !file.seekg(static_cast<std::streamoff>(offset))) return std::nullopt;
-  return std::string(std::istreambuf_iterator<char>(file), {});
+// Of the rows that were read, bytes at their begin and at their end that are compared before more is read.
+// Rows hold times, which no two runs have in common.
+constexpr uint64_t kComparedBytes = 1024;
+
+/// What was read of a file; `error` is 0 or an errno: EISDIR for a folder, EINVAL for a pipe and the like.
+struct FileText {
+  std::string text;
+  int error = 0;
+};
+
+FileText read_open_file(int fd, uint64_t offset, uint64_t most) {
+  struct stat info = {};
+  if (::fstat(fd, &info) != 0) return {"", errno};
+  if (!S_ISREG(info.st_mode)) return {"", S_ISDIR(info.st_mode) ? EISDIR : EINVAL};
+  FileText read;
+  char bytes[1 << 16];
+  while (read.text.size() < most) {
+    const size_t wanted = std::min<uint64_t>(sizeof(bytes), most - read.text.size());
+    const ssize_t count =
+        ::pread(fd, bytes, wanted, static_cast<off_t>(offset + static_cast<uint64_t>(read.text.size())));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return {"", errno};
+    if (count == 0) break;
+    read.text.append(bytes, static_cast<size_t>(count));
+  }
+  return read;
+}
+
+/// From `offset` to the end, or `most` bytes of it. A pipe is not waited for.
+FileText read_from(const fs::path& path, uint64_t offset,
+                   uint64_t most = std::numeric_limits<uint64_t>::max()) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return {"", errno};
+  FileText read = read_open_file(fd, offset, most);
+  ::close(fd);
+  return read;
+}
+
+bool is_absent(int error) {
+  return error == ENOENT || error == ENOTDIR;
 }
 
 /// Calls f(line) for every line that ends; the bytes up to there.
@@ -74,7 +112,7 @@ SnapshotInfo read_snapshot(const fs::path& folder, int64_t step) {
   SnapshotInfo info{step, false, {}, {}, {}};
   std::error_code error;
   info.complete = fs::exists(folder / "MANIFEST.json", error);
-  const Json state = parse_or_null(read_from(folder / "state.json", 0).value_or(""));
+  const Json state = parse_or_null(read_from(folder / "state.json", 0).text);
   if (!state.is_object()) return info;
   if (state.contains("world")) {
     info.world_size = integer_of(state["world"], "size");
@@ -117,10 +155,16 @@ std::string printable(std::string_view text) {
   return out;
 }
 
-RunReader::RunReader(fs::path folder) {
+RunReader::RunReader(fs::path folder, Begun begun) {
   std::error_code error;
-  if (!fs::is_directory(folder, error))
-    throw bad_input(folder.string(), "no such folder", "the output_dir of a run");
+  const fs::file_type type = fs::status(folder, error).type();
+  const bool absent = type == fs::file_type::not_found;
+  if (type != fs::file_type::directory && !(absent && begun == Begun::kMaybeLater))
+    throw bad_input(folder.string(),
+                    absent  ? "no such folder"
+                    : error ? error.message()
+                            : "something that is no folder",
+                    "the output_dir of a run");
   history_.folder = folder;
   const fs::path absolute = fs::absolute(folder, error).lexically_normal();
   history_.name =
@@ -141,29 +185,64 @@ bool RunReader::is_run() const {
 
 bool RunReader::refresh() {
   const fs::path& folder = history_.folder;
-  const std::array marks = {mark_of(folder / kRows), mark_of(folder / kConfig), mark_of(folder / kData),
-                            mark_of(folder / kSamples), mark_of(folder / kSnapshots)};
-  if (!first_ && marks == marks_) return false;
-  // What was cut at a resume is another file; one that grew is read on from where it ended.
-  const bool same_rows = !first_ && marks[0].inode == marks_[0].inode && marks[0].size >= rows_read_;
+  // Of the folder itself only whether it is there, and the same.
+  const std::array marks = {mark_of(folder / kRows),      mark_of(folder / kConfig),
+                            mark_of(folder / kData),      mark_of(folder / kSamples),
+                            mark_of(folder / kSnapshots), Mark{mark_of(folder).inode, 0, 0}};
+  if (!first_ && !unreadable_ && marks == marks_) return false;
+  // What was cut at a resume is another file; one that grew is read on from where it ended. The number of a
+  // file that was deleted may be the new one's.
+  const bool same_rows =
+      !first_ && marks[0].inode == marks_[0].inode && marks[0].size >= rows_read_ && holds_what_was_read();
   first_ = false;
   marks_ = marks;
+  unreadable_ = false;
   history_.problems.clear();
+  read_files(same_rows);
+  return true;
+}
+
+void RunReader::read_files(bool same_rows) {
   read_rows(same_rows);
   history_.config = read_small(kConfig, "its settings are not known");
   history_.data = read_small(kData, "what it trains on is not known (runs of older builds write none)");
   read_samples();
   read_snapshots();
-  return true;
+  if (is_run() || unreadable_) return;
+  // One line instead of all that a run would have.
+  const std::string folder = printable(history_.folder.string());
+  std::error_code error;
+  history_.problems = {
+      fs::is_directory(history_.folder, error)
+          ? fmt::format("The run has not begun yet: {} has neither {} nor {}.", folder, kConfig, kRows)
+          : fmt::format("The run has not begun yet: there is no folder {}.", folder)};
+}
+
+bool RunReader::holds_what_was_read() const {
+  const fs::path file = history_.folder / kRows;
+  // What cannot be read now is no other file.
+  const auto holds = [&](const std::string& bytes, uint64_t offset) {
+    const FileText found = read_from(file, offset, bytes.size());
+    return found.error != 0 || found.text == bytes;
+  };
+  return holds(rows_begin_, 0) && holds(rows_end_, rows_read_ - rows_end_.size());
+}
+
+void RunReader::note_unreadable(const std::string& file, int error, const std::string& loss) {
+  const bool absent = is_absent(error);
+  unreadable_ = unreadable_ || !absent;
+  history_.problems.push_back(absent ? fmt::format("{} is not there: {}.", file, loss)
+                                     : fmt::format("{} cannot be read ({}): {}.", file,
+                                                   std::generic_category().message(error), loss));
 }
 
 Json RunReader::read_small(const std::string& file, const std::string& loss) {
-  const std::optional<std::string> text = read_from(history_.folder / file, 0);
-  if (!text) {
-    history_.problems.push_back(fmt::format("{} is not there or cannot be read: {}.", file, loss));
+  const auto [text, error] = read_from(history_.folder / file, 0);
+  if (error != 0) {
+    note_unreadable(file, error, loss);
     return {};
   }
-  Json value = parse_or_null(*text);
+  Json value = parse_or_null(text);
   if (value.is_object()) return value;
   history_.problems.push_back(fmt::format("{} is not a JSON object: {}.", file, loss));
   return {};
@@ -174,27 +253,37 @@ void RunReader::read_rows(bool same_file) {
   if (!same_file) {
     rows = {};
     rows_read_ = 0;
+    rows_begin_.clear();
+    rows_end_.clear();
   }
-  const std::optional<std::string> text = read_from(history_.folder / kRows, rows_read_);
-  if (!text) {
-    history_.problems.push_back(
-        fmt::format("{} is not there or cannot be read: no step is known to be finished.", kRows));
+  const auto [text, error] = read_from(history_.folder / kRows, rows_read_);
+  if (error != 0) {
+    note_unreadable(kRows, error,
+                    rows.steps.empty() ? "no step is known to be finished"
+                                       : "only the steps that were read before are known");
     return;
   }
-  const size_t complete = for_each_line(*text, [&](std::string_view line) {
+  const size_t complete = for_each_line(text, [&](std::string_view line) {
     if (!line.empty() && !add_row(rows, line)) ++rows.broken_lines;
   });
   rows_read_ += complete;
-  rows.unfinished_line = complete < text->size();
+  if (rows_begin_.size() < kComparedBytes)
+    rows_begin_.append(text, 0, std::min<size_t>(complete, kComparedBytes - rows_begin_.size()));
+  rows_end_.append(text, 0, complete);
+  if (rows_end_.size() > kComparedBytes) rows_end_.erase(0, rows_end_.size() - kComparedBytes);
+  rows.unfinished_line = complete < text.size();
   for (auto& [key, column] : rows.columns) column.resize(rows.steps.size(), std::nan(""));
 }
 
 void RunReader::read_samples() {
   history_.samples.clear();
-  const std::optional<std::string> text = read_from(history_.folder / kSamples, 0);
-  if (!text) return;
+  const auto [text, error] = read_from(history_.folder / kSamples, 0);
+  if (error != 0) {
+    if (!is_absent(error)) note_unreadable(kSamples, error, "what the model answers is not known");
+    return;
+  }
   int64_t broken = 0;
-  for_each_line(*text, [&](std::string_view line) {
+  for_each_line(text, [&](std::string_view line) {
     const Json row = parse_or_null(line);
     const std::optional<int64_t> step = integer_of(row, "step");
     if (!step) {
@@ -202,7 +291,7 @@ void RunReader::read_samples() {
       return;
     }
     history_.samples.push_back({*step, integer_of(row, "record").value_or(0), text_of(row, "prompt"),
-                                text_of(row, "expected"), text_of(row, "answer")});
+                                text_of(row, "expected"), text_of(row, "answer"), row.contains("cut")});
   });
   if (broken > 0) history_.problems.push_back(fmt::format("{}: {} lines are no samples.", kSamples, broken));
 }

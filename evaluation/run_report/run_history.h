@@ -31,6 +31,7 @@ struct StepColumns {
 struct EvalSample {
   int64_t step = 0, record = 0;
   std::string prompt, expected, answer;
+  bool cut = false;  ///< by a stop, or because its time was over
 };
 
 struct SnapshotInfo {
@@ -55,13 +56,18 @@ struct RunHistory {
 std::string printable(std::string_view text);
 
 /// Reads a folder again and again, of metrics.jsonl only what was appended. What cannot be read is told in
-/// the history and never thrown.
+/// the history, with the system's reason, and never thrown.
 class RunReader {
  public:
-  /// Throws BadInput naming the folder when there is none.
-  explicit RunReader(std::filesystem::path folder);
+  enum class Begun {
+    kAlready,
+    kMaybeLater,  ///< a folder that is not there yet is a run that has not begun
+  };
 
-  /// Whether a file has changed since the last call; true the first time.
+  /// Throws BadInput naming the folder when there is none (but for kMaybeLater), or something else instead.
+  explicit RunReader(std::filesystem::path folder, Begun begun = Begun::kAlready);
+
+  /// Whether a file has changed since the last call, or could not be read then; true the first time.
   bool refresh();
   const RunHistory& history() const { return history_; }
   /// Whether there is a config.json or a metrics.jsonl: whether it looks like a run at all.
@@ -76,15 +82,21 @@ class RunReader {
   };
   static Mark mark_of(const std::filesystem::path& file);
 
+  void read_files(bool same_rows);
+  bool holds_what_was_read() const;
+  /// The problem that `file` cannot be read for `error`, an errno, and what is lost by it.
+  void note_unreadable(const std::string& file, int error, const std::string& loss);
   Json read_small(const std::string& file, const std::string& loss);
   void read_rows(bool same_file);
   void read_samples();
   void read_snapshots();
 
   RunHistory history_;
-  std::array<Mark, 5> marks_ = {};
-  uint64_t rows_read_ = 0;  ///< bytes of metrics.jsonl
+  std::array<Mark, 6> marks_ = {};
+  uint64_t rows_read_ = 0;             ///< bytes of metrics.jsonl
+  std::string rows_begin_, rows_end_;  ///< the first and the last of them: what it is known again by
   bool first_ = true;
+  bool unreadable_ = false;  ///< a file was there and could not be read: it is tried again
 };
 
 }  // namespace satune

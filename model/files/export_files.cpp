@@ -19,9 +19,9 @@ constexpr std::array<std::string_view, 6> kTokenizerFiles = {
     "tokenizer.model",   "tokenizer.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json",     "merges.txt"};
 
-void copy_atomic(const fs::path& from, const fs::path& to) {
+void copy_atomic(const fs::path& from, const fs::path& to, FileOps& ops) {
   const MappedFile source(from);
-  AtomicFile target(to);
+  AtomicFile target(to, ops);
   target.write(source.bytes());
   target.commit();
 }
@@ -87,46 +87,49 @@ std::optional<Json> config_for_chat_template(const fs::path& source) {
 }
 
 void write_tokenizer_config(const fs::path& directory, const ModelConfig& config,
-                            const ExportOptions& options) {
+                            const ExportOptions& options, FileOps& ops) {
   const fs::path source = options.tokenizer_source / kTokenizerConfig;
   const fs::path target = directory / kTokenizerConfig;
   if (!file_exists(source)) {
-    write_file_atomic(target, write_json(default_tokenizer_config(options.tokenizer_source, config)));
+    write_file_atomic(target, write_json(default_tokenizer_config(options.tokenizer_source, config)), ops);
     return;
   }
   const auto adapted =
       options.chat_template ? config_for_chat_template(options.tokenizer_source) : std::nullopt;
-  if (!adapted) return copy_atomic(source, target);
-  write_file_atomic(target, write_json(*adapted));
+  if (!adapted) return copy_atomic(source, target, ops);
+  write_file_atomic(target, write_json(*adapted), ops);
 }
 
-void write_tokenizer_files(const fs::path& directory, const ModelConfig& config,
-                           const ExportOptions& options) {
+void write_tokenizer_files(const fs::path& directory, const ModelConfig& config, const ExportOptions& options,
+                           FileOps& ops) {
   if (options.tokenizer_source.empty()) return;
   bool any = false;
   for (const std::string_view name : kTokenizerFiles) {
     const fs::path source = options.tokenizer_source / name;
     if (!file_exists(source)) continue;
-    copy_atomic(source, directory / name);
+    copy_atomic(source, directory / name, ops);
     any = true;
   }
-  if (any) write_tokenizer_config(directory, config, options);
+  if (any) write_tokenizer_config(directory, config, options, ops);
   if (!options.chat_template && file_exists(options.tokenizer_source / kChatTemplate)) {
-    copy_atomic(options.tokenizer_source / kChatTemplate, directory / kChatTemplate);
+    copy_atomic(options.tokenizer_source / kChatTemplate, directory / kChatTemplate, ops);
   }
 }
 
 }  // namespace
 
-void write_export_files(const fs::path& directory, const ModelConfig& config, const ExportOptions& options) {
-  write_file_atomic(directory / "config.json", write_json(model_config_json(config)));
-  write_file_atomic(directory / "generation_config.json",
-                    write_json(generation_config_json(config, options)));
-  write_tokenizer_files(directory, config, options);
-  if (options.chat_template) write_file_atomic(directory / kChatTemplate, *options.chat_template);
-  if (options.template_file) write_file_atomic(directory / kTemplateFile, *options.template_file);
+void write_export_files(const fs::path& directory, const ModelConfig& config, const ExportOptions& options,
+                        FileOps& ops) {
+  const auto write = [&](std::string_view name, std::string_view text) {
+    write_file_atomic(directory / name, text, ops);
+  };
+  write("config.json", write_json(model_config_json(config)));
+  write("generation_config.json", write_json(generation_config_json(config, options)));
+  write_tokenizer_files(directory, config, options, ops);
+  if (options.chat_template) write(kChatTemplate, *options.chat_template);
+  if (options.template_file) write(kTemplateFile, *options.template_file);
   if (config.sharing.empty()) return;
-  for (const EmbeddedFile& file : export_python_files()) write_file_atomic(directory / file.name, file.text);
+  for (const EmbeddedFile& file : export_python_files()) write(file.name, file.text);
 }
 
 }  // namespace satune

@@ -195,7 +195,7 @@ std::vector<ExportShard> plan_export_shards(const TensorTable& table, DType dtyp
   return shards;
 }
 
-void write_export_index(const fs::path& directory, const std::vector<ExportShard>& shards) {
+void write_export_index(const fs::path& directory, const std::vector<ExportShard>& shards, FileOps& ops) {
   if (shards.size() < 2) return;
   Json weight_map = Json::object();
   uint64_t total_bytes = 0, total_parameters = 0;
@@ -210,7 +210,7 @@ void write_export_index(const fs::path& directory, const std::vector<ExportShard
   }
   const Json index{{"metadata", {{"total_parameters", total_parameters}, {"total_size", total_bytes}}},
                    {"weight_map", weight_map}};
-  write_file_atomic(directory / "model.safetensors.index.json", write_json(index));
+  write_file_atomic(directory / "model.safetensors.index.json", write_json(index), ops);
 }
 
 }  // namespace satune

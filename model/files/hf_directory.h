@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/files/atomic_file.h"
 #include "model/files/model_config.h"
 #include "model/files/safetensors.h"
 #include "model/files/tensor_table.h"
@@ -48,7 +49,7 @@ struct ExportOptions {
 /// chat_template.jinja, satune_template.json, and for a sharing plan the two Python files. Written into
 /// `directory` (which the caller makes atomic).
 void write_export_files(const std::filesystem::path& directory, const ModelConfig& config,
-                        const ExportOptions& options);
+                        const ExportOptions& options, FileOps& ops = posix_file_ops());
 
 /// Cuts the table into shards of at most max_shard_bytes, in table order (tied tensors once). One shard is
 /// "model.safetensors"; several are "model-0000i-of-0000N.safetensors" with an index.
@@ -59,6 +60,7 @@ struct ExportShard {
 std::vector<ExportShard> plan_export_shards(const TensorTable& table, DType dtype, uint64_t max_shard_bytes);
 
 /// model.safetensors.index.json; nothing for a single shard.
-void write_export_index(const std::filesystem::path& directory, const std::vector<ExportShard>& shards);
+void write_export_index(const std::filesystem::path& directory, const std::vector<ExportShard>& shards,
+                        FileOps& ops = posix_file_ops());
 
 }  // namespace satune

@@ -74,7 +74,11 @@ inline __attribute__((always_inline)) void product_tile(const float* x, const T*
   for (; i + kBlock <= inputs; i += kBlock) {
     Block w[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) w[r] = load_block(weight + r * inputs + i);
+    for (int r = 0; r < R; ++r) {
+      // Of the next tile: a row is too short for the processor's own prefetching to catch up with it.
+      __builtin_prefetch(weight + (r + R) * inputs + i);
+      w[r] = load_block(weight + r * inputs + i);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Floats row = load_lanes(x + m * inputs + i);

@@ -3,9 +3,9 @@
     .venv/bin/python tests/bench/generate_speed.py --program build/release/satune --threads 2
 
 Random models of 19M and about 100M parameters, prompts of 32 tokens, 64 tokens of answer each, batches of 1, 4 and 8.
-Tokens a second of prompts and answers together: of satune what `generate --prompts` prints (loading left out), of
-transformers the time of one generate() call after one to warm up. The two take
-turns, so that a machine whose speed drifts drifts under both; the median counts. Reports, never fails.
+Tokens of answers a second, the time of the prompts included: of satune what `generate --prompts` prints (loading left
+out), of transformers the time of one generate() call after one to warm up. The two take turns, so that a machine whose
+speed drifts drifts under both; the median counts. Reports, never fails.
 """
 
 import argparse

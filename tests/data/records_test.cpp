@@ -121,6 +121,14 @@ TEST_F(RecordsTest, EmptyFilesAndArraysAreErrors) {
   message_of<BadInput>([&] { read_alpaca(folder_); });
 }
 
+TEST_F(RecordsTest, ALineEndWithinAStringIsNamedAndNotTakenForACutOffArray) {
+  const std::string message =
+      alpaca_error("[{\"instruction\":\"a\",\"output\":\"one\ntwo\"},\n {\"instruction\":\"c\"}]");
+  EXPECT_THAT(message, HasSubstr("record 1"));
+  EXPECT_THAT(message, HasSubstr("control character"));
+  EXPECT_THAT(message, testing::Not(HasSubstr("cut off")));
+}
+
 TEST_F(RecordsTest, ArraysCutOffAnywhereAreErrors) {
   const std::string whole = R"([{"instruction":"a\"","output":"b"}, {"instruction":"c","output":"d"} ])";
   EXPECT_EQ(read_alpaca(write("whole.json", whole)).size(), 2u);

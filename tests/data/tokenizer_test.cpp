@@ -6,7 +6,9 @@
 #include <filesystem>
 
 #include "data/files/error.h"
+#include "data/files/json.h"
 #include "data/files/mapped_file.h"
+#include "data/prompt_template.h"
 #include "tests/temporary_directory.h"
 
 namespace satune {
@@ -158,6 +160,36 @@ TEST_F(TrainedTokenizerTest, AddedTokensBeyondTheModelAreKnownButNeverRead) {
   EXPECT_EQ(tokenizer->decode(ids, true), "");
   EXPECT_EQ(tokenizer->token_text(361), "<pad>");
   EXPECT_NE(tokenizer->fingerprint(), before);
+}
+
+Json post_processor_that_begins_with(const std::string& token, int id) {
+  return Json{{"type", "TemplateProcessing"},
+              {"single", Json::array({Json{{"SpecialToken", Json{{"id", token}}}},
+                                      Json{{"Sequence", Json{{"id", "A"}}}}})},
+              {"special_tokens", Json{{token, Json{{"ids", Json::array({id})}}}}}};
+}
+
+TEST_F(TrainedTokenizerTest, BosIsAddedWhereTokenizerJsonPutsItFirst) {
+  EXPECT_TRUE(tokenizer_->adds_bos());  // as add_bos_token says, which a tokenizer.json beats
+  const auto adds_bos = [&](const Json& post_processor) {
+    directory_.write("tokenizer.json", write_json(Json{{"post_processor", post_processor}}));
+    return load_tokenizer(directory_.path())->adds_bos();
+  };
+  EXPECT_TRUE(adds_bos(post_processor_that_begins_with("<s>", 1)));
+  EXPECT_FALSE(adds_bos(post_processor_that_begins_with("</s>", 2)));
+  EXPECT_FALSE(adds_bos(Json{{"type", "ByteLevel"}}));
+  EXPECT_FALSE(adds_bos(Json(nullptr)));
+}
+
+TEST_F(TrainedTokenizerTest, AddEosTokenPutsNoSecondEosIntoDocumentsAndNoneAfterPrompts) {
+  directory_.write("tokenizer_config.json", R"({"bos_token": "<s>", "eos_token": "</s>",
+      "add_bos_token": true, "add_eos_token": true})");
+  const auto tokenizer = load_tokenizer(directory_.path());
+  std::vector<int32_t> expected = tokenizer->encode("The sum");
+  expected.insert(expected.begin(), 1);
+  EXPECT_EQ(encode_raw_prompt("The sum", *tokenizer), expected);
+  expected.push_back(2);
+  EXPECT_EQ(encode_document("The sum", *tokenizer).tokens, expected);
 }
 
 }  // namespace

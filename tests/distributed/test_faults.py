@@ -223,6 +223,19 @@ def test_a_write_that_never_returns_ends_all_ranks(satune, model, shim, tmp_path
     assert snapshots(output) == ["step-00000002"]
 
 
+def test_an_export_that_never_returns_ends_all_ranks(satune, model, shim, tmp_path):
+    """The others wait for rank 0 without a collective, as long as an export takes."""
+    output, log = tmp_path / "run", tmp_path / "struck"
+    config = settings(model, output, ddp_timeout=3, max_steps=2, export_at_end=True)
+    ranks = Ranks(satune, config, 2, tmp_path / "logs",
+                  environment={0: fault(shim, "call=file path=export-new n=4 hangs=1", log)})
+    assert ranks.wait(60) == [3, 3]
+    assert log.exists()
+    for line in (ranks.error(0), ranks.error(1)):
+        assert "rank 0 " in line and " waits for its disk: 3" in line and "export-new" in line, line
+    assert snapshots(output) == ["step-00000002"] and not (output / "export").exists()
+
+
 def test_a_full_disk_keeps_the_snapshot_before(satune, model, tmp_path):
     """A small tmpfs in a namespace of its own; skipped where that is not allowed."""
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode != 0:

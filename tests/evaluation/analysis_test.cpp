@@ -324,6 +324,44 @@ TEST(AnalysisFigures, EachRunHasItsOwnCurvesOverItsSteps) {
   EXPECT_NE(analysis_figures(report).back().file, "steps");
 }
 
+TEST(AnalysisFigures, AModelOfOneLayerHasNothingToCompare) {
+  ModelConfig config = model_configs::config_of(
+      {.vocabulary = 259, .hidden = 32, .ffn = 48, .layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 8});
+  config.max_position_embeddings = 256;
+  config.sharing = SharingPlan(1);
+  Llama model(config, {}, at::kFloat, at::kCPU);
+  initialise_weights(model.weights(), 0.2, 11);
+  const AnalysisDocuments documents = some_documents();
+  AnalysisReport report;
+  report.settings = Json::object();
+  report.models.push_back(analyze_model("single", model, documents, {}));
+  EXPECT_THAT(report.models[0].note, testing::HasSubstr("one layer"));
+  const auto names = [&] {
+    std::vector<std::string> files;
+    for (const NamedFigure& figure : analysis_figures(report)) files.push_back(figure.file);
+    return files;
+  };
+  EXPECT_EQ(names(), (std::vector<std::string>{"isotropy", "hidden-states"}));
+  const Json json = analysis_json(report)["models"][0];
+  EXPECT_TRUE(json["head_assignments"].empty());
+  EXPECT_TRUE(json["spans"].is_null());
+  const std::string page = analysis_page(report, analysis_figures(report));
+  EXPECT_THAT(page, testing::HasSubstr("one layer"));
+  EXPECT_THAT(page, testing::Not(testing::HasSubstr("Neighbouring layers:")));
+  // Beside one of several layers the others' figures stay, without a curve of its own.
+  report.models.push_back(analyze_model("deep", byte_model(), documents, {.max_span = 0, .layers = {}}));
+  EXPECT_THAT(names(), testing::IsSupersetOf({"model-1-isotropy", "model-2-similarity", "neighbours"}));
+  EXPECT_THAT(names(), testing::Not(testing::Contains("model-1-similarity")));
+  // Snapshots of a run of one layer have no steps to show.
+  report.models.pop_back();
+  report.models.push_back(report.models[0]);
+  report.models[0].step = 1;
+  report.models[1].step = 2;
+  EXPECT_THAT(names(), testing::Not(testing::Contains("steps")));
+  EXPECT_THAT(analysis_page(report, analysis_figures(report)),
+              testing::Not(testing::HasSubstr("All models")));
+}
+
 TEST(SpanSuggestions, PlansAreTheLeastSumsOfDisjointSpans) {
   EXPECT_EQ(candidate_spans(4, 2), (std::vector<Span>{{1, 1}, {1, 2}, {2, 2}, {2, 3}, {3, 3}}));
   EXPECT_EQ(spans_text({{1, 1}, {3, 5}}), "1,3-5");

@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <functional>
+#include <thread>
 
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
@@ -311,6 +313,70 @@ TEST_F(Benchmarks, TaskFilesWithMistakesAreRefused) {
   EXPECT_THAT(
       refused(R"({"data":"q.jsonl","prompt":"{q}","choices":["a","b","c"],"answer":"a","metrics":["f1"]})"),
       HasSubstr("expected 2 choices"));
+}
+
+TEST_F(Benchmarks, KeptRowsThatAreNoneAreNamed) {
+  const auto file = directory_ / "items.jsonl";
+  ItemStore(file, "model").append("mmlu", "task", {3, Json{{"acc", 1}}, 12});
+  const std::string whole = read_text_file(file);
+  for (const auto& [row, words] : std::vector<std::pair<std::string, std::vector<std::string>>>{
+           {"7", {"line 3: found the number 7"}},
+           {R"({"run":1,"task":"t","item":0,"tokens":1,"result":{}})",
+            {"line 3: run", "the number 1", "a text"}},
+           {R"({"run":"r","task":null,"item":0,"tokens":1,"result":{}})", {"line 3: task", "found null"}},
+           {R"({"run":"r","task":"t","item":"0","tokens":1,"result":{}})",
+            {"line 3: item", "\"0\"", "whole"}},
+           {R"({"run":"r","task":"t","item":0,"tokens":1.5,"result":{}})", {"line 3: tokens", "1.5"}},
+           {R"({"run":"r","task":"t","item":0,"result":{}})", {"line 3: tokens", "found nothing"}},
+           {R"({"run":"r","task":"t","item":0,"tokens":1,"result":[]})", {"line 3: result", "an object"}},
+           {R"({"run":"r","ta)", {"items.jsonl: line 3"}}}) {
+    directory_.write("items.jsonl", whole + row + "\n");
+    const std::string message = message_of([&] { ItemStore(file, "model"); });
+    EXPECT_THAT(message, HasSubstr(file.string()));
+    for (const std::string& word : words) EXPECT_THAT(message, HasSubstr(word)) << row;
+  }
+  directory_.write("items.jsonl", R"({"satune_items":1,"model":5})"
+                                  "\n");
+  EXPECT_THAT(message_of([&] { ItemStore(file, "model"); }), HasSubstr("line 1: model: found the number 5"));
+
+  // What the task reads of a result.
+  directory_.write("q.jsonl", R"({"q":"One?","options":["yes","no"],"a":"no"})");
+  const auto task = make_task_from_file(
+      directory_.write("mine.json", R"({"data": "q.jsonl", "prompt": "{q}", "choices": "options",
+    "answer": "a", "metrics": ["acc", "mcc"]})"),
+      options(), tokenizer_);
+  const auto found = [&](int64_t item, const Json& result) {
+    std::filesystem::remove(file);
+    ItemStore(file, "model").append("mine", task->fingerprint(), {item, result, 1});
+    return ItemStore(file, "model").found("mine", *task).size();
+  };
+  const Json good = {{"log_likelihoods", {-1.0, -2.0}}, {"gold", 1}, {"acc", 0}, {"acc_norm", 0}};
+  EXPECT_EQ(found(0, good), 1U);
+  EXPECT_THAT(message_of([&] { found(1, good); }), HasSubstr("line 2: item: found 1, expected at least 0"));
+  Json bad = good;
+  bad["acc"] = "1";
+  EXPECT_THAT(message_of([&] { found(0, bad); }), HasSubstr("line 2: result.acc: found the string \"1\""));
+  bad["acc"] = nullptr;
+  EXPECT_THAT(message_of([&] { found(0, bad); }), HasSubstr("result.acc: found null, expected a number"));
+  bad = good;
+  bad["log_likelihoods"] = {-1.0, -2.0, -3.0};
+  EXPECT_THAT(message_of([&] { found(0, bad); }),
+              HasSubstr("result.log_likelihoods: found an array, expected 2"));
+}
+
+TEST_F(Benchmarks, AFileThatItsRankPutsAsideMeanwhileHoldsNothing) {
+  const auto ours = directory_ / "ours.jsonl", theirs = directory_ / "theirs.jsonl";
+  std::atomic<bool> done = false;
+  std::thread rank([&] {
+    while (!done) {
+      directory_.write("theirs.jsonl", R"({"satune_items":1,"model":"another model"})"
+                                       "\n");
+      std::filesystem::rename(theirs, directory_ / "theirs.jsonl.old");
+    }
+  });
+  for (int i = 0; i < 2000; ++i) EXPECT_NO_THROW(ItemStore(ours, "model", {theirs}));
+  done = true;
+  rank.join();
 }
 
 TEST_F(Benchmarks, KeptResultsAreTakenUp) {

@@ -39,6 +39,7 @@ TEST(Conversation, TurnsFollowOneAnotherWithOneBos) {
   conversation.ask("three");
   EXPECT_EQ(conversation.tokens(),
             joined({{1}, ids("QoneA1"), {2}, ids("QtwoA"), {0}, ids("2"), {2}, ids("QthreeA")}));
+  EXPECT_EQ(conversation.least_tokens(), joined({{1}, ids("QthreeA")}).size());
   conversation.withdraw();
   conversation.forget_oldest();
   EXPECT_EQ(conversation.turns(), 1u);
@@ -78,6 +79,7 @@ TEST(Conversation, ABosThatTheTemplateSaysIsInEachTurn) {
   conversation.answer(ids("1"), "1", true);
   conversation.ask("two");
   EXPECT_EQ(conversation.tokens(), joined({{1}, ids("QoneA1"), {2, 1}, ids("QtwoA")}));
+  EXPECT_EQ(conversation.least_tokens(), joined({{1}, ids("QtwoA")}).size());
 }
 
 }  // namespace

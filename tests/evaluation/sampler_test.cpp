@@ -132,6 +132,25 @@ TEST(Sampler, DamagedLogitsAreAnError) {
   }
 }
 
+/// In range, the penalty still carries what is near the end of floats beyond it, and nothing is left to draw.
+TEST(Sampler, LogitsThatThePenaltyDrivesOutOfRangeAreAnError) {
+  const std::vector<int32_t> prompt = {0, 1};
+  for (const double temperature : {0.0, 1.0}) {
+    Sampler divides({.temperature = temperature, .repetition_penalty = 1e-3}, 0, prompt);
+    EXPECT_THROW(divides.next(std::vector<float>{1e37f, 0.0f}), std::runtime_error);
+    Sampler multiplies({.temperature = temperature, .repetition_penalty = 1e3}, 0, prompt);
+    EXPECT_THROW(multiplies.next(std::vector<float>{-1e37f, -1e37f}), std::runtime_error);
+    EXPECT_EQ(multiplies.next(std::vector<float>{-1e37f, -2.0f}), 1) << "one of two is masked";
+  }
+}
+
+TEST(Sampler, ItselfRefusesOptionsOutOfRange) {
+  for (const double penalty : {0.0, 1e-40, -1.0, 2000.0, static_cast<double>(NAN)})
+    EXPECT_THROW(Sampler({.repetition_penalty = penalty}), BadInput) << penalty;
+  for (const double penalty : {1e-3, 1e3})
+    EXPECT_NO_THROW(Sampler({.repetition_penalty = penalty})) << penalty;
+}
+
 TEST(Sampler, OptionsOutOfRangeAreNamed) {
   const auto message = [](const SamplingOptions& options) -> std::string {
     try {
@@ -147,6 +166,7 @@ TEST(Sampler, OptionsOutOfRangeAreNamed) {
   EXPECT_NE(message({.top_p = 0}).find("--top-p"), std::string::npos);
   EXPECT_NE(message({.top_p = 1.5}).find("--top-p"), std::string::npos);
   EXPECT_NE(message({.repetition_penalty = 0}).find("--repetition-penalty"), std::string::npos);
+  EXPECT_NE(message({.repetition_penalty = 1e-40}).find("--repetition-penalty"), std::string::npos);
   EXPECT_NE(message({.repetition_penalty = INFINITY}).find("--repetition-penalty"), std::string::npos);
   EXPECT_EQ(message({}), "");
 }

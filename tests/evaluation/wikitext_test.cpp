@@ -55,6 +55,7 @@ TEST_F(WikitextTask, ALogLikelihoodOverWordsAndBytes) {
   options.max_positions = 256;
   const Json metrics = measure(directory_.path(), options);
   EXPECT_EQ(metrics["n"], 2);
+  EXPECT_EQ(metrics["windows"], 2);
   // BOS twice: once before the page, once of the page as the tokenizer encodes it.
   Llama model = byte_model();
   double sum = 0;
@@ -70,6 +71,10 @@ TEST_F(WikitextTask, ALogLikelihoodOverWordsAndBytes) {
   EXPECT_NEAR(metrics["byte_perplexity"], std::exp(-sum / kBytes), 1e-4);
   EXPECT_NEAR(metrics["bits_per_byte"], -sum / kBytes / std::log(2.0), 1e-5);
   EXPECT_GT(metrics["word_perplexity_stderr"], 0);
+  const auto task = make_wikitext(directory_.path(), options, tokenizer_);
+  const std::vector<Json> results = run_all_items(*task, model);
+  EXPECT_EQ(results[1]["words"], 6);
+  EXPECT_EQ(results[1]["bytes"], 16);
 }
 
 TEST_F(WikitextTask, ALimitIsOfPagesAndShorterWindowsReadLess) {

@@ -251,6 +251,30 @@ TEST(Decoder, ASpansWeightsAreComputedOnceAStep) {
   EXPECT_EQ(decoder.attention_counts().reused, 3 * 3);
 }
 
+TEST(Decoder, RefusesAStepOfSequencesThatItLacks) {
+  const Llama model = decode_model(decode_config("3-5", AnchorRule::kBefore));
+  const std::vector<int32_t> tokens = decode_tokens(4);
+  Decoder two(model, 5, 2);
+  two.append(std::span(tokens).first(2), 0);
+  two.append(std::span(tokens).first(3), 1);
+  const auto step = [&](const std::vector<int32_t>& next, const std::vector<int64_t>& sequences) {
+    return two.step(next, sequences);
+  };
+  EXPECT_THROW(step({1}, {0, 1}), c10::Error);
+  EXPECT_THROW(step({1, 2}, {0}), c10::Error);
+  EXPECT_THROW(step({1, 2}, {0, 2}), c10::Error);
+  EXPECT_THROW(step({1}, {-1}), c10::Error);
+  EXPECT_THROW(step({1, 2}, {1, 1}), c10::Error);
+  EXPECT_THROW(step({1, 61}, {0, 1}), BadInput);
+  EXPECT_THROW(step({1, -1}, {0, 1}), BadInput);
+  EXPECT_THROW(two.append(std::span(tokens).first(1), 2), c10::Error);
+  EXPECT_THROW(two.truncate(0, 2), c10::Error);
+  EXPECT_THROW(two.truncate(-1), c10::Error);
+  EXPECT_EQ(two.length(0), 2);
+  EXPECT_EQ(two.length(1), 3);
+  EXPECT_EQ(step({tokens[2], tokens[3]}, {0, 1}).size(0), 2);
+}
+
 TEST(Decoder, RefusesWhatDoesNotFitAndKeepsItsState) {
   Llama model = decode_model(decode_config("3-5", AnchorRule::kBefore));
   const std::vector<int32_t> tokens = decode_tokens(6);

@@ -59,6 +59,16 @@ def stories(realdata):
 
 
 @pytest.fixture
+def stories_without_bos(stories, tmp_path):
+    path = tmp_path / "stories_without_bos"
+    path.mkdir()
+    for name in ("config.json", "tokenizer.model", "model.safetensors"):
+        (path / name).write_bytes((stories / name).read_bytes())
+    (path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "eos_token": "</s>"}))
+    return path
+
+
+@pytest.fixture
 def records(tmp_path):
     path = tmp_path / "records.json"
     rows = [

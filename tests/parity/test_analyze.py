@@ -1,6 +1,7 @@
 """satune analyze against NumPy over transformers' eager attention weights and hidden states, on a random model and,
 where it is there, on a trained one; its losses against eval and against the torch oracle; its files and errors."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from browser import Browser, check_page
 from oracle import Oracle
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -27,6 +29,15 @@ def call(program, *arguments, code=0):
     done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=600)
     assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@contextlib.contextmanager
+def a_browser(folder):
+    browser = Browser(folder / "profile")
+    try:
+        yield browser
+    finally:
+        browser.close()
 
 
 def analyze(program, output, *arguments):
@@ -293,6 +304,26 @@ def test_a_model_that_shares_is_analysed_as_it_computes(satune, random_model, te
     assert "shares attention already" in page and "All models" in page
 
 
+def test_a_model_of_one_layer(satune, text, tmp_path):
+    """No pairs and no spans: a page of what there is, and nothing asked for in vain."""
+    arch, model = tmp_path / "arch.json", tmp_path / "model"
+    arch.write_text(json.dumps({"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                                "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}))
+    call(satune, "init", arch, model, "--train-tokenizer", text, "--vocab-size", 300)
+    options = ("--data", text, "--max-length", LENGTH, "--max-records", 2)
+    done = call(satune, "analyze", model, *options, "--output", tmp_path / "out")
+    assert "one layer" in done.stdout and "similarity" not in done.stdout
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"][0]
+    assert found["spans"] is None and found["head_assignments"] == []
+    assert found["similarity"]["layers"] == [[pytest.approx(1)]]
+    assert len(found["weighted_cumulative_variance"]["hidden_states"]) == 2
+    assert {path.stem for path in (tmp_path / "out").glob("*.svg")} == {"isotropy", "hidden-states"}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "one layer" in page and page.count("<svg") == 2
+    refused = call(satune, "analyze", model, *options, "--output", tmp_path / "none", "--layers", 1, code=2).stderr
+    assert "--layers" in refused and "at most 0" in refused
+
+
 def test_every_snapshot_of_a_run(satune, random_model, records, tmp_path):
     run, config = tmp_path / "run", tmp_path / "config.json"
     config.write_text(json.dumps({
@@ -320,6 +351,8 @@ def test_every_snapshot_of_a_run(satune, random_model, records, tmp_path):
                     "--max-records", 4, "--max-span", 0)["models"][0]
     assert first["similarity"] == found["models"][0]["similarity"]
     assert first["similarity"] != last["similarity"]
+    with a_browser(tmp_path) as browser:
+        check_page(browser.open(f"file://{tmp_path / 'out' / 'index.html'}"), [], figures=8)
 
 
 # Files
@@ -411,6 +444,13 @@ def test_figures_and_page(analysis, folder):
     xml.etree.ElementTree.fromstring(page.split("\n", 1)[1].replace("<meta charset=\"utf-8\">", "").replace(
         '<meta name="viewport" content="width=device-width, initial-scale=1">', ""))
     assert analysis["models"][0]["spans"]["suggested"]["layers"] in page
+
+
+def test_the_page_in_a_browser(analysis, folder, tmp_path):
+    with a_browser(tmp_path) as browser:
+        page = browser.open(f"file://{folder / 'out' / 'index.html'}")
+        check_page(page, ["What is measured"], figures=6)
+        assert page.requested() == [f"file://{folder / 'out' / 'index.html'}"]
 
 
 def test_every_key_is_defined(analysis):

@@ -179,6 +179,113 @@ def test_answers_of_generate(satune, tmp_path):
     assert "prompt" in done.stderr and "Twice" in done.stderr
 
 
+def test_files_of_answers(satune, tmp_path):
+    """What generate --prompts writes: means over the answers, differences paired prompt by prompt."""
+    rng = np.random.default_rng(5)
+
+    def answers(name, scale, prompts=range(2, 42), kv=256):
+        path, rows = tmp_path / name, []
+        for number in prompts:
+            first, tokens = scale * rng.uniform(0.1, 0.2), int(rng.integers(2, 20))
+            seconds = first + scale * rng.uniform(0.9, 1.1) * (tokens - 1)
+            rows.append({"number": number, "prompt": f"Question {number}", "text": "x", "tokens": [1] * tokens,
+                         "finish_reason": "length", "stop_reason": None, "prompt_tokens": 4, "seconds": seconds,
+                         "time_to_first_token_s": first, "tokens_per_s": tokens / seconds, "kv_cache_bytes_per_token": kv,
+                         "kv_cache_bytes": kv * (4 + tokens), "kv_cache_bytes_saved": 0})
+        path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows) + '{"number":99,"pro')
+        return path, rows
+
+    (a, of_a), (b, of_b) = answers("a.jsonl", 1.0), answers("b", 1.3, kv=192)  # whatever the file is called
+    found = rows(compare(satune, a, b, "--json", "--resamples", 4000))
+    first = found["time_to_first_token_s"]
+    one, other = (np.array([row["time_to_first_token_s"] for row in side]) for side in (of_a, of_b))
+    assert first["a"] == pytest.approx(one.mean()) and first["b"] == pytest.approx(other.mean())
+    assert first["a_stderr"] == pytest.approx(one.std(ddof=1) / math.sqrt(len(one)))
+    assert first["paired_items"] == 40 and "mcnemar_p" not in first
+    assert first["difference_stderr"] == pytest.approx((other - one).std() / math.sqrt(40), rel=0.06)
+    later = [(row["seconds"] - row["time_to_first_token_s"]) / (len(row["tokens"]) - 1) for row in of_b]
+    assert found["time_per_token_s"]["b"] == pytest.approx(np.mean(later)) and found["time_per_token_s"]["paired_items"] == 40
+    assert found["tokens_per_s"]["a"] == pytest.approx(np.mean([row["tokens_per_s"] for row in of_a]))
+    cache = found["kv_cache_bytes_per_token"]  # the same for each answer: no error
+    assert cache["difference"] == -64 and cache["a_stderr"] is None and cache["paired_items"] == 0
+    assert "number" not in found and "mcnemar_p" not in found["kv_cache_bytes_saved"]
+    compare(satune, a, b, "--max-rise", "time_to_first_token_s=10%", code=1)
+    compare(satune, a, b, "--max-rise", "time_to_first_token_s=60%")
+    for name, change, words in (
+        ("fewer", {"prompts": range(2, 41)}, ["no answer to prompt 41", "a.jsonl"]),
+        ("more", {"prompts": range(1, 42)}, ["an answer to prompt 1,", "a.jsonl"]),
+    ):
+        refused = compare(satune, a, answers(name, 1.0, **change)[0], code=2).stderr
+        assert name in refused and all(word in refused for word in words), refused
+    lines = a.read_text().splitlines(keepends=True)
+    for name, text, words in (
+        ("other", "".join(lines[:2] + [lines[2].replace("Question 4", "Question five")] + lines[3:]), ["prompt 4", "Question five"]),
+        ("twice", "".join(lines[:2] + lines[1:]), ["line 3", "number 3 a second time"]),
+        ("nameless", "".join(lines[:2]) + '{"number":8}\n', ["line 3", "no prompt"]),
+        ("wrong", lines[0] + '{"number":"8","prompt":"x"}\n', ["line 2", 'number "8"']),
+        ("torn", lines[0][:30], ["no complete line"]),
+    ):
+        (tmp_path / name).write_text(text)
+        refused = compare(satune, a, tmp_path / name, code=2).stderr.splitlines()
+        assert len(refused) == 1 and all(word in refused[0] for word in [name, *words]), refused
+
+
+def test_answers_that_generate_writes_are_read(satune, stories, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time\n\nThe dog\n")
+    for name, options in (("dense", []), ("shared", ["--sharing", "3-4"])):
+        done = subprocess.run([satune, "generate", str(stories), "--prompts", str(prompts), "--max-new-tokens", "8", "--output",
+                               str(tmp_path / f"{name}.jsonl"), *options], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    found = rows(compare(satune, tmp_path / "dense.jsonl", tmp_path / "shared.jsonl", "--json"))
+    assert found["kv_cache_bytes_per_token"]["difference"] < 0
+    assert found["time_to_first_token_s"]["paired_items"] == found["time_per_token_s"]["paired_items"] == 2
+
+
+def test_items_without_a_number_are_named(satune, tmp_path):
+    task = {"quiz": {"acc": 0.5, "n": 4}}
+    a = write_report(tmp_path / "a.json", task, {"quiz": [{"acc": h} for h in (1, 0, 1, 0)]})
+    b = write_report(tmp_path / "b.json", task, {"quiz": [{"acc": h} for h in (1, 0, None, 0)]})
+    lines = compare(satune, a, b, code=2).stderr.splitlines()
+    assert len(lines) == 1 and "b.json: task quiz: item 2: found null under acc" in lines[0], lines
+
+
+def test_pages_of_wikitext_are_paired(satune, tmp_path):
+    """Perplexities over words and bytes: whole pages are drawn, though the items are windows."""
+    rng = np.random.default_rng(6)
+    pages, windows = 60, [int(w) for w in rng.integers(1, 4, 60)]
+    words = rng.integers(20, 400, pages)
+    bytes_ = words * rng.integers(4, 7, pages)
+
+    def side(name, rate):
+        losses = [[float(r) for r in rate * words[p] / windows[p] * rng.uniform(0.8, 1.2, windows[p])] for p in range(pages)]
+        items = [{"page": p, "log_likelihood": -loss, "tokens": 7, "words": int(words[p]), "bytes": int(bytes_[p])}
+                 for p in range(pages) for loss in losses[p]]
+        total = np.array([sum(each) for each in losses])
+        by_word, by_byte = total.sum() / words.sum(), total.sum() / bytes_.sum()
+        metrics = {"word_perplexity": math.exp(by_word), "byte_perplexity": math.exp(by_byte), "bits_per_byte": by_byte / math.log(2),
+                   "n": pages, "windows": len(items)}
+        return write_report(tmp_path / f"{name}.json", {"wikitext": metrics}, {"wikitext": items}), total
+
+    (a, of_a), (b, of_b) = side("a", 2.0), side("b", 2.05)
+    found = rows(compare(satune, a, b, "--json", "--resamples", 4000))
+    statistics = {"word_perplexity": lambda total, i: np.exp(total[i].sum() / words[i].sum()),
+                  "byte_perplexity": lambda total, i: np.exp(total[i].sum() / bytes_[i].sum()),
+                  "bits_per_byte": lambda total, i: total[i].sum() / bytes_[i].sum() / math.log(2)}
+    for metric, statistic in statistics.items():
+        row = found[f"wikitext.{metric}"]
+        draws = [statistic(of_b, i) - statistic(of_a, i) for i in (rng.integers(0, pages, pages) for _ in range(4000))]
+        assert row["paired_items"] == pages and "mcnemar_p" not in row, metric
+        assert row["difference_stderr"] == pytest.approx(np.std(draws, ddof=1), rel=0.06), metric
+        low, high = np.quantile(draws, [0.025, 0.975])
+        assert row["difference_95"] == pytest.approx([low, high], abs=0.1 * (high - low)), metric
+    assert "wikitext.windows" not in found
+    # A window that is missing: nothing can be said of the pages.
+    lines = (tmp_path / "b.items.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "b.items.jsonl").write_text("".join(lines[:-1]))
+    assert rows(compare(satune, a, b, "--json"))["wikitext.word_perplexity"]["paired_items"] == 0
+
+
 def test_what_cannot_be_compared_is_refused(satune, pair, tmp_path):
     a, b = pair[:2]
     right = pair[5]
@@ -224,6 +331,9 @@ def test_fingerprints_of_reports_decide_and_say_what_differs(satune, tmp_path):
     for name, parts, words, others in (
         ("data", {"items": "0" * 64, "data": "1" * 64}, ["another data file: 111111111111"], ["another t"]),
         ("template", {"items": "0" * 64, "template": None}, ["another template: none instead of cccccccccccc"], ["data file", "another tok"]),
+        ("no-template", {"template": None}, ["another template: none instead of cccccccccccc"], ["data file", "another tok"]),
+        ("no-tokenizer", {"tokenizer": None}, ["another tokenizer: none instead of dddddddddddd"], ["data file", "another tem"]),
+        ("no-data", {"data": None}, ["another data file: none instead of bbbbbbbbbbbb"], ["another t"]),
         ("tokenizer", {"tokenizer": "2" * 64}, ["another tokenizer: 222222222222"], ["data file", "another tem"]),
         ("both", {"items": "0" * 64, "data": "1" * 64, "tokenizer": "2" * 64}, ["another data file", "another tokenizer"], ["another tem"]),
         ("limit", {"items": "0" * 64}, ["other options (--limit"], ["another"]),
@@ -231,6 +341,10 @@ def test_fingerprints_of_reports_decide_and_say_what_differs(satune, tmp_path):
         lines = compare(satune, first, report(name, **parts), code=2).stderr.splitlines()
         assert len(lines) == 1 and f"{name}.json: task quiz" in lines[0], lines
         assert all(word in lines[0] for word in words) and not any(word in lines[0] for word in others), lines
+    # The other way round too, and neither has one.
+    bare = report("bare", template=None)
+    assert "another template: cccccccccccc instead of none" in compare(satune, bare, first, code=2).stderr
+    compare(satune, bare, report("as-bare", template=None))
 
 
 def test_keys_that_are_null_and_reports_that_are_broken(satune, tmp_path):
@@ -359,6 +473,22 @@ def test_the_pareto_front_of_any_metrics(satune, tmp_path):
     assert front("--pareto", "acc", "--pareto", "energy") == ["2"]  # the others have not measured it
     done = compare(satune, sweep, "--pareto", "acy", code=2)
     assert "--pareto acy" in done.stderr
+
+
+def test_better_is_told_by_the_name_of_the_metric_alone(satune, tmp_path):
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text(json.dumps({"model": "m", "sweep": [
+        {"tasks": {"time_questions": {"acc": acc, "n": 9}, "lossless": {"exact_match": acc, "n": 9}}, "sharing": sharing,
+         "kv_cache_bytes_saved": saved, "kv_cache_bytes_per_token": 100 - saved}
+        for sharing, acc, saved in (("", 0.7, 0), ("1", 0.6, 10), ("2", 0.5, 10))]}))
+
+    def front(*metrics):
+        lines = compare(satune, sweep, *(word for metric in metrics for word in ("--pareto", metric))).stdout.splitlines()
+        return [line.split()[1] for line in lines if line.rstrip().endswith(" yes")]
+
+    assert front("time_questions.acc") == front("lossless.exact_match") == ["dense", "1"]
+    assert front("acc", "kv_cache_bytes_saved") == ["dense", "1"]
+    assert front("kv_cache_bytes_saved", "kv_cache_bytes_per_token") == ["1", "2"]
 
 
 def test_reports_of_eval_are_read(satune, stories, tmp_path):

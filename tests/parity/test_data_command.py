@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 from programs import call, refused
@@ -71,6 +72,19 @@ def test_a_broken_array_is_read_on(satune, tmp_path):
     assert listed(report, "invalid_json") == [4]
     assert listed(report, "duplicate") == [2, 3, 5]
 
+    raw = good.replace("hello", "hel\nlo")
+    path.write_text(f"[{good},\n{raw},\n{good}\n]")
+    report = data(satune, path)
+    assert listed(report, "invalid_json") == [2] and report["records"] == 3 and report["readable"] == 2
+    assert "control character" in report["problems"]["invalid_json"]["listed"][0]["text"]
+
+    # Braces that nobody closes, more than are looked for.
+    path.write_text("[" + ",\n".join([good] + [good[:-1]] * 100) + "]")
+    report = data(satune, path)
+    assert report["unread"].startswith("what follows record 66 (line 66):"), "65 have no end, and the first is whole"
+    assert report["problems"]["broken_file"]["count"] == 65
+    assert re.search(r"^not read +what follows record 66 \(line 66\)", call(satune, "data", path).stdout, re.M)
+
     path.write_text(f"[{good},\n{good[:-1]},\n{good},\n{good}")
     report = data(satune, path)
     assert listed(report, "broken_file") == [2, 4], "a brace is missing, so it reaches to the end; so does the array"
@@ -78,7 +92,28 @@ def test_a_broken_array_is_read_on(satune, tmp_path):
     assert report["records"] == 4 and report["readable"] == 3
 
 
-def test_what_is_no_data_at_all(satune, tmp_path):
+def test_broken_records_on_one_line_take_time_as_the_file_is_long(satune, tmp_path):
+    """Each was searched for the next line to the end of the file, and back to its beginning."""
+    path = tmp_path / "line.json"
+    path.write_text("[" + ", ".join([json.dumps(GOOD)] + ['{"instruction": "a", "output": x}'] * 100_000) + "]")
+    begin = time.monotonic()
+    report = data(satune, path)
+    assert time.monotonic() - begin < 60
+    assert report["problems"]["invalid_json"]["count"] == 100_000 and report["readable"] == 1
+    assert list(report["problems"]) == ["invalid_json"] and report["unread"] is None
+
+
+def test_records_that_no_example_shows(satune, stories, tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([GOOD, {"instruction": "no output"}]))
+    [example] = data(satune, path, "--model", stories, "--records", 2)["examples"]
+    assert example["record"] == 2 and example["lines"] == ["not trained: nothing of --records 2 can be read"]
+    assert data(satune, path, "--model", stories, "--records", "2-9", "--examples", 0)["examples"] == []
+    line = refused(satune, "data", path, "--model", stories, "--records", 3)
+    assert f"--records 3: found {path} with 2 records, " in line
+
+
+def test_what_is_no_data_at_all(satune, stories, tmp_path):
     path = tmp_path / "file.json"
     for content, found in (("hello", "0x68"), ("", "empty"), ("[1, 2]", "record 1"), ("{nothing\n", "record 1"),
                            ("[]", "empty array"), ('{\n"instruction": "a"\n}', "one object per line")):
@@ -88,6 +123,8 @@ def test_what_is_no_data_at_all(satune, tmp_path):
     assert "no.json" in refused(satune, "data", tmp_path / "no.json")
     path.write_text(json.dumps([GOOD]))
     assert "--model" in refused(satune, "data", path, "--max-length", 8)
+    line = refused(satune, "data", path, "--model", stories, "--records", "2-3")
+    assert f"--records 2-3: found {path} with 1 record, " in line
     assert '"answer"' in refused(satune, "data", path, "--columns", "answer")
 
 
@@ -172,6 +209,11 @@ def test_templates_and_tokenizers_side_by_side(satune, realdata, stories, tmp_pa
     path.write_text(json.dumps([{"q": "a", "output": "b"}]))
     assert "<|start_header_id|>" in refused(satune, "data", path, "--columns", "instruction=q", "--model", stories,
                                             "--template", "llama3")
+    # The file has no problem, but a template has.
+    for others in (("--template", "alpaca"), ("--model", stories)):
+        options = (path, "--columns", "instruction=q", "--model", stories, "--template", "llama3", *others)
+        assert "no problems" in call(satune, "data", *options).stdout
+        call(satune, "data", *options, "--strict", code=1)
 
 
 def test_plain_text(satune, stories, tmp_path):

@@ -134,6 +134,12 @@ def test_diff_refuses_what_is_no_dump_of_this_model(satune, stories, reference, 
     assert "tensor tokens" in error(logits=logits)
     assert "found no gradients" in error("--gradients", tokens=tokens, logits=logits)
     assert "2 tokens" in error(tokens=tokens[:2], loss=torch.tensor(1.0))
+    assert "--tolerance" in error("--tolerance", 0.1, tokens=tokens, logits=logits), "nothing that it judges"
+    assert "--data" in error("--max-records", 2, tokens=tokens, logits=logits)
+    assert "--data" in error("--template", "alpaca", tokens=tokens, logits=logits)
+    for name in ("--rtol", "--atol"):
+        line = error(name, 0.1, tokens=tokens, loss=torch.tensor(1.0))
+        assert f"{name}: found no tensor of the forward pass" in line, line
 
 
 def test_two_models_part_where_a_weight_differs(satune, models, tmp_path):
@@ -173,6 +179,14 @@ def test_dense_against_shared(satune, stories, anchor):
     assert "2-3" in done.splitlines()[1] and anchor in done.splitlines()[1]
 
 
+def test_diff_of_an_empty_prompt(satune, stories, stories_without_bos):
+    """BOS alone, or nothing to compute on."""
+    options = ("--with-precision", "bf16", "--prompt", "")
+    assert "tokens  1 in 1 documents, 0 targets" in call(satune, "diff", stories, *options).stdout
+    line = refused(satune, "diff", stories_without_bos, *options)
+    assert "--prompt: found no token: the tokenizer has no BOS, expected some text" in line
+
+
 def test_diff_of_two_runs_refuses(satune, stories, tmp_path):
     def error(*options, code=2):
         return refused(satune, "diff", stories, *options, code=code)
@@ -181,6 +195,8 @@ def test_diff_of_two_runs_refuses(satune, stories, tmp_path):
     assert "nothing to compute on" in error("--with-precision", "bf16")
     assert "one of --prompt, --tokens and --data" in error("--with-precision", "bf16", "--prompt", "a", "--tokens", "1")
     assert "--tolerance" in error("--with-precision", "bf16", "--prompt", "a", "--rtol", 1)
+    assert "--data" in error("--with-precision", "bf16", "--prompt", "a", "--template", "alpaca")
+    assert "--data" in error("--with-precision", "bf16", "--tokens", "1", "--max-records", 2)
     assert '"1,x"' in error("--with-precision", "bf16", "--tokens", "1,x")
     assert "id 512" in error("--with-precision", "bf16", "--tokens", "1,512")
     assert '"fp8"' in error("--with-precision", "fp8", "--tokens", "1")

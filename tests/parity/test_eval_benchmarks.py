@@ -89,6 +89,26 @@ def test_a_broken_run_goes_on(satune, stories, data, tmp_path):
     assert "there already" not in log and len(items_of(tmp_path / "run-0.5.items.jsonl")) == len(expected)
 
 
+def test_kept_rows_that_are_none_are_named(satune, stories, data, tmp_path):
+    report = tmp_path / "out.json"
+    evaluate(satune, stories, data, out=report)
+    report.unlink()
+    items = tmp_path / "out.items.jsonl"
+    lines = items.read_text().splitlines()
+    row = json.loads(lines[4])
+    for change, words in (({"item": "3"}, ["item: found the string", "a whole number"]),
+                          ({"tokens": None}, ["tokens: found null"]),
+                          ({"result": row["result"] | {"acc": "1"}}, ["result.acc: found the string", "a number"]),
+                          ({"result": row["result"] | {"log_likelihoods": [0]}}, ["result.log_likelihoods", "an array"]),
+                          ({"result": {}}, ["result.", "found nothing"])):
+        items.write_text("\n".join(lines[:4] + [json.dumps(row | change)] + lines[5:]) + "\n")
+        done = call(satune, "eval", stories, "--tasks", "hellaswag,glue_sst2", "--data-dir", data, "--precision", "fp32", "--json",
+                    "--output", report)
+        assert done.returncode == 2, done.stderr
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        assert len(errors) == 1 and all(word in errors[0] for word in [f"{items}: line 5: ", *words]), done.stderr
+
+
 def test_a_sweep_is_its_plans_one_by_one(satune, stories, data, tmp_path):
     plans = ["none", "3-4", "2-4", "1,4"]
     sweep, _ = evaluate(satune, stories, data, "--sweep", ";".join(plans), out=tmp_path / "sweep.json")
@@ -186,10 +206,25 @@ def test_a_task_file_runs_like_a_built_in_one(satune, stories, data):
     (["--task", "glue_hellaswag={data}/hellaswag"], ["glue_hellaswag", "expected one of"]),
     (["--task", "perplexity={data}/text.txt", "--limit", "3"], ["--limit 3", "--max-records"]),
     (["--task", "perplexity={data}/text.txt", "--num-fewshot", "0"], ["--num-fewshot 0", "no benchmark"]),
+    # What no task would read.
+    (["--task", "wikitext={data}/text.txt", "--num-fewshot", "2"], ["--num-fewshot 2", "only wikitext"]),
+    (["--task", "perplexity={data}/text.txt", "--data-dir", "{data}"], ["--data-dir {data}", "--tasks NAME"]),
+    (["--tasks", "{data}/mine.json", "--data-dir", "{data}"], ["--data-dir {data}", "--tasks NAME"]),
+    (["--task", "response_loss={data}/records.json", "--stride", "4"], ["--stride 4", "no perplexity"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--stride", "4"], ["--stride 4", "no perplexity"]),
+    (["--task", "response_loss={data}/records.json", "--max-new-tokens", "256"], ["--max-new-tokens 256", "no exact_match"]),
+    (["--task", "{data}/mine.json", "--max-new-tokens", "3"], ["--max-new-tokens 3", "no exact_match"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--max-records", "3"], ["--max-records 3", "--limit"]),
+    (["--task", "{data}/mine.json", "--max-records", "3"], ["--max-records 3", "--limit"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--max-length", "64"], ["--max-length 64", "only benchmarks"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--column", "text=body"], ["--column text=body", "perplexity for text"]),
+    (["--task", "perplexity={data}/text.txt", "--column", "input=x"], ["--column input=x", "response_loss or exact_match"]),
+    (["--task", "response_loss={data}/records.json", "--column", "text=x"], ["--column text=x", "perplexity for text"]),
+    (["--task", "response_los={data}/records.json", "--max-records", "3"], ["response_los", "did you mean response_loss"]),
 ])
 def test_mistakes_are_one_line(satune, stories, data, arguments, words):
     done = call(satune, "eval", stories, *[argument.replace("{data}", str(data)) for argument in arguments])
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     for word in words:
-        assert word in done.stderr
+        assert word.replace("{data}", str(data)) in done.stderr

@@ -119,6 +119,24 @@ def test_a_file_of_prompts(satune, stories, tmp_path):
     assert first["prompt"].endswith("### Input:\nto Lily\n\n### Response:\n") and second["prompt"] == "Tom"
 
 
+def test_a_text_without_any_token_is_refused(satune, stories_without_bos, tmp_path):
+    assert "the prompt: found no token: the tokenizer has no BOS" in refused(
+        satune, "generate", stories_without_bos, "--prompt", "")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Tom"}\n{"prompt": ""}\n')
+    assert "prompts.jsonl prompt 2: found no token" in refused(satune, "generate", stories_without_bos, "--prompts", prompts)
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({"prompt_with_input": "{instruction}{input}", "prompt_without_input": "{instruction}"}))
+    assert "the prompt: found no token" in refused(
+        satune, "generate", stories_without_bos, "--instruction", "", "--template", bare)
+
+
+@pytest.mark.parametrize("penalty", ["0", "1e-40", "1e4", "nan"])
+def test_a_repetition_penalty_out_of_range_is_refused(satune, stories, penalty):
+    line = refused(satune, "generate", stories, "--prompt", "Once", "--repetition-penalty", penalty, "--temperature", 1)
+    assert "--repetition-penalty: found" in line and "expected a number from 0.001 to 1000" in line
+
+
 def test_stop_strings(satune, stories):
     """Cut where they begin, whatever tokens they come in; nothing of one on the screen."""
     arguments = ["--prompt", "", "--max-new-tokens", 100, "--stop", "ball. She", "--stop", "nobody says this"]
@@ -168,14 +186,18 @@ def test_a_conversation_through_a_pipe(satune, stories):
     assert len(done.stderr.splitlines()) == 1 and " tokens/s" in done.stderr
 
 
+def with_positions(stories, directory, count):
+    directory.mkdir()
+    for path in stories.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": count}))
+    return directory
+
+
 def test_a_conversation_that_no_longer_fits(satune, stories, tmp_path):
     """The oldest turns go, with a word about it; a turn that never fits is an error."""
-    short = tmp_path / "short"
-    short.mkdir()
-    for path in stories.iterdir():
-        (short / path.name).write_bytes(path.read_bytes())
-    config = json.loads((short / "config.json").read_text())
-    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 200}))
+    short = with_positions(stories, tmp_path / "short", 200)
     command = [satune, "generate", str(short), "--interactive", "--json", "--max-new-tokens", "20"]
     done = subprocess.run(command, input="One\nTwo\nThree\n", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "the model's 200 positions are full: the oldest turn is forgotten" in done.stderr
@@ -184,6 +206,30 @@ def test_a_conversation_that_no_longer_fits(satune, stories, tmp_path):
     done = subprocess.run(command, input="a " * 300 + "\n", capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr == "satune: error: the turn: found more tokens than the model has positions, expected fewer than 200, with the template\n"
+
+
+def test_a_turn_that_never_fits_changes_nothing_at_a_terminal(satune, stories, tmp_path):
+    short = with_positions(stories, tmp_path / "short", 300)
+    terminal, other = pty.openpty()
+    child = subprocess.Popen([satune, "generate", str(short), "--interactive", "--json", "--max-new-tokens", "20"], stdin=other,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    os.close(other)
+    os.write(terminal, b"One\n" + b"a " * 400 + b"\n" + b"One\n\x04")
+    out, errors = child.communicate(timeout=300)
+    os.close(terminal)
+    assert child.returncode == 0 and "error: the turn: found more tokens" in errors
+    [first, second] = [json.loads(line) for line in out.splitlines()]
+    assert "forgotten" not in errors
+    assert second["prompt_tokens"] > first["prompt_tokens"] + 20, "the first turn is still there"
+
+
+def test_an_answer_cut_by_the_positions_says_so(satune, stories, tmp_path):
+    short = with_positions(stories, tmp_path / "short", 120)
+    done = subprocess.run([satune, "generate", str(short), "--interactive", "--json", "--max-new-tokens", "110"], input="One\n",
+                          capture_output=True, text=True, timeout=300)
+    answer = json.loads(done.stdout)
+    count = 120 - answer["prompt_tokens"]
+    assert f"the answer ends after {count} tokens, where the model's 120 positions are full" in done.stderr
 
 
 def read_until(terminal, pattern, seconds=120):

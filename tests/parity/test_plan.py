@@ -163,7 +163,29 @@ def test_predicts_with_the_rate_of_an_earlier_run(satune, model, tmp_path):
     assert planned["prediction"]["step_seconds"] == pytest.approx(planned["tokens_per_micro_step"] / rates[1], rel=1e-6)
     assert "(measured)" in call(satune, "plan", *settings, "--measured", tmp_path / "run").stdout
     assert "metrics.jsonl" in refused(satune, "plan", *settings, "--measured", tmp_path / "elsewhere")
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    # A run that was killed: the last line is torn, and only there that is no error.
+    file = tmp_path / "run" / "metrics.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + '{"step": 7, "num_tok')
+    again = plan(satune, *settings, "--measured", tmp_path / "run")
+    assert again["prediction"]["step_seconds"] == planned["prediction"]["step_seconds"]
+    file.write_text('{"step": 0, "num_tok\n' + whole)
+    assert "metrics.jsonl:1" in refused(satune, "plan", *settings, "--measured", tmp_path / "run")
+    file.write_text(whole.replace('"num_tokens":', '"num_tokens":"x","other":', 1))
+    line = refused(satune, "plan", *settings, "--measured", tmp_path / "run")
+    assert "metrics.jsonl:1: key num_tokens: found the string" in line and "expected an integer" in line
+    # A snapshot whose state.json is odd, of the same size: no checksums are compared for a look.
+    file.write_text(whole)
+    state = sorted((tmp_path / "run" / "snapshots").glob("step-*"))[-1] / "state.json"
+    text = state.read_text()
+    for old, new, words in (('"world": {\n    "size": 1', '"world": {\n    "size":""', ["world: key size", "the string"]),
+                            ('"world": {', '"w0rld": {', ["key world", "an object"])):
+        assert text.count(old) == 1 and len(new) == len(old)
+        state.write_text(text.replace(old, new))
+        line = refused(satune, "plan", *settings, "--measured", tmp_path / "run")
+        assert all(word in line for word in ["state.json", "found", "expected", *words]), line
+    state.write_text(text)
+    file.write_text('{"step": 1}\n')
     assert "metrics.jsonl:1" in refused(satune, "plan", *settings, "--measured", tmp_path / "run")
 
 

@@ -5,7 +5,9 @@ import contextlib
 import http.client
 import json
 import math
+import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -308,6 +310,7 @@ def test_samples_are_shown_by_record(satune, synthetic):
     samples = [{"step": step, "record": record, "prompt": f"<q{record}>", "expected": f"e{record}\nmore", "answer": f"a{record}@{step}"}
                for step in range(2, 62, 2) for record in (5, 9)]
     samples[0]["answer"] = "\u00e9" * 2000
+    samples[-1]["cut"] = "time"
     (run / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)) + "\nbroken\n{\"step\": 99")
     page = report(satune, run, output=run / "report.html")
     texts = [pre.text for pre in tree_of(page).iter("pre")]
@@ -315,6 +318,7 @@ def test_samples_are_shown_by_record(satune, synthetic):
     assert texts[:2] == ["<q5>", "e5\nmore"] and texts[13] == "a5@60" and texts[-1] == "a9@60"
     assert texts[2] == "\u00e9" * 750 + " \N{HORIZONTAL ELLIPSIS} (4000 bytes in all)"
     assert "1 lines are no samples" in page
+    assert page.count("(cut short)") == 1 and "answer after step 60 (cut short)" in page
 
 
 def test_errors_are_one_line(satune, runs, tmp_path):
@@ -325,7 +329,7 @@ def test_errors_are_one_line(satune, runs, tmp_path):
                              (["report", empty], ["empty", "metrics.jsonl"]),
                              (["report", *runs], ["--output"]),
                              (["report", runs[0], "--output", taken], ["--output", "taken.html"]),
-                             (["watch", tmp_path / "none"], ["none", "no such folder"])):
+                             (["watch", taken], ["taken.html", "no folder"])):
         line = refused(satune, *arguments)
         assert all(word in line for word in words), line
     call(satune, "watch", empty, "--port", "70000", code=2)
@@ -334,6 +338,12 @@ def test_errors_are_one_line(satune, runs, tmp_path):
 
 
 # Watch
+
+
+def tables_of(port, caption):
+    answer, body = get(port, "/body")
+    assert answer.status == 200
+    return cells(f"<x>\n<html><body>{body}</body></html>", caption)
 
 
 @contextlib.contextmanager
@@ -421,6 +431,45 @@ def test_bad_requests_do_not_disturb(port):
         connection.close()
 
 
+def test_clients_that_say_nothing_keep_nobody_out(port):
+    """More of them than the server keeps connections, and for less time than it keeps one."""
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    begin = time.monotonic()
+    assert get(port)[0].status == 200
+    assert time.monotonic() - begin < 8
+    for connection in idle:
+        connection.close()
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_without_descriptors_it_waits_and_says_so_once(satune, runs, tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([satune, "watch", runs[0], "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True,
+                                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    try:
+        port = int(re.match(r"http://127\.0\.0\.1:(\d+)/ ", process.stdout.readline())[1])
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        time.sleep(1)
+        before = cpu_seconds(process.pid)
+        time.sleep(3)
+        assert cpu_seconds(process.pid) - before < 0.5
+        for connection in idle:
+            connection.close()
+        assert get(port)[0].status == 200
+        assert (tmp_path / "log").read_text().count("Too many open files") == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def test_a_port_in_use_is_exit_3(satune, runs, port):
     line = refused(satune, "watch", runs[0], "--port", port, code=3)
     assert f"--port {port}" in line and "127.0.0.1" in line
@@ -450,6 +499,62 @@ def test_a_run_that_is_being_written(satune, synthetic):
         rows.unlink()
         assert finished() == ["0"]
         assert list(run.iterdir()) == []
+
+
+def test_a_run_that_has_no_folder_yet(satune, tmp_path):
+    run = tmp_path / "later" / "run"
+    with watching(satune, run) as port:
+        told = get(port, "/body")[1]
+        assert f"The run has not begun yet: there is no folder {run}." in told and "is not there" not in told
+        run.mkdir(parents=True)
+        assert "has neither config.json nor metrics.jsonl" in get(port, "/body")[1]
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
+        assert tables_of(port, "What the run")["steps finished"] == ["1"]
+        assert "not begun" not in get(port, "/body")[1]
+
+
+def test_what_cannot_be_read_is_told_and_tried_again(satune, synthetic):
+    run = synthetic([{"step": 1, "loss": 1.0}])
+    rows = run / "metrics.jsonl"
+    for name in ("config.json", "samples.jsonl"):
+        (run / name).mkdir()
+    os.mkfifo(run / "data.json")
+    told = ["config.json cannot be read (Is a directory)", "samples.jsonl cannot be read (Is a directory)",
+            "data.json cannot be read (Invalid argument)"]
+    page = report(satune, run, output=run / "report.html")
+    assert all(line in page for line in told)
+    with watching(satune, run) as port:
+        for _ in range(2):
+            answer, body = get(port, "/body")
+            assert answer.status == 200 and all(line in body for line in told)
+            assert tables_of(port, "What the run")["steps finished"] == ["1"]
+        rows.unlink()
+        rows.mkdir()
+        for _ in range(2):
+            assert "metrics.jsonl cannot be read (Is a directory)" in get(port, "/body")[1]
+        rows.rmdir()
+        rows.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2)))
+        assert tables_of(port, "What the run")["steps finished"] == ["2"]
+
+
+@pytest.mark.parametrize("begin", ["", "x" * 3000])
+def test_another_file_of_the_same_inode(satune, synthetic, begin):
+    """As a run that was deleted and begun again may get it. With a long first row the two begin alike."""
+    def lines(loss, count):
+        first = {"step": 1, "loss": 9.0 if begin else loss, "note": begin}
+        return [first, *({"step": step, "loss": loss} for step in range(2, count + 1))]
+
+    run = synthetic(lines(3.0, 4))
+    rows = run / "metrics.jsonl"
+    with watching(satune, run) as port:
+        assert tables_of(port, "What the run")["last training loss"] == ["3"]
+        inode = rows.stat().st_ino
+        rows.write_text("".join(json.dumps(row) + "\n" for row in lines(2.0, 7)))
+        assert rows.stat().st_ino == inode
+        assert tables_of(port, "What the run")["steps finished"] == ["7"]
+        numbers = tables_of(port, "Numbers of the curves")["loss"]
+        assert [numbers[1], numbers[4]] == ["7", "2"], "no row of the file before is left"
+        assert "are no rows" not in get(port, "/body")[1]
 
 
 # In a browser

@@ -375,9 +375,11 @@ def auto_ids(directory, texts):
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)(texts)["input_ids"]
 
 
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
 @pytest.mark.parametrize("add_bos", [None, True, False])
 @pytest.mark.parametrize("around", AROUND)
-def test_a_tokenizer_json_says_itself_whether_it_adds_bos(tool, tmp_path, around, add_bos):
+def test_a_tokenizer_json_says_itself_whether_it_adds_bos(tool, tmp_path, around, add_bos, kind):
+    """For every class, as transformers 5 has it. 4.57 follows add_bos_token where the class is a Llama tokenizer."""
     reference = tokenizers.Tokenizer(tokenizers.models.BPE())
     reference.pre_tokenizer, reference.decoder = PRE_TOKENIZERS["gpt2"], tokenizers.decoders.ByteLevel()
     reference.train_from_iterator(["hello world"], tokenizers.trainers.BpeTrainer(
@@ -385,7 +387,7 @@ def test_a_tokenizer_json_says_itself_whether_it_adds_bos(tool, tmp_path, around
     if AROUND[around]:
         reference.post_processor = AROUND[around]
     reference.save(str(tmp_path / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS}
+    config = {"tokenizer_class": kind, "bos_token": BOS, "eos_token": EOS}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | ({} if add_bos is None else {"add_bos_token": add_bos})))
     samples = ["hello", "hello world", " a"]
     expected = auto_ids(tmp_path, samples)

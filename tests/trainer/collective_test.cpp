@@ -7,11 +7,13 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <new>
 #include <set>
 
 #include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/evaluation_loss.h"
+#include "trainer/failure_report.h"
 #include "trainer/resume.h"
 #include "trainer/step.h"
 
@@ -186,13 +188,65 @@ TEST_P(CollectiveNames, WhatFailsAtItsStartNamesTheRankThatIsGone) {
 
 INSTANTIATE_TEST_SUITE_P(Zero, CollectiveNames, ::testing::Values(0, 1, 2, 3));
 
-TEST(InCollective, WithAllRanksAliveTheErrorHasOneLineAndTheName) {
+/// What a user would see of an error that `call` throws in a collective of ranks that are all alive.
+template <typename Call>
+Failure failure_in_collective(const Call& call) {
   const auto solo = make_solo_coordinator([] { return std::string(); });
   try {
-    in_collective(*solo, "all-gather of parameters", [] { TORCH_CHECK(false, "out of luck"); });
+    in_collective(*solo, "all-gather of parameters", call);
+  } catch (...) {
+    return current_failure();
+  }
+  return {"no error", kExitOk};
+}
+
+TEST(InCollective, WithAllRanksAliveTheErrorHasOneLineAndTheName) {
+  const Failure network =
+      failure_in_collective([] { C10_THROW_ERROR(DistBackendError, "out of luck\nat frame #0"); });
+  EXPECT_EQ(network.message, "all-gather of parameters: out of luck");
+  EXPECT_EQ(network.exit_code, kExitEnvironment);
+  const Failure peer =
+      failure_in_collective([] { throw EnvironmentError("rank 0 sends to rank 1: closed"); });
+  EXPECT_EQ(peer.message, "all-gather of parameters: rank 0 sends to rank 1: closed");
+  EXPECT_EQ(peer.exit_code, kExitEnvironment);
+}
+
+// Exit code 3 says that the machine failed, and a launcher starts the ranks again.
+TEST(InCollective, WhatIsNoFaultOfTheMachineKeepsItsKind) {
+  const Failure shape = failure_in_collective([] { TORCH_CHECK(false, "shapes [3] and [4]"); });
+  EXPECT_EQ(shape.message, "all-gather of parameters: shapes [3] and [4]");
+  EXPECT_EQ(shape.exit_code, kExitFailure);
+  const Failure input = failure_in_collective([] { throw bad_input("train.json", "a", "b"); });
+  EXPECT_EQ(input.message, "train.json: found a, expected b");
+  EXPECT_EQ(input.exit_code, kExitBadInput);
+}
+
+// Who catches it names what did not fit: TrainingStep::rehearse() the micro-batch.
+TEST(InCollective, MemoryThatRanOutStaysThat) {
+  const auto solo = make_solo_coordinator([] { return std::string(); });
+  const auto expect_out_of_memory = [&](const auto& call) {
+    try {
+      in_collective(*solo, "all-gather of parameters", call);
+      ADD_FAILURE() << "no error";
+    } catch (...) {
+      EXPECT_TRUE(out_of_memory());
+    }
+  };
+  expect_out_of_memory([] { throw std::bad_alloc(); });
+  expect_out_of_memory([] { C10_THROW_ERROR(OutOfMemoryError, "CUDA out of memory"); });
+  expect_out_of_memory([] { TORCH_CHECK(false, "DefaultCPUAllocator: can't allocate memory"); });
+}
+
+// Whatever an error looks like from here: when a rank is gone, that is the cause.
+TEST(InCollective, ALostRankIsTheCauseOfWhatFollows) {
+  const auto solo = make_solo_coordinator([] { return std::string(); });
+  NamingCoordinator coordinator(*solo);
+  try {
+    in_collective(coordinator, "all-gather of parameters", [] { TORCH_CHECK(false, "the group has ended"); });
     FAIL();
-  } catch (const EnvironmentError& error) {
-    EXPECT_STREQ(error.what(), "all-gather of parameters: out of luck");
+  } catch (const RunFailed& error) {
+    EXPECT_STREQ(error.what(), "rank 1 is gone");
+    EXPECT_EQ(error.exit_code(), kExitEnvironment);
   }
 }
 

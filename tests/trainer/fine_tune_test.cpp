@@ -162,6 +162,26 @@ TEST(FineTune, ARunEndsWellWithoutItsSinks) {
   EXPECT_TRUE(std::filesystem::exists(tiny.output("run") / "export/model.safetensors"));
 }
 
+/// The names of all files that are opened through it.
+class OpenedFiles : public FileOps {
+ public:
+  int open(const char* path, int flags, unsigned mode) override {
+    names += std::filesystem::path(path).filename().string() + "\n";
+    return FileOps::open(path, flags, mode);
+  }
+  std::string names;
+};
+
+// The other ranks wait for an export without a time limit: only calls that are watched end one that hangs.
+TEST(FineTune, AnExportIsWrittenThroughTheCallsThatAreWatched) {
+  const TinyRun tiny;
+  OpenedFiles opened;
+  ASSERT_EQ(tiny.train("run", {"max_steps=3", "export_at_end=true"}, opened), kExitOk);
+  for (const char* name : {"model.safetensors", "generation_config.json", "tokenizer.model",
+                           "modeling_sa_llama.py", "satune_template.json", "exports.json"})
+    EXPECT_THAT(opened.names, HasSubstr(name));
+}
+
 TEST(FineTune, FrozenTensorsHaveNoState) {
   const TinyRun tiny;
   ASSERT_EQ(

@@ -252,6 +252,16 @@ TEST(Signals, ThatEndRanksAtOnceAreAStopAndNoFailure) {
   EXPECT_THAT(run.log(), AllOf(HasSubstr("rank 1 was ended by SIGTERM"), Not(HasSubstr("restart"))));
 }
 
+// The grace is for ranks that outlive a failed one. Ranks that were asked to stop save as long as it takes.
+TEST(Ending, AStopHasNoDeadline) {
+  Launched run("trap 'sleep 1.5; touch saved-$RANK; exit 4' TERM\ntouch ready-$RANK\n" + kWait,
+               ranks(2, 0, /*grace_seconds=*/0.2));
+  ASSERT_TRUE(run.await_each("ready", 2));
+  run.send(SIGTERM);
+  EXPECT_EQ(run.wait(), kExitResumable);
+  EXPECT_TRUE(run.has("saved-0") && run.has("saved-1"));
+}
+
 TEST(Ending, OthersAreToldAndThenKilled) {
   Launched run(kFail + R"(
     [ $RANK = 1 ] && trap 'touch told; exit 4' TERM

@@ -14,6 +14,7 @@
 #include "trainer/evaluation_loss.h"
 #include "trainer/memory_plan.h"
 #include "trainer/resume.h"
+#include "trainer/shard_schedule.h"
 #include "trainer/step.h"
 
 namespace satune::trainer_test {
@@ -203,6 +204,37 @@ TEST(Sharding, SendsWhatTheStagesPromise) {
       EXPECT_LE(traffic.gathered,
                 (kSteps * kMicroSteps * per_micro_step + 2 * bytes) / kRanks * (kRanks - 1));
       EXPECT_GE(traffic.gathered, sent(kSteps * kMicroSteps * (per_micro_step - segment_0)));
+    }
+  }
+}
+
+// Memory and traffic plans replay what Sharding does. What is sent: tests/distributed/test_traffic.py.
+TEST(Sharding, PoolsAreThoseOfTheSchedule) {
+  struct Cut {
+    int64_t ranks = 1, shard_group = 0;
+    bool tied = false;
+    const char* trained = "unfrozen_parameters=[]";
+  };
+  const char* some = R"(unfrozen_parameters=["model.layers.[23].","model.norm"])";
+  for (const Cut& cut : {Cut{2, 0, false}, Cut{2, 0, true}, Cut{2, 0, false, some}, Cut{4, 2, true}}) {
+    const TinyRun tiny(60, cut.tied);
+    const Settings settings = tiny.settings("unused", {"per_device_train_batch_size=1", cut.trained});
+    for (const int stage : {0, 1, 2, 3}) {
+      run_as_ranks(cut.ranks, cut.shard_group, [&](RankOfTest& rank) {
+        Rank r(settings, rank, stage);
+        r.step.run(r.plan.position(0), 0.01, 1);
+        evaluation_loss(r.model, *r.plan.eval(), 2, *rank.all, *rank.coordinator, r.sharding);
+        r.step.run(r.plan.position(1), 0.01, 2);
+        const SegmentSizes sizes(r.plan.table(), r.plan.trained_mask(), cut.ranks);
+        const ShardSchedule schedule = shard_schedule(sizes, {cut.ranks, stage, cut.shard_group});
+        const Sharding::PoolBytes found = r.sharding.pool_bytes();
+        const std::string what = fmt::format("stage {}, {} ranks in groups of {}, tied {}, {}", stage,
+                                             cut.ranks, cut.shard_group, cut.tied, cut.trained);
+        constexpr int64_t kElement = 4;  // fp32 throughout
+        EXPECT_EQ(found.parameters, kElement * schedule.parameter_pool) << what;
+        EXPECT_EQ(found.gradients, kElement * schedule.gradient_pool) << what;
+        EXPECT_EQ(found.replicas, kElement * schedule.replica_pool) << what;
+      });
     }
   }
 }

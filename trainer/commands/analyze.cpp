@@ -157,12 +157,13 @@ void print_plans(const ModelAnalysis& model) {
 void print_report(const AnalysisReport& report) {
   for (const ModelAnalysis& model : report.models) {
     const at::Tensor similarity = layer_similarity(model.cosines_LHLH);
-    fmt::print("{}\n  {}\n  similarity of each layer's attention weights with the layer before:\n   ",
-               model_title(model), documents_text(model));
+    fmt::print("{}\n  {}\n", model_title(model), documents_text(model));
+    if (similarity.size(0) > 1)
+      fmt::print("  similarity of each layer's attention weights with the layer before:\n   ");
     for (int64_t layer = 1; layer < similarity.size(0); ++layer)
       fmt::print(" {}:{:.2f}", layer,
                  similarity.const_data_ptr<double>()[layer * similarity.size(1) + layer - 1]);
-    fmt::print("\n");
+    if (similarity.size(0) > 1) fmt::print("\n");
     if (!model.note.empty()) fmt::print("  {}\n", model.note);
     if (!model.frontier.empty()) print_plans(model);
   }
@@ -274,7 +275,9 @@ void add_analyze_command(CLI::App& app, int& exit_code) {
       "measured\n"
       "Several models, or snapshots, are analysed on the same tokens: those with another tokenizer are "
       "refused.\n"
-      "A model that shares already is analysed as it computes; no further span is measured then.\n"
+      "A model that shares already is analysed as it computes; no further span is measured then. Of a model "
+      "of\n"
+      "one layer only the isotropy is left.\n"
       "Examples:\n"
       "  satune analyze meta-llama/Meta-Llama-3-8B --data alpaca.json --output analysis\n"
       "  satune analyze MODEL --data wiki.txt --output analysis --layers 4 --max-span 4\n"

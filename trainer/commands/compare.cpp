@@ -74,8 +74,8 @@ void add_compare_command(CLI::App& app, int& exit_code) {
   command
       ->add_option(
           "results", options->results,
-          "Reports of satune eval --output or generate --json, or run folders; each is compared with the "
-          "first. The plans of a sweep count as several")
+          "Reports of satune eval --output or generate --json, files of generate --prompts --output, or run "
+          "folders; each is compared with the first. The plans of a sweep count as several")
       ->required();
   command
       ->add_option(
@@ -103,12 +103,15 @@ void add_compare_command(CLI::App& app, int& exit_code) {
       "tokenizer are refused (exit 2). Where both reports have results item by item (FILE.items.jsonl), the\n"
       "difference gets a standard error and a 95 % interval by paired bootstrap, and metrics that are right "
       "or\n"
-      "wrong get McNemar's exact test. Latency, speed, memory and energy stand below, - where nobody "
-      "measured "
-      "them:\n"
-      "energy is that of rank 0's card, from a run's metrics.jsonl.\n"
+      "wrong get McNemar's exact test. An item whose number is null is refused. Latency, speed, memory and "
+      "energy\n"
+      "stand below, - where nobody measured them: energy is that of rank 0's card, from a run's "
+      "metrics.jsonl. "
+      "Of\n"
+      "answers to the same file of prompts they are means over the answers, paired prompt by prompt.\n"
       "Examples:\n"
       "  satune compare dense.json shared.json --max-drop acc=0.01 --max-rise loss=2%\n"
+      "  satune compare dense-answers.jsonl shared-answers.jsonl --max-rise time_per_token_s=5%\n"
       "  satune compare sweep.json --html sweep.html --pareto acc --pareto tokens_per_s\n"
       "  satune compare runs/dense runs/sa --max-rise eval_loss=0.02");
   command->callback([options, &exit_code] { exit_code = run_compare(*options); });

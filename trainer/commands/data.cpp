@@ -121,6 +121,11 @@ class DataDoctor {
     if (plain() && !options.templates.empty())
       throw bad_input("--template " + options.templates.front(),
                       options.file + ", plain text, which has no template", "Alpaca JSON or JSONL");
+    const int64_t records = report_.survey.records;
+    if (range_.first > static_cast<size_t>(records))
+      throw bad_input("--records " + options.records,
+                      fmt::format("{} with {} record{}", options.file, records, records == 1 ? "" : "s"),
+                      "a number that the file has");
   }
 
   DataReport run() {
@@ -173,6 +178,13 @@ class DataDoctor {
       report_.examples.push_back(std::move(example));
       ++shown;
     }
+    if (shown > 0 || options_.examples == 0 || options_.records.empty()) return;
+    ExampleLines none;
+    none.model = encoding.model;
+    none.template_name = prompt_template ? prompt_template->name() : "";
+    none.record = static_cast<int64_t>(range_.first);
+    none.lines = {fmt::format("not trained: nothing of --records {} can be read", options_.records)};
+    report_.examples.push_back(std::move(none));
   }
 
   const DataCommand& options_;
@@ -185,7 +197,9 @@ int run_data(const DataCommand& options) {
   const DataReport report = DataDoctor(options, load_encodings(options)).run();
   fmt::print("{}", options.json ? write_json(data_report_json(report)) : data_report_text(report));
   finish_standard_output();
-  return options.strict && report.survey.problems.total() > 0 ? kExitFailure : kExitOk;
+  const bool unusable = std::any_of(report.variants.begin(), report.variants.end(),
+                                    [](const DataVariant& variant) { return !variant.unusable.empty(); });
+  return options.strict && (unusable || report.survey.problems.total() > 0) ? kExitFailure : kExitOk;
 }
 
 }  // namespace
@@ -236,7 +250,8 @@ void add_data_command(CLI::App& app, int& exit_code) {
       ->add_option("--problems", options->problems,
                    "List at most this many of each kind; the rest is counted (default 10)")
       ->check(CLI::NonNegativeNumber);
-  command->add_flag("--strict", options->strict, "Exit with 1 when there is any problem");
+  command->add_flag("--strict", options->strict,
+                    "Exit with 1 when there is any problem, or a template that the tokenizer cannot serve");
   command->add_flag("--json", options->json, "Print the report as JSON");
   command->footer(
       "Counts are those of a training run without an eval split (val_size 0); packed rows are those of its "

@@ -69,6 +69,15 @@ int diff_with_dump(const DiffOptions& options) {
                                          [](const auto& entry) { return is_backward(entry.first); });
   if (options.gradients && !has_gradients)
     throw bad_input(options.reference, "no gradients", "those that dump_reference.py --gradients writes");
+  const bool has_forward = std::any_of(reference.begin(), reference.end(),
+                                       [](const auto& entry) { return !is_backward(entry.first); });
+  if ((options.rtol || options.atol) && !has_forward)
+    throw bad_input(options.rtol ? "--rtol" : "--atol",
+                    "no tensor of the forward pass in " + options.reference,
+                    "--tolerance, which judges the loss and gradients of a dump");
+  if (options.tolerance && !has_gradients)
+    throw bad_input("--tolerance", "no gradients in " + options.reference,
+                    "--rtol and --atol, which judge the forward pass of a dump");
   if (has_gradients) check_gradients(batch);
   const bool exact = source.type == at::kFloat;
   DiffTable table(
@@ -157,13 +166,17 @@ void add_other_side(CLI::App& command, DiffOptions& options) {
   DiffInputOptions& input = options.input;
   command.add_option("--prompt", input.prompt, "Compute on this text");
   command.add_option("--tokens", input.tokens, "Compute on these ids, as 1,403,407");
-  command.add_option("--data", input.data,
-                     "Compute on records of this file (those of at most 1024 tokens), as they are trained");
-  command.add_option("--template", input.template_name,
-                     "Of --data: alpaca, alpaca_stanford, llama3 or a template file (default: what the model "
-                     "was trained with, else alpaca)");
+  CLI::Option* data = command.add_option(
+      "--data", input.data,
+      "Compute on records of this file (those of at most 1024 tokens), as they are trained");
+  command
+      .add_option("--template", input.template_name,
+                  "Of --data: alpaca, alpaca_stanford, llama3 or a template file (default: what the model "
+                  "was trained with, else alpaca)")
+      ->needs(data);
   command.add_option("--max-records", input.max_records, "Of --data: the first N (default 4)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->needs(data);
 }
 
 }  // namespace

@@ -85,13 +85,13 @@ Batch read_diff_input(const DiffInputOptions& options, const ModelSource& source
   if (given != 1)
     throw bad_input("satune diff", given == 0 ? "nothing to compute on" : "several things to compute on",
                     "one of --prompt, --tokens and --data");
-  if (options.template_name && !options.data)
-    throw bad_input("--template " + *options.template_name, "no --data", "--data FILE beside it");
   if (options.tokens) return one_document(parse_ids(*options.tokens));
   const std::unique_ptr<Tokenizer> tokenizer = load_model_tokenizer(source.directory, source.config);
   if (options.data) return read_records(options, source, *tokenizer, max_length);
   require_utf8(*options.prompt, "--prompt");
-  return one_document(encode_raw_prompt(*options.prompt, *tokenizer));
+  std::vector<int32_t> tokens = encode_raw_prompt(*options.prompt, *tokenizer);
+  if (tokens.empty()) throw bad_input("--prompt", "no token: the tokenizer has no BOS", "some text");
+  return one_document(tokens);
 }
 
 Batch dumped_tokens(const SafetensorsFile& dump) {

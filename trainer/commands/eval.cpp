@@ -235,11 +235,11 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       ->check(count);
   command
       ->add_option(
-          "--stride", options->task.stride,
+          "--stride", options->stride,
           "Step of perplexity's windows (default: --max-length; smaller gives every token more context)")
       ->check(count);
   command
-      ->add_option("--max-new-tokens", options->task.max_new_tokens,
+      ->add_option("--max-new-tokens", options->max_new_tokens,
                    "Longest answer of exact_match, in tokens (default 256)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->add_option(
@@ -267,6 +267,7 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       "  gsm8k          exact_match (strict), exact_match_flexible\n"
       "  wikitext       word_perplexity, byte_perplexity, bits_per_byte\n"
       "  glue_...       cola: mcc; mnli, mnli_mismatch, qnli, rte, sst2, wnli: acc; mrpc, qqp: acc, f1\n"
+      "An option that none of the tasks reads is refused.\n"
       "Prompts, normalisation and few-shot examples of the benchmarks are lm-eval 0.4.13's. With --sweep "
       "the\n"
       "report is {\"model\", \"sweep\": [one report a plan]}.\n"

@@ -41,7 +41,7 @@ struct TaskRun {
 TaskRun run_task(Llama& model, const NamedTask& named, const std::string& run, ItemStore& store,
                  EvalRanks& ranks) {
   const std::string fingerprint = named.task->fingerprint();
-  const std::map<int64_t, ItemResult> found = store.found(run, fingerprint);
+  const std::map<int64_t, ItemResult> found = store.found(run, *named.task);
   std::map<int64_t, ItemResult> own;
   std::vector<int64_t> missing;
   for (int64_t item = 0; item < named.task->items(); ++item) {

@@ -63,6 +63,7 @@ std::vector<TaskRequest> requests_of(const EvalOptions& options) {
       requests.push_back({text, std::filesystem::path(text).stem().string(), {}});
     } else {
       const auto [name, path] = split_pair("--task", text, "NAME=PATH, as in response_loss=eval.json");
+      task_uses_template(name);  // refuses an unknown name
       requests.push_back({text, name, path});
     }
   }
@@ -82,17 +83,44 @@ std::vector<TaskRequest> requests_of(const EvalOptions& options) {
   return requests;
 }
 
-/// Throws BadInput for an option of questions where no task has any.
+/// Throws BadInput for an option that none of the tasks reads. Names are known and columns parsed by now.
 void refuse_unused(const EvalOptions& options, const std::vector<TaskRequest>& requests) {
-  const bool questions = std::any_of(requests.begin(), requests.end(), [](const TaskRequest& request) {
+  const auto any = [&](const auto& fits) { return std::any_of(requests.begin(), requests.end(), fits); };
+  const auto has = [&](std::string_view name) {
+    return any([&](const TaskRequest& request) { return !request.data.empty() && request.name == name; });
+  };
+  const auto refuse = [](bool used, const auto& value, std::string_view option, std::string_view found,
+                         std::string_view expected) {
+    if (value && !used) throw bad_input(fmt::format("{} {}", option, *value), found, expected);
+  };
+  const auto asks = [](const TaskRequest& request) {
     return request.data.empty() || is_benchmark(request.name);
+  };
+  const bool questions = any(asks), texts = has("perplexity"), answers = has("exact_match"),
+             records = answers || has("response_loss");
+  const bool shots = any([&](const TaskRequest& request) {
+    return request.data.empty() || (is_benchmark(request.name) && request.name != "wikitext");
   });
-  if (questions) return;
-  for (const auto& [value, option] :
-       {std::pair{options.task.limit, "--limit"}, std::pair{options.task.num_fewshot, "--num-fewshot"}})
-    if (value)
-      throw bad_input(fmt::format("{} {}", option, *value), "no benchmark and no task file beside it",
-                      "one of them (--max-records is for the other tasks)");
+  constexpr std::string_view kNoQuestions = "no benchmark and no task file beside it",
+                             kQuestions = "one of them (--max-records is for the other tasks)",
+                             kOnlyQuestions = "only benchmarks or task files, which do not read it",
+                             kRecords = "response_loss, exact_match or perplexity beside it";
+  refuse(questions, options.task.limit, "--limit", kNoQuestions, kQuestions);
+  refuse(questions, options.task.num_fewshot, "--num-fewshot", kNoQuestions, kQuestions);
+  refuse(shots, options.task.num_fewshot, "--num-fewshot", "only wikitext, which has no questions",
+         "another benchmark or a task file beside it");
+  refuse(texts, options.stride, "--stride", "no perplexity beside it", "--task perplexity=PATH");
+  refuse(answers, options.max_new_tokens, "--max-new-tokens", "no exact_match beside it",
+         "--task exact_match=PATH (a task file has its own max_new_tokens)");
+  refuse(records || texts, options.task.max_records, "--max-records", kOnlyQuestions,
+         fmt::format("{} (--limit is for these)", kRecords));
+  refuse(records || texts, options.max_length, "--max-length", kOnlyQuestions, kRecords);
+  for (const std::string& column : options.columns)
+    refuse(column.starts_with("text=") ? texts : records, std::optional(column), "--column",
+           "no task beside it that reads this part",
+           "perplexity for text, response_loss or exact_match for the others");
+  refuse(!std::all_of(options.benchmarks.begin(), options.benchmarks.end(), is_task_file), options.data_dir,
+         "--data-dir", "no benchmark that is looked for there", "--tasks NAME,... beside it");
 }
 
 /// The task's key in the JSON: its name, and for a second file under the same name NAME:FILENAME.
@@ -154,13 +182,15 @@ int64_t bounded_length(const EvalOptions& options, const ModelSource& source) {
 
 EvalTasks make_eval_tasks(EvalOptions options, const ModelSource& source) {
   const std::vector<TaskRequest> requests = requests_of(options);
+  options.task.columns = parse_columns(options.columns);
   refuse_unused(options, requests);
   EvalTasks result;
   result.tokenizer = load_model_tokenizer(source.directory, source.config);
   result.prompt_template = load_template(options, requests, source, *result.tokenizer);
   options.task.batch_size = parse_batch_size(options.batch_size);
-  options.task.columns = parse_columns(options.columns);
   options.task.max_length = bounded_length(options, source);
+  options.task.stride = options.stride.value_or(options.task.stride);
+  options.task.max_new_tokens = options.max_new_tokens.value_or(options.task.max_new_tokens);
   options.task.max_positions = source.config.max_position_embeddings;
   std::optional<int32_t> template_end;
   if (result.prompt_template) template_end = result.prompt_template->end_id(*result.tokenizer);

@@ -23,8 +23,8 @@ struct EvalOptions {
   std::optional<std::string> data_dir;
   std::vector<std::string> columns;  ///< PART=KEY
   std::optional<std::string> template_name, output, sweep;
-  std::optional<std::string> sweep_anchor;  ///< --anchor beside --sweep
-  std::optional<int64_t> max_length;
+  std::optional<std::string> sweep_anchor;                    ///< --anchor beside --sweep
+  std::optional<int64_t> max_length, stride, max_new_tokens;  ///< of `task`, where they were given
   std::string batch_size = "auto";
   TaskOptions task;
   bool json = false;

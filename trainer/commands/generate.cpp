@@ -102,7 +102,7 @@ void add_answer_options(CLI::App& command, GenerateOptions& options) {
   command.add_option(
       "--repetition-penalty", sampling.repetition_penalty,
       "Divides the logits of tokens that stand in the prompt or the answer, as in transformers "
-      "(multiplies negative ones; default 1 = none)");
+      "(multiplies negative ones; from 0.001 to 1000, default 1 = none)");
   command.add_option("--seed", sampling.seed,
                      "Seed of the draws (default 42). A prompt's answer depends on it and on the prompt's "
                      "place in the file, not on --batch-size");

@@ -78,6 +78,11 @@ class Chat {
                               "UTF-8 text"));
     conversation_.ask(text);
     const int64_t positions = model_.positions();
+    if (static_cast<int64_t>(conversation_.least_tokens()) >= positions) {  // all else stays as it was
+      conversation_.withdraw();
+      return refuse(bad_input("the turn", "more tokens than the model has positions",
+                              fmt::format("fewer than {}, with the template", positions)));
+    }
     const int64_t room = std::min(generation_.max_new_tokens, std::max<int64_t>(1, positions / 2));
     size_t forgotten = 0;
     for (; tokens() + room > positions && conversation_.turns() > 1; ++forgotten)
@@ -85,11 +90,6 @@ class Chat {
     if (forgotten > 0)
       fmt::print(stderr, "satune: the model's {} positions are full: the oldest {} forgotten\n", positions,
                  forgotten == 1 ? "turn is" : fmt::format("{} turns are", forgotten));
-    if (tokens() >= positions) {
-      conversation_.withdraw();
-      return refuse(bad_input("the turn", "more tokens than the model has positions",
-                              fmt::format("fewer than {}, with the template", positions)));
-    }
     answer(text);
   }
 
@@ -140,6 +140,11 @@ class Chat {
     held_.insert(held_.end(), result.tokens.begin(), result.tokens.end());
     conversation_.answer(result.text_tokens(), answer.text(), !answer.stop());
     write_now(options_.json ? answer_json(prompt, answer, result, *decoder_, true) : "\n");
+    const bool full =
+        generation.max_new_tokens < generation_.max_new_tokens && !result.stopped && !result.cut;
+    if (full)
+      fmt::print(stderr, "satune: the answer ends after {} tokens, where the model's {} positions are full\n",
+                 result.tokens.size(), model_.positions());
     interrupts_.take();  // one that came as the answer ended was meant for it
     count(result);
   }

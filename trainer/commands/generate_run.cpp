@@ -22,6 +22,13 @@ std::string bytes_text(int64_t bytes) {
   return text + " bytes";
 }
 
+/// `prompt`, when the model has something to go on from.
+Prompt with_tokens(Prompt prompt) {
+  if (prompt.tokens.empty())
+    throw bad_input(prompt.name, "no token: the tokenizer has no BOS", "some text to start from");
+  return prompt;
+}
+
 }  // namespace
 
 GenerateModel::GenerateModel(const GenerateOptions& options)
@@ -43,17 +50,15 @@ Prompt plain_prompt(std::string name, std::string text, const Tokenizer& tokeniz
   Prompt prompt{std::move(name), std::move(text), {}, {}};
   prompt.tokens = encode_raw_prompt(prompt.text, tokenizer);
   prompt.text_context = prompt.tokens;
-  if (prompt.tokens.empty())
-    throw bad_input(prompt.name, "no token: the tokenizer has no BOS", "some text to start from");
-  return prompt;
+  return with_tokens(std::move(prompt));
 }
 
 Prompt template_prompt(std::string name, const Record& record, const PromptTemplate& prompt_template,
                        const Tokenizer& tokenizer) {
-  return {std::move(name),
-          prompt_template.prompt_text(record),
-          prompt_template.encode_prompt(record, tokenizer),
-          {}};
+  return with_tokens({std::move(name),
+                      prompt_template.prompt_text(record),
+                      prompt_template.encode_prompt(record, tokenizer),
+                      {}});
 }
 
 int64_t bounded_answer(const GenerateOptions& options, const Prompt& prompt, int64_t positions) {

@@ -1,9 +1,11 @@
 // satune watch: the page of satune report, served to browsers of this machine and renewed while runs go on.
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <csignal>
+#include <filesystem>
+#include <system_error>
 
 #include "data/files/error.h"
 #include "evaluation/run_report/run_page.h"
@@ -23,7 +25,17 @@ struct WatchOptions {
 class LivePages {
  public:
   explicit LivePages(const std::vector<std::string>& runs) {
-    for (const std::string& run : runs) readers_.emplace_back(run);
+    for (const std::string& run : runs) readers_.emplace_back(run, RunReader::Begun::kMaybeLater);
+  }
+
+  /// Those that are not there yet.
+  std::vector<std::string> absent() const {
+    std::vector<std::string> folders;
+    std::error_code error;
+    for (const RunReader& reader : readers_)
+      if (!std::filesystem::exists(reader.history().folder, error))
+        folders.push_back(reader.history().folder.string());
+    return folders;
   }
 
   std::optional<HttpPage> page(std::string_view path) {
@@ -39,17 +51,18 @@ class LivePages {
 
  private:
   void refresh() {
-    bool changed = false;
-    for (RunReader& reader : readers_) changed |= reader.refresh();
-    if (!changed) return;
+    for (RunReader& reader : readers_) stale_ |= reader.refresh();
+    if (!stale_) return;
     std::vector<const RunHistory*> runs;
     for (const RunReader& reader : readers_) runs.push_back(&reader.history());
     body_ = run_page(runs).body();
     page_ = live_page(runs);
+    stale_ = false;
   }
 
   std::vector<RunReader> readers_;
   std::string page_, body_;
+  bool stale_ = true;  ///< until both are made of what was read last
 };
 
 int run_watch(const WatchOptions& options) {
@@ -58,6 +71,9 @@ int run_watch(const WatchOptions& options) {
   HttpServer server(options.port);
   fmt::print("http://127.0.0.1:{}/  (Ctrl-C ends)\n", server.port());
   finish_standard_output();
+  // It may as well be misspelt.
+  for (const std::string& folder : pages.absent())
+    spdlog::info("{}: there is no such folder yet; the page says when its run begins", folder);
   server.serve([&](std::string_view path) { return pages.page(path); }, signals);
   return kExitOk;
 }
@@ -67,7 +83,9 @@ int run_watch(const WatchOptions& options) {
 void add_watch_command(CLI::App& app, int& exit_code) {
   auto options = std::make_shared<WatchOptions>();
   CLI::App* command = app.add_subcommand("watch", "Serve a live page about runs on this machine");
-  command->add_option("run", options->runs, "Run folders (output_dir), side by side; a run may begin later")
+  command
+      ->add_option("run", options->runs,
+                   "Run folders (output_dir), side by side; a run may begin later, and its folder come then")
       ->required();
   command->add_option("--port", options->port, "Of 127.0.0.1 (default 8008; 0 = any free one)")
       ->check(CLI::Range(0, 65535));
