@@ -21,7 +21,8 @@ namespace {
 
 constexpr int64_t kLongestRecord = 1024;  // of --data
 constexpr int64_t kFewestTokens = 3;  // with fewer, no target sees two keys: gradients of q and k are zeros
-// Defaults of --tolerance. Chosen from the rounding of each type; not measured.
+// Defaults of --tolerance. Largest seen on the CPU: fp32 against transformers 1e-6, gradients 5e-6; bf16
+// against fp32 0.033, gradients 0.09. Devices against each other: not measured.
 constexpr double kForwardFp32 = 1e-4, kBackwardFp32 = 1e-3, kForwardBf16 = 0.05, kBackwardBf16 = 0.15;
 
 struct DiffOptions {
