@@ -5,7 +5,7 @@ readonly BUILD_PACKAGES=(g++ make cmake ninja-build ccache mold pkg-config git c
   python3 python3-venv python3-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev
   libsentencepiece-dev libpcre2-dev libpng-dev libgloo-dev)
 readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck iproute2)
-# For the pages in tests/parity/test_report.py, which skip without it. Ubuntu has no browser as a package.
+# For the pages in tests/browser.py, whose tests skip without it. Ubuntu has no browser as a package.
 readonly BROWSER_PACKAGES=(chromium-headless-shell)
 # Of tests/run.sh --full: 100 MB that the usual tests do without.
 readonly LINT_PACKAGES=(clang-tidy)

@@ -164,6 +164,16 @@ def test_bf16_is_within_its_tolerance(satune, stories, records):
     call(satune, *options, "--tolerance", 1e-4, code=1)
 
 
+def test_a_dump_in_bf16_is_judged_by_whole_tensors(satune, stories, dump):
+    options = ("diff", stories, "--reference", dump(), "--precision", "bf16")
+    done = call(satune, *options).stdout
+    assert "relative L2 at most 0.05" in done and "relative L2 at most 0.15" in done
+    assert "rtol 0.0001" in call(satune, *options, "--rtol", 1e-4, code=1).stdout
+    call(satune, *options, "--tolerance", 1e-4, code=1)
+    fewer = dump(lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("gradient") or name == "loss"])
+    call(satune, "diff", stories, "--reference", fewer, "--precision", "bf16", "--tolerance", 0.05)
+
+
 @pytest.mark.parametrize("anchor", ["before", "first"])
 def test_dense_against_shared(satune, stories, anchor):
     """What is left out is named, and what parts first is the shared layers' attention."""

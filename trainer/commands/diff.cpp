@@ -76,15 +76,17 @@ int diff_with_dump(const DiffOptions& options) {
     throw bad_input(options.rtol ? "--rtol" : "--atol",
                     "no tensor of the forward pass in " + options.reference,
                     "--tolerance, which judges the loss and gradients of a dump");
-  if (options.tolerance && !has_gradients)
+  // Rounded to 16 bits no element keeps to 1e-4: tensors are judged whole then, unless that is asked for.
+  const bool exact = source.type == at::kFloat, by_element = exact || options.rtol || options.atol;
+  if (options.tolerance && !has_gradients && by_element)
     throw bad_input("--tolerance", "no gradients in " + options.reference,
                     "--rtol and --atol, which judge the forward pass of a dump");
   if (has_gradients) check_gradients(batch);
-  const bool exact = source.type == at::kFloat;
+  Tolerance forward = {.relative = options.rtol.value_or(1e-4), .absolute = options.atol.value_or(1e-4)};
+  if (!by_element) forward.relative_l2 = options.tolerance.value_or(kForwardBf16);
   DiffTable table(
       reference,
-      {.reference_name = options.reference, .value_label = "satune", .reference_label = "reference"},
-      {.relative = options.rtol.value_or(1e-4), .absolute = options.atol.value_or(1e-4)},
+      {.reference_name = options.reference, .value_label = "satune", .reference_label = "reference"}, forward,
       {.relative_l2 = options.tolerance.value_or(exact ? kBackwardFp32 : kBackwardBf16)});
   Llama model = load_model(source);
   walk(model, batch, has_gradients,
@@ -205,15 +207,17 @@ void add_diff_command(CLI::App& app, int& exit_code) {
                    "With --reference: absolute tolerance of an element of the forward pass (default 1e-4)")
       ->check(CLI::NonNegativeNumber);
   command
-      ->add_option(
-          "--tolerance", options->tolerance,
-          "Of a gradient, and of every tensor of two runs: |difference| / |reference|, L2 norms over "
-          "the tensor (default 1e-4 in fp32, 0.05 with bf16; gradients 1e-3 and 0.15)")
+      ->add_option("--tolerance", options->tolerance,
+                   "Of a gradient, and of every tensor of two runs or in bf16: |difference| / |reference|, "
+                   "L2 norms over "
+                   "the tensor (default 1e-4 in fp32, 0.05 with bf16; gradients 1e-3 and 0.15)")
       ->check(CLI::NonNegativeNumber);
   command->footer(
       "An element of a dump's forward pass parts when |satune - reference| > atol + rtol * |reference|, or "
       "one\n"
-      "of the two is not finite. Two runs, and gradients, are judged tensor by tensor by --tolerance.\n"
+      "of the two is not finite. Two runs, gradients, and a dump in bf16 without --rtol and --atol are "
+      "judged\n"
+      "tensor by tensor by --tolerance.\n"
       "Tensors are listed in the order of computing, gradients from the head down, so the first one that "
       "parts\n"
       "is where to look. Tensors that only one side has are named, not judged.\n"
