@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <thread>
 
@@ -13,6 +12,7 @@
 #include "data/utf8.h"
 #include "evaluation/model_loader.h"
 #include "model/files/hf_directory.h"
+#include "trainer/commands/column_options.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/standard_output.h"
 
@@ -26,25 +26,6 @@ struct DataCommand {
   uint64_t seed = 42;
   bool json = false, strict = false;
 };
-
-ColumnNames parse_columns(const std::vector<std::string>& mappings) {
-  ColumnNames columns;
-  const std::array<std::pair<std::string_view, std::string ColumnNames::*>, 4> names = {
-      {{"instruction", &ColumnNames::instruction},
-       {"input", &ColumnNames::input},
-       {"output", &ColumnNames::output},
-       {"text", &ColumnNames::text}}};
-  for (const std::string& mapping : mappings) {
-    const size_t equals = mapping.find('=');
-    const auto known = std::find_if(names.begin(), names.end(), [&](const auto& name) {
-      return equals != std::string::npos && name.first == std::string_view(mapping).substr(0, equals);
-    });
-    if (known == names.end() || equals + 1 == mapping.size())
-      throw bad_input("--columns", quote_json(mapping), "instruction=KEY, input=KEY, output=KEY or text=KEY");
-    columns.*known->second = mapping.substr(equals + 1);
-  }
-  return columns;
-}
 
 struct RecordRange {
   size_t first = 1, last = SIZE_MAX;
@@ -116,8 +97,8 @@ class DataDoctor {
     report_.policy.max_length = options.max_length;
     report_.policy.overlength = parse_overlength(options.overlength);
     report_.seed = options.seed;
-    report_.survey =
-        survey_records(options.file, parse_columns(options.columns), static_cast<size_t>(options.problems));
+    report_.survey = survey_records(options.file, parse_columns("--columns", options.columns),
+                                    static_cast<size_t>(options.problems));
     if (plain() && !options.templates.empty())
       throw bad_input("--template " + options.templates.front(),
                       options.file + ", plain text, which has no template", "Alpaca JSON or JSONL");

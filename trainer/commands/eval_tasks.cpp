@@ -10,6 +10,7 @@
 #include "evaluation/benchmark.h"
 #include "evaluation/generation.h"
 #include "evaluation/task_file.h"
+#include "trainer/commands/column_options.h"
 
 namespace satune {
 namespace {
@@ -140,22 +141,6 @@ std::string task_key(const TaskRequest& request, const std::vector<NamedTask>& t
   return longer;
 }
 
-ColumnNames parse_columns(const std::vector<std::string>& pairs) {
-  ColumnNames columns;
-  for (const std::string& text : pairs) {
-    const auto [part, key] = split_pair("--column", text, "PART=KEY, as in instruction=question");
-    std::string* name = part == "instruction" ? &columns.instruction
-                        : part == "input"     ? &columns.input
-                        : part == "output"    ? &columns.output
-                        : part == "text"      ? &columns.text
-                                              : nullptr;
-    if (name == nullptr)
-      throw bad_input("--column", fmt::format("\"{}\"", part), "instruction, input, output or text");
-    *name = key;
-  }
-  return columns;
-}
-
 /// None where no task asks for one: perplexity wants neither a template nor an EOS.
 std::optional<PromptTemplate> load_template(const EvalOptions& options,
                                             const std::vector<TaskRequest>& requests,
@@ -182,7 +167,7 @@ int64_t bounded_length(const EvalOptions& options, const ModelSource& source) {
 
 EvalTasks make_eval_tasks(EvalOptions options, const ModelSource& source) {
   const std::vector<TaskRequest> requests = requests_of(options);
-  options.task.columns = parse_columns(options.columns);
+  options.task.columns = parse_columns("--column", options.columns);
   refuse_unused(options, requests);
   EvalTasks result;
   result.tokenizer = load_model_tokenizer(source.directory, source.config);
