@@ -43,12 +43,25 @@ std::vector<PromptRecord> prompt_lines(const std::filesystem::path& path) {
   return prompts;
 }
 
+bool named_as_json(const std::filesystem::path& path) {
+  return path.extension() == ".json" || path.extension() == ".jsonl";
+}
+
+/// The first byte that is not a space; none in a file of spaces.
+std::optional<char> first_byte(const std::filesystem::path& path) {
+  const MappedFile file(path);
+  std::string_view text = file.text();
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+  const size_t first = text.find_first_not_of(kJsonSpace);
+  if (first == std::string_view::npos) return std::nullopt;
+  return text[first];
+}
+
 bool holds_records(const std::filesystem::path& path) {
   if (is_text_file(path)) return false;
-  if (path.extension() == ".json" || path.extension() == ".jsonl") return true;
-  const MappedFile file(path);
-  const size_t first = file.text().find_first_not_of(kJsonSpace);
-  return first != std::string_view::npos && (file.text()[first] == '[' || file.text()[first] == '{');
+  if (named_as_json(path)) return true;
+  const auto first = first_byte(path);
+  return first == '[' || first == '{';
 }
 
 }  // namespace
@@ -104,6 +117,12 @@ std::vector<Record> read_alpaca(const std::filesystem::path& path, const ColumnN
 
 std::vector<TextDocument> read_plain_text(const std::filesystem::path& path, const ColumnNames& columns) {
   if (is_text_file(path)) return {read_text_document(path)};
+  if (const auto first = first_byte(path); !named_as_json(path) && first && *first != '[' && *first != '{')
+    throw bad_input(
+        path.string(),
+        fmt::format("a file that begins with the byte 0x{:02x}", static_cast<unsigned char>(*first)),
+        fmt::format("JSON or JSONL with \"{}\" in each record, or a name in .txt for plain text",
+                    columns.text));
   std::vector<TextDocument> documents;
   RecordScanner scanner(path);
   while (const auto raw = scanner.next()) {

@@ -64,7 +64,8 @@ struct PromptRecord {
 /// that is not a space is '[' or '{'. Throws as read_alpaca(), and for a record with both or neither.
 std::vector<PromptRecord> read_prompts(const std::filesystem::path& path);
 
-/// A .txt file is one document; JSON arrays and JSONL hold one in `text` of each record. Throws as above.
+/// A .txt file is one document; JSON arrays and JSONL hold one in `text` of each record. Throws as above, and
+/// saying which names are plain text's for a file that is neither.
 std::vector<TextDocument> read_plain_text(const std::filesystem::path& path, const ColumnNames& columns = {});
 
 }  // namespace satune

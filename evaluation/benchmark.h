@@ -36,6 +36,7 @@ struct DocumentGroup {
   bool first_of_pool = false;           ///< the first ones; else drawn by Python's random.Random(1234)
   /// A document can be among its own examples and is left out then (lm-eval draws one more).
   bool pool_has_document = false;
+  std::string shots_from = "--num-fewshot";  ///< what says how many, for errors
 };
 
 /// Which metrics a benchmark of choices reports.

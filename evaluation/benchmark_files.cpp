@@ -70,15 +70,15 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
   return text;
 }
 
-std::string fill_template(std::string_view text, const DataRow& row) {
+std::string fill_template(std::string_view text, const DataRow& row, std::string_view where) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
     if ((text[i] == '{' || text[i] == '}') && i + 1 < text.size() && text[i + 1] == text[i]) {
       out += text[i++];
     } else if (text[i] == '{') {
-      const size_t end = text.find('}', i);
-      if (end == std::string_view::npos)
-        throw bad_input("a prompt template", fmt::format("\"{}\"", text.substr(i)), "a } after each {");
+      const size_t end = text.find_first_of("{}", i + 1);
+      if (end == std::string_view::npos || text[end] == '{')
+        throw bad_input(where, quote_json(text.substr(i)), "a } after each {");
       const std::string_view key = text.substr(i + 1, end - i - 1);
       const auto found = row.fields.find(key);
       if (found != row.fields.end() && found->is_number()) {

@@ -19,8 +19,10 @@ std::vector<std::string> missing_mmlu_subjects(const std::vector<DocumentGroup>&
 std::string replace_all(std::string text, std::string_view from, std::string_view to);
 
 /// `text` with each {field} replaced by that field of the row ("{{" and "}}" stand for braces). Numbers as
-/// JSON writes them. Throws BadInput for a field that is missing or holds something else.
-std::string fill_template(std::string_view text, const DataRow& row);
+/// JSON writes them. Throws BadInput for a field that is missing or holds something else, and naming `where`
+/// for a brace that is not closed.
+std::string fill_template(std::string_view text, const DataRow& row,
+                          std::string_view where = "a prompt template");
 
 std::vector<BenchmarkDocument> read_hellaswag(const std::filesystem::path& file);
 std::vector<BenchmarkDocument> read_gsm8k(const std::filesystem::path& file);

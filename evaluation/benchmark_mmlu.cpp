@@ -1,4 +1,6 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <iterator>
@@ -128,6 +130,22 @@ DocumentGroup make_group(const Subject& subject) {
   return group;
 }
 
+/// Names of files of questions whose subject is none of MMLU's.
+std::vector<std::string> unknown_subject_files(const fs::path& folder) {
+  constexpr std::string_view kEnd = "_test.csv";
+  std::vector<std::string> files;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const std::string file = entry.path().filename().string();
+    if (file.starts_with('.') || !file.ends_with(kEnd)) continue;
+    const std::string name = file.substr(0, file.size() - kEnd.size());
+    if (std::none_of(std::begin(kSubjects), std::end(kSubjects),
+                     [&](const Subject& subject) { return name == subject.name; }))
+      files.push_back(file);
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
 std::vector<DocumentGroup> read_folder(const fs::path& folder, bool with_examples) {
   std::vector<DocumentGroup> groups;
   for (const Subject& subject : kSubjects) {
@@ -138,6 +156,10 @@ std::vector<DocumentGroup> read_folder(const fs::path& folder, bool with_example
     if (with_examples) group.pool = read_csv(folder / "dev" / fmt::format("{}_dev.csv", subject.name));
     groups.push_back(std::move(group));
   }
+  if (groups.empty()) return groups;  // which is an error of its own
+  if (const std::vector<std::string> files = unknown_subject_files(folder / "test"); !files.empty())
+    spdlog::warn("mmlu: left out, for their subjects are none of MMLU's: {} in {}", fmt::join(files, ", "),
+                 (folder / "test").string());
   return groups;
 }
 

@@ -104,6 +104,10 @@ std::vector<std::string> comparison_notes(const ResultSet& a, const ResultSet& b
     if (other != b.steps.end() && other->second != step)
       notes.push_back(fmt::format("{} at steps {} and {}", metric, step, other->second));
   }
+  // Reports of eval tell theirs or are refused.
+  for (const auto& [run, side] : {std::pair(&a, "A"), std::pair(&b, "B")})
+    if (run->tasks.contains("training") && run->texts.empty())
+      notes.push_back(fmt::format("{} does not tell what data it was trained on", side));
   if (!a.precision.empty() && !b.precision.empty() && a.precision != b.precision)
     notes.push_back(fmt::format("precision {} and {}", a.precision, b.precision));
   for (const auto& [one, other, side] : {std::tuple(&a, &b, "A"), std::tuple(&b, &a, "B")})

@@ -21,7 +21,7 @@ class Examples {
     const auto there = static_cast<int64_t>(group.pool.size()),
                needed = shots + (group.pool_has_document ? 1 : 0);
     if (there < needed)
-      throw bad_input("--num-fewshot",
+      throw bad_input(group.shots_from,
                       fmt::format("{} with {} examples to draw from{}", shots, there,
                                   group.name.empty() ? "" : " for " + group.name),
                       fmt::format("at least {}", needed));
@@ -59,7 +59,7 @@ class Examples {
     for (int64_t i = 0; i < there; ++i)
       if (!same_document(group_.pool[i], document)) others.push_back(i);
     if (static_cast<int64_t>(others.size()) < shots_)
-      throw bad_input("--num-fewshot",
+      throw bad_input(group_.shots_from,
                       fmt::format("{} with {} examples that are not the question itself ({})", shots_,
                                   others.size(), document.where),
                       fmt::format("at least {}", shots_));

@@ -102,8 +102,7 @@ class AnswerTask final : public Task {
       fingerprint.add(fmt::format("{} {} {}", extraction.metric, extraction.last,
                                   extraction.pattern ? extraction.pattern->pattern() : ""));
     for (const auto& pattern : rules_.ignored) fingerprint.add(pattern->pattern());
-    fingerprint.add(fmt::format("{} {} {}", rules_.max_new_tokens, rules_.ignore_case,
-                                fmt::join(options_.stop_ids, ",")));
+    fingerprint.add(fmt::format("{} {}", rules_.max_new_tokens, rules_.ignore_case));
     return fingerprint.hex();
   }
 

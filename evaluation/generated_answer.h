@@ -13,8 +13,8 @@
 
 namespace satune {
 
-/// How an answer is found in a text: the match of `pattern` (its first group that is not empty), without
-/// white space around it. No match is the answer "[invalid]", as in lm-eval.
+/// How an answer is found in a text: the match of `pattern` (its first group that is not empty; without
+/// groups the whole match), without white space around it. No match is the answer "[invalid]", as in lm-eval.
 struct AnswerExtraction {
   std::string metric;                              ///< "exact_match"
   std::shared_ptr<const Regex> pattern = nullptr;  ///< nullptr = the whole text, trimmed
@@ -39,10 +39,9 @@ bool same_answer(const AnswerRules& rules, std::string_view answer, std::string_
 
 /// Metrics: each extraction's share of right answers and its _stderr; match_limit, where there were any, the
 /// number of answers that a regular expression could not be done with (MatchLimit), which count as wrong; n.
-/// A prompt that leaves no room for
-/// max_new_tokens loses tokens at its beginning, as in lm-eval. Results: {"text", "target", METRIC: 0 or 1,
-/// "match_limit": true where it was met}.
-/// Throws BadInput when the model has no more positions than max_new_tokens.
+/// A prompt that leaves no room for max_new_tokens loses tokens at its beginning, as in lm-eval. Results:
+/// {"text", "target", METRIC: 0 or 1, "match_limit": true where it was met}. Throws BadInput when the model
+/// has no more positions than max_new_tokens.
 std::unique_ptr<Task> make_answer_task(std::string_view name, DocumentGroup group, AnswerRules rules,
                                        int64_t default_shots, const TaskOptions& options,
                                        const Tokenizer& tokenizer);

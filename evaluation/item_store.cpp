@@ -1,7 +1,11 @@
 #include "evaluation/item_store.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -45,18 +49,41 @@ bool has_form(const Json* value, const Json& form) {
          std::all_of(value->begin(), value->end(), [](const Json& each) { return each.is_number(); });
 }
 
+/// Whether a text without a line's end may be a header that was cut off. Any other is not ours to drop.
+bool may_begin_header(std::string_view text) {
+  const std::string begin = fmt::format(R"({{"satune_items":{},"model":")", kVersion);
+  return text.starts_with(begin) || begin.starts_with(text);
+}
+
+/// Opens the file, made where there is none, for appending by this process alone until it is closed. Throws
+/// BadInput where another one has it.
+std::FILE* open_alone(const fs::path& path) {
+  struct stat held {
+  }, there{};
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  std::FILE* file = fd < 0 ? nullptr : ::fdopen(fd, "ab");
+  if (file == nullptr) throw EnvironmentError(fmt::format("{}: {}", path.string(), std::strerror(errno)));
+  // A file system without locks is used as if nobody else were there.
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    std::fclose(file);
+    throw bad_input(path.string(), "another satune eval writing into it", "an --output of its own for each");
+  }
+  // Who had it before may have put it aside meanwhile.
+  if (::fstat(fd, &held) == 0 && ::stat(path.c_str(), &there) == 0 && held.st_dev == there.st_dev &&
+      held.st_ino == there.st_ino)
+    return file;
+  std::fclose(file);
+  return open_alone(path);
+}
+
 }  // namespace
 
 ItemStore::ItemStore(fs::path file, const std::string& model, const std::vector<fs::path>& others)
     : path_(std::move(file)) {
   for (const fs::path& other : others) read(other, model);
+  file_.reset(open_alone(path_));  // before it is read and cut: another process may be writing
   const std::optional<uint64_t> kept = read(path_, model);
-  if (kept) {
-    std::error_code error;
-    fs::resize_file(path_, *kept, error);
-    if (error) throw EnvironmentError(path_.string() + ": " + error.message());
-  }
-  if (!kept && file_exists(path_) && fs::file_size(path_) > 0) {
+  if (!kept && fs::file_size(path_) > 0) {
     fs::path old = path_.string() + ".old";
     for (int i = 2; file_exists(old); ++i) old = fmt::format("{}.old-{}", path_.string(), i);
     std::error_code error;
@@ -64,10 +91,11 @@ ItemStore::ItemStore(fs::path file, const std::string& model, const std::vector<
     if (error) throw EnvironmentError(path_.string() + ": " + error.message());
     spdlog::warn("{} is of another model, precision or device: kept as {}", path_.string(),
                  old.filename().string());
+    file_.reset(open_alone(path_));
   }
-  file_.reset(std::fopen(path_.c_str(), kept ? "ab" : "wb"));
-  if (!file_) throw EnvironmentError(fmt::format("{}: {}", path_.string(), std::strerror(errno)));
-  if (!kept) write_line({{"satune_items", kVersion}, {"model", model}});
+  if (::ftruncate(::fileno(file_.get()), static_cast<off_t>(kept.value_or(0))) != 0)
+    throw EnvironmentError(fmt::format("{}: {}", path_.string(), std::strerror(errno)));
+  if (kept.value_or(0) == 0) write_line({{"satune_items", kVersion}, {"model", model}});
 }
 
 std::optional<uint64_t> ItemStore::read(const fs::path& file, const std::string& model) {
@@ -109,7 +137,9 @@ std::optional<uint64_t> ItemStore::read_lines(const std::string& text, const fs:
     if (checked_field(line, "model", &Json::is_string, file.string(), number, "a fingerprint") != Json(model))
       return std::nullopt;
   }
-  if (number == 0) return std::nullopt;  // nothing, or a header that was cut off
+  if (number == 0 && file == path_ && !may_begin_header(text))
+    throw bad_input(line_of(file.string(), 1), "no header of kept results",
+                    "a file that satune eval has written, or none");
   return begin;
 }
 

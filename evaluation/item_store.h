@@ -26,7 +26,8 @@ class ItemStore {
 
   /// Takes up the file where it holds results of the same `model`; one of another model is kept as FILE.old
   /// (or FILE.old-2 ..., said in the log) and begins afresh. Throws BadInput for a file that is none of ours
-  /// or holds a line that is none, naming line and key; EnvironmentError where it cannot be written. `others`
+  /// or holds a line that is none, naming line and key, and where another process (or store) has it;
+  /// EnvironmentError where it cannot be written. The file is locked until the store is gone. `others`
   /// are files of other ranks, read alone; those that are not there, or another model's, hold nothing, nor
   /// does one that its rank takes away meanwhile.
   ItemStore(std::filesystem::path file, const std::string& model,

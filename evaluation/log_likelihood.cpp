@@ -125,9 +125,15 @@ SequenceTree make_sequence_tree(std::span<const ScoredSequence* const> sequences
 
 std::vector<std::vector<int64_t>> plan_scoring(const std::vector<std::vector<ScoredSequence>>& sequences,
                                                const std::vector<int64_t>& items, int64_t batch_items,
-                                               int64_t batch_tokens) {
+                                               int64_t batch_tokens, std::optional<int64_t> worth) {
   std::vector<int64_t> order = items;
   const auto begins = [&](int64_t item) { return sequences[item].front().inputs(); };
+  // Tokens of `inputs` that the pass computes anyway, for those before.
+  const auto shared = [&](std::span<const int32_t> last, std::span<const int32_t> inputs) {
+    const int64_t common = common_length(last, inputs);
+    const bool equal = std::ranges::equal(last, inputs);
+    return worth || equal ? common : 0;
+  };
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return std::ranges::lexicographical_compare(begins(a), begins(b));
   });
@@ -138,7 +144,7 @@ std::vector<std::vector<int64_t>> plan_scoring(const std::vector<std::vector<Sco
     int64_t added = 0;
     std::span<const int32_t> last = before;
     for (const ScoredSequence& sequence : sequences[item]) {
-      added += static_cast<int64_t>(sequence.inputs().size()) - common_length(last, sequence.inputs());
+      added += static_cast<int64_t>(sequence.inputs().size()) - shared(last, sequence.inputs());
       last = sequence.inputs();
     }
     const bool full =
@@ -146,7 +152,7 @@ std::vector<std::vector<int64_t>> plan_scoring(const std::vector<std::vector<Sco
                                             : tokens + added > batch_tokens);
     if (passes.empty() || full) {
       passes.emplace_back();
-      tokens = common_length(before, begins(item));  // computed again in this pass
+      tokens = shared(before, begins(item));  // computed again in this pass
     }
     passes.back().push_back(item);
     tokens += added;
@@ -155,10 +161,13 @@ std::vector<std::vector<int64_t>> plan_scoring(const std::vector<std::vector<Sco
   return passes;
 }
 
+std::optional<int64_t> worth_sharing(const at::Device& device) {
+  return device.is_cpu() ? std::optional(kWorthSharing) : std::nullopt;
+}
+
 Scores score_sequences(Llama& model, std::span<const ScoredSequence* const> sequences) {
   const at::Device device = model.weights().device();
-  const SequenceTree tree =
-      make_sequence_tree(sequences, device.is_cpu() ? std::optional(kWorthSharing) : std::nullopt);
+  const SequenceTree tree = make_sequence_tree(sequences, worth_sharing(device));
   DeviceBatch batch;
   batch.tokens_N = int64_tensor(tree.tokens, device);
   batch.positions_N = int64_tensor(tree.positions, device);

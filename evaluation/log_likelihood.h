@@ -57,12 +57,17 @@ inline constexpr int64_t kWorthSharing = 16;
 SequenceTree make_sequence_tree(std::span<const ScoredSequence* const> sequences,
                                 std::optional<int64_t> worth);
 
+/// What score_sequences() shares on the model's device: on a card only equal inputs, whose attention takes no
+/// documents that continue others.
+std::optional<int64_t> worth_sharing(const at::Device& device);
+
 /// Orders items so that those that begin alike are neighbours, and cuts them into passes of about
-/// `batch_tokens` tokens, beginnings counted once (at least one item each), or of `batch_items` items where
-/// that is not 0. items[i] are the sequences of item i.
+/// `batch_tokens` tokens (at least one item each), or of `batch_items` items where that is not 0. Beginnings
+/// count once where they are shared (`worth`, as of make_sequence_tree()). items[i] are the sequences of item
+/// i.
 std::vector<std::vector<int64_t>> plan_scoring(const std::vector<std::vector<ScoredSequence>>& sequences,
                                                const std::vector<int64_t>& items, int64_t batch_items,
-                                               int64_t batch_tokens);
+                                               int64_t batch_tokens, std::optional<int64_t> worth);
 
 struct Scores {
   std::vector<double> log_likelihoods;  ///< by sequence

@@ -72,7 +72,8 @@ class ChoiceTask final : public Task {
   int64_t items() const override { return static_cast<int64_t>(items_.size()); }
 
   void run(Llama& model, const std::vector<int64_t>& items, const ItemSink& done) const override {
-    for (const auto& pass : plan_scoring(sequences_, items, options_.batch_size, options_.batch_tokens)) {
+    for (const auto& pass : plan_scoring(sequences_, items, options_.batch_size, options_.batch_tokens,
+                                         worth_sharing(model.weights().device()))) {
       std::vector<const ScoredSequence*> sequences;
       for (const int64_t item : pass)
         for (const ScoredSequence& sequence : sequences_[item]) sequences.push_back(&sequence);

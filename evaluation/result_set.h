@@ -43,7 +43,8 @@ struct ResultSet {
   std::map<std::string, double> measurement_errors;  ///< of means over answers that are not all equal
   ItemResults answers;  ///< the numbers of each of a file's answers, by its prompt's number
   /// Of a run folder: fingerprints of the tokens and targets that it was trained ("train") and evaluated
-  /// ("eval") on, whatever their order; those that its newest snapshot tells.
+  /// ("eval") on, whatever their order; those that its newest snapshot tells, or data.json where none is
+  /// left.
   std::map<std::string, std::string> texts;
   std::map<std::string, int64_t> steps;  ///< of a run folder: of which step its "loss" and "eval_loss" are
   /// Of generate's reports, which have no tasks, by the prompt's number in its file; 1 where it has none.

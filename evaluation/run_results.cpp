@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <functional>
 #include <system_error>
 
 #include "data/files/error.h"
@@ -18,19 +19,25 @@ double median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-/// The newest snapshot whose state can be read; snapshots are named in the order of their steps.
+/// Those of the newest snapshot, or of data.json where none is left. Snapshots are named in the order of
+/// their steps; a run that goes on may take one away while it is read.
 std::map<std::string, std::string> texts_of(const fs::path& run) {
   std::error_code error;
-  std::vector<fs::path> states;
+  std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(run / "snapshots", error))
-    if (fs::exists(entry.path() / "MANIFEST.json", error)) states.push_back(entry.path() / "state.json");
-  if (states.empty()) return {};
-  const Json state = read_json_file(*std::max_element(states.begin(), states.end()));
-  std::map<std::string, std::string> texts;
-  if (!state.is_object() || !state.contains("texts") || !state["texts"].is_object()) return texts;
-  for (const auto& [use, fingerprint] : state["texts"].items())
-    if (fingerprint.is_string()) texts[use] = fingerprint;
-  return texts;
+    if (fs::exists(entry.path() / "MANIFEST.json", error)) files.push_back(entry.path() / "state.json");
+  std::sort(files.begin(), files.end(), std::greater());
+  files.push_back(run / "data.json");
+  for (const fs::path& file : files) {
+    if (!fs::exists(file, error)) continue;
+    const Json json = read_json_file(file);
+    if (!json.is_object() || !json.contains("texts") || !json["texts"].is_object()) continue;
+    std::map<std::string, std::string> texts;
+    for (const auto& [use, fingerprint] : json["texts"].items())
+      if (fingerprint.is_string()) texts[use] = fingerprint;
+    return texts;
+  }
+  return {};
 }
 
 /// Joules and tokens of the steps whose card told its power.

@@ -58,7 +58,8 @@ class Task {
   /// many numbers. Results out of a file are held against it.
   virtual Json result_form(int64_t item) const = 0;
 
-  /// Changes whenever an item's result could, for the same model.
+  /// Changes whenever an item's result could, for the same model. Holds nothing of the model's own, such as
+  /// its stop ids: two models that answer the same questions have the same.
   virtual std::string fingerprint() const = 0;
 };
 

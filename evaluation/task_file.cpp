@@ -100,7 +100,8 @@ class TaskFile {
 std::vector<std::string> choices_of(const TaskFile& file, const DataRow& row) {
   std::vector<std::string> choices;
   if (file.find("choices")->is_array()) {
-    for (const std::string& choice : file.texts("choices")) choices.push_back(fill_template(choice, row));
+    for (const std::string& choice : file.texts("choices"))
+      choices.push_back(fill_template(choice, row, file.where("choices")));
   } else {
     choices = strings_field(row, file.required_text("choices"));
   }
@@ -115,8 +116,13 @@ int64_t gold_of(const TaskFile& file, const DataRow& row, const std::vector<std:
   const std::string key = file.required_text("answer");
   const auto field = row.fields.find(key);
   if (field != row.fields.end() && field->is_string()) {
-    const auto named = std::find(choices.begin(), choices.end(), field->get<std::string>());
+    const auto text = field->get<std::string>();
+    const auto named = std::find(choices.begin(), choices.end(), text);
     if (named != choices.end()) return named - choices.begin();
+    if (text.empty() || text.find_first_not_of("-0123456789") != std::string::npos)
+      throw bad_input(fmt::format("{}: {}", row.where, key),
+                      fmt::format("{}, which is none of the choices", quote_json(text)),
+                      fmt::format("the text of one, or its index from 0 to {}", choices.size() - 1));
   }
   return index_field(row, key, choices.size());
 }
@@ -126,27 +132,35 @@ std::vector<BenchmarkDocument> read_documents(const TaskFile& file, const fs::pa
   std::vector<BenchmarkDocument> documents;
   for (const DataRow& row : read_data_rows(data)) {
     BenchmarkDocument document;
-    document.text = fill_template(prompt, row);
+    document.text = fill_template(prompt, row, file.where("prompt"));
     document.where = row.where;
     document.row = hash_row(row);
     if (file.has_choices()) {
       document.choices = choices_of(file, row);
       document.gold = gold_of(file, row, document.choices);
     } else {
-      document.target = fill_template(file.required_text("target"), row);
+      document.target = fill_template(file.required_text("target"), row, file.where("target"));
     }
     documents.push_back(std::move(document));
   }
   return documents;
 }
 
-ChoiceMetrics choice_metrics(const TaskFile& file, const std::vector<BenchmarkDocument>& documents) {
-  const std::vector<std::string> names =
-      file.find("metrics") == nullptr ? std::vector<std::string>{"acc"} : file.texts("metrics");
-  const std::vector<std::string> known = {"acc", "acc_norm", "f1", "mcc"};
+/// Those of the file; the first known one where it has none.
+std::vector<std::string> metric_names(const TaskFile& file, const std::vector<std::string>& known) {
+  if (file.find("metrics") == nullptr) return {known.front()};
+  std::vector<std::string> names = file.texts("metrics");
+  const std::string expected = fmt::format("{}", fmt::join(known, ", "));
+  if (names.empty())
+    throw bad_input(file.where("metrics"), "an empty array",
+                    known.size() > 1 ? "at least one of " + expected : expected);
   for (const std::string& name : names)
-    if (!contains(known, name))
-      throw bad_input(file.where("metrics"), quote_json(name), fmt::format("{}", fmt::join(known, ", ")));
+    if (!contains(known, name)) throw bad_input(file.where("metrics"), quote_json(name), expected);
+  return names;
+}
+
+ChoiceMetrics choice_metrics(const TaskFile& file, const std::vector<BenchmarkDocument>& documents) {
+  const std::vector<std::string> names = metric_names(file, {"acc", "acc_norm", "f1", "mcc"});
   const ChoiceMetrics metrics{contains(names, "acc"), contains(names, "acc_norm"), contains(names, "f1"),
                               contains(names, "mcc")};
   for (const BenchmarkDocument& document : documents)
@@ -162,10 +176,11 @@ std::shared_ptr<const Regex> regex_of(const TaskFile& file, const std::string& k
 }
 
 AnswerRules answer_rules(const TaskFile& file) {
-  for (const std::string& name : file.texts("metrics"))
-    if (name != "exact_match") throw bad_input(file.where("metrics"), quote_json(name), "exact_match");
+  metric_names(file, {"exact_match"});  // refuses another
   AnswerRules rules;
   const auto pattern = file.text("extract");
+  if (!pattern && file.flag("extract_last"))
+    throw bad_input(file.where("extract_last"), "true without extract", "extract beside it");
   rules.extractions = {
       {"exact_match", pattern ? regex_of(file, "extract", *pattern) : nullptr, file.flag("extract_last")}};
   rules.stop = file.texts("stop");
@@ -187,6 +202,9 @@ std::unique_ptr<Task> make_task_from_file(const fs::path& path, const TaskOption
   DocumentGroup group;
   group.description = file.text("description").value_or("");
   group.first_of_pool = file.flag("first_examples");
+  if (group.first_of_pool && file.find("examples") == nullptr)
+    throw bad_input(file.where("first_examples"), "true without examples", "examples beside it");
+  if (!options.num_fewshot) group.shots_from = file.where("num_fewshot");
   group.documents = read_documents(file, file.file("data"));
   if (options.num_fewshot.value_or(shots) > 0) {
     const fs::path examples = file.file("examples");

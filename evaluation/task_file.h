@@ -12,7 +12,8 @@
 // or an answer that is generated:
 //   target        template of the right answer
 //   stop          strings that end the text
-//   extract       regular expression whose first group is the answer; none: the whole text, trimmed
+//   extract       regular expression; the first group of its match that is not empty is the answer, as in
+//                 lm-eval, and without groups all that it matches; none: the whole text, trimmed
 //   extract_last  true: its last match instead of the first
 //   ignore        regular expressions removed from both answers before they are compared
 //   ignore_case   true: ASCII letters of both cases are the same

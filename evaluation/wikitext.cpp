@@ -74,7 +74,8 @@ class Wikitext final : public Task {
   int64_t items() const override { return static_cast<int64_t>(windows_.size()); }
 
   void run(Llama& model, const std::vector<int64_t>& items, const ItemSink& done) const override {
-    for (const auto& pass : plan_scoring(windows_, items, options_.batch_size, options_.batch_tokens)) {
+    for (const auto& pass : plan_scoring(windows_, items, options_.batch_size, options_.batch_tokens,
+                                         worth_sharing(model.weights().device()))) {
       std::vector<const ScoredSequence*> sequences;
       for (const int64_t item : pass) sequences.push_back(&windows_[item].front());
       const Scores scores = score_sequences(model, sequences);

@@ -28,8 +28,7 @@ class AnalysisModel {
 };
 
 /// In the order given, snapshots by step. `precision` and `device` as of ModelRequest; snapshots are fp32
-/// with "auto". Throws BadInput where a name is no model, a folder holds no complete snapshot, or a model has
-/// less than two layers.
+/// with "auto". Throws BadInput where a name is no model, or a folder holds no complete snapshot.
 std::vector<std::unique_ptr<AnalysisModel>> find_analysis_models(const std::vector<std::string>& names,
                                                                  const std::string& precision,
                                                                  at::Device device);

@@ -59,12 +59,18 @@ Json source_statistics(BatchSource& source) {
 
 }  // namespace
 
+Json text_fingerprints(RunPlan& plan) {
+  return {{"train", plan.train().dataset().fingerprint()},
+          {"eval", plan.eval() != nullptr ? Json(plan.eval()->dataset().fingerprint()) : Json(nullptr)}};
+}
+
 Json data_statistics(RunPlan& plan) {
   const bool plain = plan.train().dataset().cache().format() == DataFormat::kText;
   return {{"train", source_statistics(plan.train())},
           {"eval", plan.eval() != nullptr ? source_statistics(*plan.eval()) : Json(nullptr)},
           {"template", plain ? "none: plain text" : plan.prompt_template().name()},
           {"tokenizer", fmt::format("{}, {} ids", plan.tokenizer().kind(), plan.tokenizer().vocab_size())},
+          {"texts", text_fingerprints(plan)},
           {"rows_per_step", plan.rows_per_step()},
           {"total_steps", plan.total_steps()}};
 }

@@ -8,9 +8,13 @@
 
 namespace satune {
 
+/// Of the tokens and targets, whatever their order: {"train": ..., "eval": null where nothing is held out}.
+/// What runs of several seeds have in common; kept in data.json and in snapshots for satune compare.
+Json text_fingerprints(RunPlan& plan);
+
 /// Counts, drops, lengths of samples and of their targets (histograms {"bin_width", "counts"}), rows of the
 /// first epoch and how full they are, for "train" and "eval" (null where nothing is held out); template,
-/// tokenizer, total_steps and rows_per_step.
+/// tokenizer, text_fingerprints(), total_steps and rows_per_step.
 Json data_statistics(RunPlan& plan);
 
 /// Writes them to <run_folder>/data.json in place of an older one. What fails is warned about: no run ends

@@ -2,9 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <string_view>
+#include <utility>
 
 #include "data/files/error.h"
 
@@ -52,16 +55,13 @@ DeviceRates parse_device_rates(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc()) throw unknown_device(text);
   const std::string_view unit(end, text.data() + text.size());
-  double scale = 1;
-  if (unit == "GiB") {
-    scale = static_cast<double>(kGiB);
-  } else if (unit == "GB") {
-    scale = 1e9;
-  } else if (!unit.empty()) {
-    throw unknown_device(text);
-  }
-  const double bytes = value * scale;
-  if (!(bytes >= 1 && bytes < 0x1p62)) throw unknown_device(text);
+  constexpr std::array<std::pair<std::string_view, double>, 5> units = {
+      {{"", 1}, {"MiB", 0x1p20}, {"MB", 1e6}, {"GiB", 0x1p30}, {"GB", 1e9}}};
+  const auto known =
+      std::find_if(units.begin(), units.end(), [&](const auto& each) { return each.first == unit; });
+  if (known == units.end()) throw unknown_device(text);
+  const double bytes = value * known->second;
+  if (!(bytes >= 0x1p20 && bytes < 0x1p62)) throw unknown_device(text);  // "80" means no 80 bytes
   DeviceRates device;
   device.name = std::string(text);
   device.memory_bytes = static_cast<int64_t>(bytes);

@@ -158,6 +158,14 @@ void check_together(const Settings& settings, const GivenByKey& given, std::stri
     throw bad_input(where("val_size"), fmt::format("the number {}", settings.val_size),
                     "a share below 1 or a whole number of records");
   }
+  // Offsets of documents are 32-bit numbers on a card, and no machine is near it.
+  constexpr int64_t kMostTokens = int64_t{1} << 31;
+  if (settings.per_device_train_batch_size > kMostTokens / settings.max_length) {
+    throw bad_input(
+        where("per_device_train_batch_size"),
+        fmt::format("{} rows of max_length {}", settings.per_device_train_batch_size, settings.max_length),
+        "2^31 tokens at most in a micro-batch");
+  }
   const bool evaluates = settings.eval_file || settings.val_size > 0;
   if (!evaluates && (settings.patience || settings.keep_best)) {
     throw bad_input(where(settings.patience ? "patience" : "keep_best"), "no records to evaluate on",

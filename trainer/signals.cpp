@@ -1,9 +1,11 @@
 #include "trainer/signals.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cstring>
 #include <utility>
 
 #include "data/files/error.h"
@@ -18,6 +20,8 @@ std::atomic<bool> save_requested{false};
 std::atomic<pid_t> first_asker{0};  // process that the stop came from; 0 = the kernel, for a terminal
 std::atomic<bool> asked_twice_at_once{false};
 std::atomic<const char*> stopped_file{nullptr};  // of the SignalWatch that lives
+std::atomic<const char*> line_at_stop{nullptr};  // of the last StopNotice
+std::atomic<bool> line_is_of_resumable{false}, stop_is_noticed{false};
 static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free &&
               std::atomic<pid_t>::is_always_lock_free && std::atomic<const char*>::is_always_lock_free);
 
@@ -45,6 +49,21 @@ void on_stop(int signal, siginfo_t* info, void*) {
   raise(signal);  // takes effect when this handler returns
 }
 
+// Longest wait for a reader of stderr that does not read.
+constexpr int kMillisecondsForLine = 1000;
+
+void on_stop_with_line(int signal, siginfo_t*, void*) {
+  if (stop_is_noticed.exchange(true)) return;  // the first one is about to end the process
+  const char* line = line_at_stop.load();
+  pollfd out = {STDERR_FILENO, POLLOUT, 0};
+  // A pipe whose reader has gone would end the process otherwise.
+  const bool takes_it = ::poll(&out, 1, kMillisecondsForLine) > 0 && out.revents == POLLOUT;
+  [[maybe_unused]] const ssize_t written = takes_it ? ::write(STDERR_FILENO, line, std::strlen(line)) : 0;
+  if (line_is_of_resumable.load()) _exit(kExitResumable);
+  std::signal(signal, SIG_DFL);
+  raise(signal);  // takes effect when this handler returns
+}
+
 void on_save(int) {
   save_requested.store(true);
 }
@@ -57,19 +76,21 @@ struct sigaction installed(int signal, struct sigaction action) {
   return previous;
 }
 
-struct sigaction install_stop(int signal) {
+using StopHandler = void (*)(int, siginfo_t*, void*);
+
+struct sigaction install_stop(int signal, StopHandler handler = on_stop) {
   struct sigaction action = {};
-  action.sa_sigaction = on_stop;
+  action.sa_sigaction = handler;
   action.sa_flags = SA_SIGINFO;
   return installed(signal, action);
 }
 
 // A shell's nohup has it ignored, and it stays so.
-struct sigaction install_stop_unless_ignored(int signal) {
+struct sigaction install_stop_unless_ignored(int signal, StopHandler handler = on_stop) {
   struct sigaction previous = {};
   sigaction(signal, nullptr, &previous);
-  return (previous.sa_flags & SA_SIGINFO) == 0 && previous.sa_handler == SIG_IGN ? previous
-                                                                                 : install_stop(signal);
+  const bool ignored = (previous.sa_flags & SA_SIGINFO) == 0 && previous.sa_handler == SIG_IGN;
+  return ignored ? previous : install_stop(signal, handler);
 }
 
 struct sigaction ignore(int signal) {
@@ -85,6 +106,24 @@ struct sigaction install_save(int signal) {
 }
 
 }  // namespace
+
+StopNotice::StopNotice(std::string line, bool resumable) {
+  // Outlives the notice: a handler may still be running in another thread.
+  static std::string last_line;
+  last_line = std::move(line);
+  line_at_stop.store(last_line.c_str());
+  line_is_of_resumable.store(resumable);
+  stop_is_noticed.store(false);
+  previous_term_ = install_stop_unless_ignored(SIGTERM, on_stop_with_line);
+  previous_int_ = install_stop_unless_ignored(SIGINT, on_stop_with_line);
+  previous_hup_ = install_stop_unless_ignored(SIGHUP, on_stop_with_line);
+}
+
+StopNotice::~StopNotice() {
+  sigaction(SIGTERM, &previous_term_, nullptr);
+  sigaction(SIGINT, &previous_int_, nullptr);
+  sigaction(SIGHUP, &previous_hup_, nullptr);
+}
 
 SignalWatch::SignalWatch(std::string file) : stopped_file_(std::move(file)) {
   stopped_file.store(stopped_file_.empty() ? nullptr : stopped_file_.c_str());

@@ -16,6 +16,20 @@ class Interrupted : public std::exception {
   const char* what() const noexcept override { return "stopped by a signal"; }
 };
 
+/// For a command whose work is kept as it is done: as long as it lives, SIGTERM, SIGINT and SIGHUP (those
+/// that are not ignored) write `line` to stderr and end the process at once, with exit code 4 where
+/// `resumable`, else of the signal itself. One at a time, and none beside a SignalWatch.
+class StopNotice {
+ public:
+  StopNotice(std::string line, bool resumable);
+  ~StopNotice();
+  StopNotice(const StopNotice&) = delete;
+  StopNotice& operator=(const StopNotice&) = delete;
+
+ private:
+  struct sigaction previous_term_, previous_int_, previous_hup_;
+};
+
 class SignalWatch {
  public:
   /// From here on SIGTERM, SIGINT and SIGHUP (unless it is ignored, as under nohup) end the process at once

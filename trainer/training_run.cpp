@@ -11,6 +11,7 @@
 
 #include "data/files/error.h"
 #include "trainer/collective.h"
+#include "trainer/data_statistics.h"
 #include "trainer/device.h"
 #include "trainer/evaluation_loss.h"
 #include "trainer/final_export.h"
@@ -382,9 +383,7 @@ Json TrainingRun::state_json() const {
       {"data_position", {{"epoch", next.epoch}, {"row", next.first_row}}},
       {"data_fingerprint", plan_.train().fingerprint()},
       // Whatever the order: what runs of several seeds have in common. For satune compare.
-      {"texts",
-       {{"train", plan_.train().dataset().fingerprint()},
-        {"eval", plan_.eval() != nullptr ? Json(plan_.eval()->dataset().fingerprint()) : Json(nullptr)}}},
+      {"texts", text_fingerprints(plan_)},
       // Every draw is keyed by (seed, purpose, index): there is no generator whose state could be lost.
       {"random", {{"seed", settings_.seed}}},
       {"rows_per_step", plan_.rows_per_step()},

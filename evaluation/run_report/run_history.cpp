@@ -180,7 +180,14 @@ RunReader::Mark RunReader::mark_of(const fs::path& file) {
 
 bool RunReader::is_run() const {
   std::error_code error;
-  return fs::exists(history_.folder / kConfig, error) || fs::exists(history_.folder / kRows, error);
+  if (fs::exists(history_.folder / kRows, error)) return true;
+  // A model's folder has a config.json as well.
+  try {
+    const fs::path config = history_.folder / kConfig;
+    return fs::exists(config, error) && read_json_file(config).contains("output_dir");
+  } catch (const std::exception&) {
+    return false;
+  }
 }
 
 bool RunReader::refresh() {
@@ -212,10 +219,10 @@ void RunReader::read_files(bool same_rows) {
   // One line instead of all that a run would have.
   const std::string folder = printable(history_.folder.string());
   std::error_code error;
-  history_.problems = {
-      fs::is_directory(history_.folder, error)
-          ? fmt::format("The run has not begun yet: {} has neither {} nor {}.", folder, kConfig, kRows)
-          : fmt::format("The run has not begun yet: there is no folder {}.", folder)};
+  history_.problems = {fs::is_directory(history_.folder, error)
+                           ? fmt::format("The run has not begun yet: {} has neither {} nor a run's {}.",
+                                         folder, kRows, kConfig)
+                           : fmt::format("The run has not begun yet: there is no folder {}.", folder)};
 }
 
 bool RunReader::holds_what_was_read() const {

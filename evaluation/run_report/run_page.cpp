@@ -100,8 +100,8 @@ std::string run_report(std::span<const RunHistory* const> runs) {
   return run_page(runs).text(std::string(kNothingFetched) + std::string(kIcon));
 }
 
-std::string live_page(std::span<const RunHistory* const> runs) {
-  return run_page(runs).text(std::string(kIcon) + std::string(kScript));
+std::string live_page(const HtmlPage& page) {
+  return page.text(std::string(kIcon) + std::string(kScript));
 }
 
 }  // namespace satune

@@ -18,8 +18,8 @@ std::string run_report(std::span<const RunHistory* const> runs);
 
 /// What a live page asks its server for beside itself: run_page(...).body().
 inline constexpr const char* kLiveBody = "body";
-/// The same page with a small script that puts the newest kLiveBody in place of the old every two seconds.
+/// The page with a small script that puts the newest kLiveBody in place of the old every two seconds.
 /// Without JavaScript the page reloads itself.
-std::string live_page(std::span<const RunHistory* const> runs);
+std::string live_page(const HtmlPage& page);
 
 }  // namespace satune

@@ -171,6 +171,9 @@ TEST_F(RecordsTest, PlainTextFilesAndLines) {
   EXPECT_EQ(lines[1].number, 2u);
   EXPECT_EQ(read_plain_text(write("b.jsonl", "{\"body\":\"x\"}\n"), {.text = "body"})[0].text, "x");
   EXPECT_THAT(message_of<BadInput>([&] { read_plain_text(write("c.txt", "")); }), HasSubstr("empty file"));
+  const auto raw = write("wiki.test.raw", " \n = Title = \n");
+  EXPECT_THAT(message_of<BadInput>([&] { read_plain_text(raw); }),
+              AllOf(HasSubstr("wiki.test.raw"), HasSubstr("0x3d"), HasSubstr("in .txt for plain text")));
 }
 
 TEST_F(RecordsTest, TheFormatIsToldByContent) {

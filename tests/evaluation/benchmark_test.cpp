@@ -210,6 +210,8 @@ TEST(Answers, StrictAndFlexibleExtraction) {
   EXPECT_TRUE(right(1, "First 7, then $1,018."));
   EXPECT_FALSE(right(1, "1018 and then 7"));
   EXPECT_EQ(extract_answer(rules.extractions[1], "none"), "[invalid]");
+  const AnswerExtraction no_group = {"m", std::make_shared<const Regex>("[0-9]+ balls", "test"), true};
+  EXPECT_EQ(extract_answer(no_group, "3 balls, then 4 balls."), "4 balls");
 }
 
 TEST_F(Benchmarks, TaskFilesRunLikeBuiltInOnes) {
@@ -313,6 +315,46 @@ TEST_F(Benchmarks, TaskFilesWithMistakesAreRefused) {
   EXPECT_THAT(
       refused(R"({"data":"q.jsonl","prompt":"{q}","choices":["a","b","c"],"answer":"a","metrics":["f1"]})"),
       HasSubstr("expected 2 choices"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"{q}","choices":["a","b"],"answer":"a","metrics":[]})"),
+              HasSubstr("bad.json: metrics: found an empty array, expected at least one of acc"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"{q}","target":"t","metrics":[]})"),
+              HasSubstr("bad.json: metrics: found an empty array, expected exact_match"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"{q}","target":"t","first_examples":true})"),
+              HasSubstr("bad.json: first_examples: found true without examples"));
+  EXPECT_THAT(refused(R"({"data":"q.jsonl","prompt":"{q}","target":"t","extract_last":true})"),
+              HasSubstr("bad.json: extract_last: found true without extract"));
+}
+
+TEST_F(Benchmarks, MistakesInTemplatesAndAnswersNameFileAndKey) {
+  directory_.write("q.jsonl", R"({"q":"One?","a":"yes"})");
+  const auto refused = [&](const std::string& json) {
+    const auto file = directory_.write("bad.json", R"({"data":"q.jsonl",)" + json + "}");
+    return message_of([&] { make_task_from_file(file, options(), tokenizer_); });
+  };
+  EXPECT_THAT(refused(R"("prompt":"Q: {q","target":"t")"),
+              HasSubstr(R"(bad.json: prompt: found "{q", expected a } after each {)"));
+  EXPECT_THAT(refused(R"("prompt":"Q: {q A: {a}","target":"t")"), HasSubstr("bad.json: prompt: found"));
+  EXPECT_THAT(refused(R"("prompt":"{q}","target":"{a")"), HasSubstr("bad.json: target: found"));
+  EXPECT_THAT(refused(R"("prompt":"{q}","choices":["{a","b"],"answer":"a")"),
+              HasSubstr("bad.json: choices: found"));
+  EXPECT_THAT(refused(R"("prompt":"{q}","choices":["no","Yes"],"answer":"a")"),
+              HasSubstr(R"(q.jsonl: line 1: a: found "yes", which is none of the choices, expected the)"));
+  const std::string answers = R"("prompt":"{q}","target":"{a}","max_new_tokens":5,)";
+  EXPECT_THAT(refused(answers + R"("examples":"q.jsonl","num_fewshot":20)"),
+              HasSubstr("bad.json: num_fewshot: found 20 with 1 examples"));
+}
+
+TEST_F(Benchmarks, TwoRunsDoNotWriteIntoOneFile) {
+  const auto file = directory_ / "items.jsonl";
+  ItemStore first(file, "model");
+  first.append("mmlu", "task", {3, Json{{"acc", 1}}, 12});
+  const std::string before = read_text_file(file);
+  for (const char* model : {"model", "other"})
+    EXPECT_THAT(message_of([&] { ItemStore(file, model); }),
+                HasSubstr(file.string() + ": found another satune eval writing into it"));
+  EXPECT_EQ(read_text_file(file), before);
+  first = ItemStore();
+  EXPECT_EQ(ItemStore(file, "model").found("mmlu", "task").size(), 1U);
 }
 
 TEST_F(Benchmarks, KeptRowsThatAreNoneAreNamed) {
@@ -362,6 +404,21 @@ TEST_F(Benchmarks, KeptRowsThatAreNoneAreNamed) {
   bad["log_likelihoods"] = {-1.0, -2.0, -3.0};
   EXPECT_THAT(message_of([&] { found(0, bad); }),
               HasSubstr("result.log_likelihoods: found an array, expected 2"));
+}
+
+TEST_F(Benchmarks, AHeaderThatWasCutOffHoldsNothing) {
+  const auto file = directory_ / "items.jsonl";
+  const std::string cut = R"({"satune_items":1,"model":"mod)";
+  for (const size_t length : {size_t{5}, cut.size()}) {
+    directory_.write("items.jsonl", cut.substr(0, length));
+    ItemStore(file, "model").append("mmlu", "task", {3, Json{{"acc", 1}}, 12});
+    EXPECT_EQ(ItemStore(file, "model").found("mmlu", "task").size(), 1U);
+    EXPECT_EQ(entries_of(directory_.path()), (std::vector<std::string>{"items.jsonl"}));
+  }
+  directory_.write("notes", "none of ours");
+  EXPECT_THAT(message_of([&] { ItemStore(directory_ / "notes", "model"); }),
+              HasSubstr("notes: line 1: found no header of kept results"));
+  EXPECT_EQ(content_of(directory_ / "notes"), "none of ours");
 }
 
 TEST_F(Benchmarks, AFileThatItsRankPutsAsideMeanwhileHoldsNothing) {

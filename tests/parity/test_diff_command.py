@@ -5,6 +5,7 @@ import shutil
 import dump_reference
 import make_models
 import pytest
+import sentencepiece
 import torch
 from programs import call, refused
 from safetensors.torch import load_file, save_file
@@ -137,6 +138,7 @@ def test_diff_refuses_what_is_no_dump_of_this_model(satune, stories, reference, 
     assert "--tolerance" in error("--tolerance", 0.1, tokens=tokens, logits=logits), "nothing that it judges"
     assert "--data" in error("--max-records", 2, tokens=tokens, logits=logits)
     assert "--data" in error("--template", "alpaca", tokens=tokens, logits=logits)
+    refused(satune, "diff", stories, "--reference", "")
     for name in ("--rtol", "--atol"):
         line = error(name, 0.1, tokens=tokens, loss=torch.tensor(1.0))
         assert f"{name}: found no tensor of the forward pass" in line, line
@@ -209,6 +211,15 @@ def test_diff_of_two_runs_refuses(satune, stories, tmp_path):
     assert "--data" in error("--with-precision", "bf16", "--tokens", "1", "--max-records", 2)
     assert '"1,x"' in error("--with-precision", "bf16", "--tokens", "1,x")
     assert "id 512" in error("--with-precision", "bf16", "--tokens", "1,512")
+    assert "--tolerance: found nan, expected a number of 0 or more" in error("--with", stories, "--tokens", "1,2", "--tolerance", "nan")
+    assert "the other side (--with...)" in error("--with-sharing", "2-3-4", "--tokens", "1,2")
+    other = shutil.copytree(stories, tmp_path / "other")
+    with open(other / "tokenizer.model", "wb") as model:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter([make_models.STORY]), model_writer=model, vocab_size=80,
+                                                 hard_vocab_limit=False, minloglevel=2)
+    line = error("--with", other, "--prompt", "Once")
+    assert "other: found another tokenizer" in line and "--tokens" in line
+    call(satune, "diff", stories, "--with", other, "--tokens", "1,2,3")
     assert '"fp8"' in error("--with-precision", "fp8", "--tokens", "1")
     if not torch.cuda.is_available():
         assert "found 0 CUDA cards" in error("--with-device", "cuda", "--tokens", "1", code=3)

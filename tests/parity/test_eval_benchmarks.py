@@ -2,10 +2,13 @@
 
 import json
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import time
 
+import programs
 import pytest
 from programs import free_port
 
@@ -31,6 +34,7 @@ def data(tmp_path_factory):
     (folder / "mine.json").write_text(json.dumps({
         "data": "hellaswag/hellaswag_val.jsonl", "prompt": "{ctx_a} {ctx_b}", "choices": "endings", "answer": "label",
         "metrics": ["acc", "acc_norm"]}))
+    (folder / "wiki.test.raw").write_text(" \n = Title = \n")
     return folder
 
 
@@ -122,6 +126,44 @@ def test_a_sweep_is_its_plans_one_by_one(satune, stories, data, tmp_path):
     assert "acc_norm" in table and "none" in table and "3-4" in table
 
 
+def test_files_are_written_though_nobody_reads_what_is_printed(satune, stories, tmp_path):
+    (tmp_path / "text.txt").write_text("Once upon a time, there was a little girl named Lily. " * 4)
+    reports = [tmp_path / "one.json", tmp_path / "other.json"]
+    pages = [tmp_path / "compared.json", tmp_path / "compared.html"]
+    for command in (*(("eval", stories, "--task", f"perplexity={tmp_path / 'text.txt'}", "--output", report) for report in reports),
+                    ("compare", *reports, "--output", pages[0], "--html", pages[1])):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([satune, *map(str, command)], stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
+        os.close(write)
+        assert done.returncode == 3 and "standard output: cannot be written: Broken pipe" in done.stderr, done
+    assert all(json.loads(file.read_text()) for file in (*reports, pages[0])) and pages[1].stat().st_size > 1000
+
+
+def test_models_that_end_answers_otherwise_are_compared(satune, stories, records, tmp_path):
+    """An export ends with what it was trained to, its base with more: the questions are the same."""
+    other = shutil.copytree(stories, tmp_path / "other")
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps({"q": f"Lily has {i} balls", "a": str(i)}) + "\n" for i in range(3)))
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        shutil.copy(tmp_path / "quiz.jsonl", tmp_path / place / "quiz.jsonl")
+    task = {"prompt": "{q}.", "target": "{a}", "max_new_tokens": 4}
+    (tmp_path / "quiz.json").write_text(json.dumps(task | {"data": "here/quiz.jsonl"}))
+    (tmp_path / "there" / "quiz.json").write_text(json.dumps({"data": "quiz.jsonl"} | task))
+    for model, quiz in ((stories, tmp_path / "quiz.json"), (other, tmp_path / "there" / "quiz.json")):
+        programs.call(satune, "eval", model, "--task", f"exact_match={records}", "--max-records", 2, "--max-new-tokens", 3, "--task", quiz,
+             "--output", tmp_path / f"{quiz.parent.name}.json")
+    done = programs.call(satune, "compare", tmp_path / f"{tmp_path.name}.json", tmp_path / "there.json").stdout
+    assert "exact_match.exact_match" in done and "quiz.exact_match" in done
+    # The same model with other stop ids is another for the results that were kept.
+    before = (tmp_path / "there.items.jsonl").read_text()
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    programs.call(satune, "eval", other, "--task", f"exact_match={records}", "--max-records", 2, "--max-new-tokens", 3, "--output",
+         tmp_path / "there.json")
+    assert (tmp_path / "there.items.jsonl.old").read_text() == before
+
+
 def test_processes_share_the_items(satune, stories, data, tmp_path):
     alone, _ = evaluate(satune, stories, data, out=tmp_path / "alone.json")
     several, _ = evaluate(satune, stories, data, "--nproc-per-node", 3, "--device", "cpu", out=tmp_path / "several.json")
@@ -192,6 +234,63 @@ def test_a_task_file_runs_like_a_built_in_one(satune, stories, data):
     assert json.loads(done.stdout)["tasks"]["mine"].keys() == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "n"}
 
 
+def test_files_of_subjects_that_mmlu_does_not_have_are_named(satune, stories, tmp_path):
+    (tmp_path / "mmlu" / "test").mkdir(parents=True)
+    for subject in ("anatomy", "nosubj"):
+        (tmp_path / "mmlu" / "test" / f"{subject}_test.csv").write_text("Which?,a,b,c,d,C\n")
+    log = call(satune, "eval", stories, "--tasks", "mmlu", "--data-dir", tmp_path).stderr
+    assert len([line for line in log.splitlines() if "nosubj_test.csv" in line and "left out" in line]) == 1, log
+    assert "anatomy_test.csv" not in log
+
+
+def stopped(sent, ready, *command):
+    """Exit code and stderr of a command that is sent the signal once `ready(process)`."""
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        end = time.monotonic() + 60
+        while not ready(process):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.002)
+        process.send_signal(sent)
+        began = time.monotonic()
+        _, log = process.communicate(timeout=60)
+        assert time.monotonic() - began < 10
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, log
+
+
+def catches(process, sent):
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("SigCgt")).split()[1], 16) >> (sent - 1) & 1
+
+
+def test_a_stopped_run_says_how_it_goes_on(satune, stories, tmp_path):
+    (tmp_path / "long.txt").write_text("Once upon a time there was a girl. " * 40000)
+    items = tmp_path / "out.items.jsonl"
+    command = [satune, "eval", stories, "--task", f"perplexity={tmp_path / 'long.txt'}", "--device", "cpu"]
+    told = f"satune: stopped by a signal: the same command goes on from what {items} holds"
+
+    def stopped_with_more(sent, *more):
+        def lines():
+            return items.read_bytes().count(b"\n") if items.exists() else 0
+
+        before = lines() + 1  # the header
+        return stopped(sent, lambda _: lines() > before, *command, "--output", tmp_path / "out.json", *more)
+
+    logs = []
+    for sent, *more in ((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, "--nproc-per-node", 2)):
+        code, log = stopped_with_more(sent, *more)
+        assert code == 4 and [line for line in log.splitlines() if "stopped by" in line] == [told], log
+        logs.append(log)
+    assert "there already" not in logs[0] and all("items are there already" in log for log in logs[1:])
+    # Nothing to go on from: the signal itself.
+    code, log = stopped(signal.SIGTERM, lambda process: catches(process, signal.SIGTERM), *command)
+    assert code == -signal.SIGTERM and "stopped by a signal: nothing was kept (--output FILE" in log
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--tasks", "hellaswg"], ["hellaswg", "did you mean hellaswag"]),
     (["--tasks", "hellaswag"], ["no --data-dir"]),
@@ -201,6 +300,10 @@ def test_a_task_file_runs_like_a_built_in_one(satune, stories, data):
     (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4;9"], ["9"]),
     (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4;3,4"], ["twice"]),
     (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "3-4", "--sharing", "3-4"], ["--sweep beside it"]),
+    (["--tasks", "hellaswag", "--data-dir", "{data}", "--sweep", "none;"], ['--sweep "none;": found an empty plan, number 2']),
+    (["--tasks", ",", "--data-dir", "{data}"], ['--tasks ",": found an empty name']),
+    (["--task", "perplexity={data}/wiki.test.raw"], ["wiki.test.raw: found", "in .txt for plain text"]),
+    (["--task", "exact_match={data}/records.json", "--max-new-tokens", "600"], ["--max-new-tokens: found 600", "fewer than 512"]),
     (["--task", "{data}/none.json"], ["none.json"]),
     (["--task", "{data}/mine.json", "--task", "{data}/glue/../mine.json"], ["glue/../mine.json", "another file name"]),
     (["--task", "glue_hellaswag={data}/hellaswag"], ["glue_hellaswag", "expected one of"]),

@@ -159,8 +159,9 @@ def test_positions_beyond_the_model_are_refused(satune, stories, tmp_path, recor
     long_prompt = "word " * (positions // 4)
     answer = json.loads(call(satune, "generate", stories, "--prompt", long_prompt, "--json").stdout)
     assert 1 <= len(answer["tokens"]) < positions
-    call(satune, "eval", stories, "--task", f"exact_match={records}", "--max-new-tokens", 5 * positions,
-         "--max-records", 1)
+    answers = ["eval", stories, "--task", f"exact_match={records}", "--max-records", 1, "--max-new-tokens"]
+    call(satune, *answers, positions - 1)
+    assert f"--max-new-tokens: found {positions}, expected fewer than {positions}" in refused(satune, *answers, positions)
 
 
 def test_reports_are_standard_json(satune, stories, tmp_path):

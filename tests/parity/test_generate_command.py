@@ -108,6 +108,15 @@ def test_a_file_of_prompts(satune, stories, tmp_path):
     assert [a["tokens"] for a in one] == [a["tokens"] for a in two] == [a["tokens"] for a in eight]
     assert one[0]["prompt"] == one[2]["prompt"] and one[0]["tokens"] != one[2]["tokens"]
     assert "an existing file" in refused(satune, "generate", stories, "--prompts", lines, "--output", out[0])
+    # A file of that name is whole: what cannot be finished stays beside it.
+    full = tmp_path / "full.jsonl"
+    done = subprocess.run(["bash", "-c", 'trap "" XFSZ; ulimit -f 1; exec "$@"', "-", satune, "generate", stories, "--prompts", lines,
+                           "--output", full, "--max-new-tokens", "300"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 3 and "full.jsonl: cannot be written: File too large" in done.stderr, done.stderr
+    assert not full.exists() and (tmp_path / "full.jsonl.partial").exists()
+    for seed in (-1, 2**64, "7x"):
+        line = refused(satune, "generate", stories, "--prompts", lines, *draw[:-4], "--seed", seed)
+        assert f"--seed: found {seed}, expected a whole number" in line
 
     templated = [json.loads(line) for line in call(
         satune, "generate", stories, "--prompts", lines, "--template", "alpaca", "--max-new-tokens", 3).stdout.splitlines()]

@@ -211,9 +211,17 @@ def test_offloaded_optimizer_is_in_host_memory(satune):
 def test_errors_are_one_line(satune, tmp_path):
     assert "--device" in refused(satune, "plan", *SHAPES, "--device", "h300")
     assert "--device" in refused(satune, "plan", *SHAPES, "--device", "80TB")
+    assert "--device" in refused(satune, "plan", *SHAPES, "--device", "80"), "bytes?"
+    assert "2^31 tokens" in refused(satune, "plan", *SHAPES, "max_length=1000000", "per_device_train_batch_size=10000000000")
+    for value in ("nan", "inf", "-1", "0", "1e"):
+        line = refused(satune, "plan", *SHAPES, "--flops", value)
+        assert f"--flops: found {value}, expected a number above 0" in line, line
     refused(satune, "plan", *SHAPES, "--world-size", 0)
     refused(satune, "plan", *SHAPES, "--world-size", 16385)
     refused(satune, "plan", *SHAPES, "--stage", 4)
+    for unused, word in ((("--stage", 3), "one rank"), (("--bandwidth", 1e9), "one rank"), (("--price", 2), "--measured")):
+        line = refused(satune, "plan", *SHAPES, "--device", "80GiB", *unused)
+        assert f"error: {unused[0]}: " in line and word in line, line
     assert "no_such_key" in refused(satune, "plan", *SHAPES, "no_such_key=1")
     (tmp_path / "arch.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
     line = refused(satune, "plan", *SHAPES[:1], f"model_name_or_path={tmp_path / 'arch.json'}")

@@ -49,6 +49,7 @@ def test_curves_are_where_the_numbers_are(page, runs):
 
     curves = [line.get("points") for line in svg.iter(f"{ns}polyline") if line.get("stroke-width") == "2"]
     rows = metrics_of(runs[0])
+    assert len(curves) == 2
     for points, key in zip(curves, ("loss", "eval_loss")):
         drawn = [tuple(map(float, point.split(","))) for point in points.split()]
         wanted = [(row["step"], row[key]) for row in rows if key in row]
@@ -233,9 +234,13 @@ def test_samples_are_shown_by_record(satune, synthetic):
 def test_errors_are_one_line(satune, runs, tmp_path):
     empty, taken = tmp_path / "empty", tmp_path / "taken.html"
     empty.mkdir()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
     taken.write_text("")
     for arguments, words in ((["report", tmp_path / "none"], ["none", "no such folder"]),
                              (["report", empty], ["empty", "metrics.jsonl"]),
+                             (["report", model], ["model", "metrics.jsonl"]),
                              (["report", *runs], ["--output"]),
                              (["report", runs[0], "--output", taken], ["--output", "taken.html"]),
                              (["watch", taken], ["taken.html", "no folder"])):
@@ -244,6 +249,7 @@ def test_errors_are_one_line(satune, runs, tmp_path):
     call(satune, "watch", empty, "--port", "70000", code=2)
     call(satune, "watch", code=2)
     assert taken.read_text() == "" and list(empty.iterdir()) == []
+    assert [path.name for path in model.iterdir()] == ["config.json"], "nothing is written into what is no run"
 
 
 def test_the_report_in_a_browser(browser, satune, page, folder, runs, synthetic):

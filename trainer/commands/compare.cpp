@@ -9,6 +9,7 @@
 #include "evaluation/pareto.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
+#include "trainer/commands/number_checks.h"
 #include "trainer/commands/standard_output.h"
 
 namespace satune {
@@ -30,10 +31,25 @@ std::vector<Threshold> parse_thresholds(const CompareOptions& options) {
   return thresholds;
 }
 
+void print_tables(const std::vector<Comparison>& comparisons, const ParetoFront& front) {
+  for (const Comparison& comparison : comparisons) {
+    fmt::print("A {}\nB {}\n", comparison.a->name, comparison.b->name);
+    if (!comparison.notes.empty()) fmt::print("{}\n", notes_text(comparison));
+    fmt::print("{}", table_text(comparison_table(comparison)));
+    for (const Regression& regression : comparison.regressions)
+      fmt::print("  {} is beyond {} {}\n", comparison.rows[regression.row].name(),
+                 regression.threshold.rise ? "--max-rise" : "--max-drop", regression.threshold.text);
+  }
+  if (!front.sides.empty()) fmt::print("\n{}", table_text(pareto_table(front)));
+}
+
 int run_compare(const CompareOptions& options) {
   for (const auto& [file, option] :
        {std::pair{options.output, "--output"}, std::pair{options.html, "--html"}})
     if (file) require_new_file(*file, option);
+  if (options.output && options.html &&
+      std::filesystem::weakly_canonical(*options.output) == std::filesystem::weakly_canonical(*options.html))
+    throw bad_input("--html", "the file of --output", "another one");
   const std::vector<Threshold> thresholds = parse_thresholds(options);
   std::vector<ResultSet> sides;
   for (const std::string& path : options.results)
@@ -47,23 +63,22 @@ int run_compare(const CompareOptions& options) {
                                 ? find_pareto_front(comparisons, options.pareto)
                                 : ParetoFront{};
   const Json json = comparison_json(comparisons, front);
-  int exit_code = kExitOk;
-  if (options.json) fmt::print("{}", write_json(json));
-  for (const Comparison& comparison : comparisons) {
-    if (!comparison.regressions.empty()) exit_code = kExitFailure;
-    if (options.json) continue;
-    fmt::print("A {}\nB {}\n", comparison.a->name, comparison.b->name);
-    if (!comparison.notes.empty()) fmt::print("{}\n", notes_text(comparison));
-    fmt::print("{}", table_text(comparison_table(comparison)));
-    for (const Regression& regression : comparison.regressions)
-      fmt::print("  {} is beyond {} {}\n", comparison.rows[regression.row].name(),
-                 regression.threshold.rise ? "--max-rise" : "--max-drop", regression.threshold.text);
-  }
-  if (!options.json && !front.sides.empty()) fmt::print("\n{}", table_text(pareto_table(front)));
-  finish_standard_output();
-  if (options.output) write_file_atomic(*options.output, write_json(json));
-  if (options.html) write_file_atomic(*options.html, comparison_page(comparisons, front));
-  return exit_code;
+  finish_after({[&] {
+                  if (options.output) write_file_atomic(*options.output, write_json(json));
+                },
+                [&] {
+                  if (options.html) write_file_atomic(*options.html, comparison_page(comparisons, front));
+                }},
+               [&] {
+                 if (options.json) {
+                   fmt::print("{}", write_json(json));
+                 } else {
+                   print_tables(comparisons, front);
+                 }
+               });
+  const bool worse = std::any_of(comparisons.begin(), comparisons.end(),
+                                 [](const Comparison& each) { return !each.regressions.empty(); });
+  return worse ? kExitFailure : kExitOk;
 }
 
 }  // namespace
@@ -93,7 +108,8 @@ void add_compare_command(CLI::App& app, int& exit_code) {
       ->allow_extra_args(false);
   command->add_option("--resamples", options->comparison.resamples, "Of the paired bootstrap (default 2000)")
       ->check(CLI::Range(int64_t{100}, int64_t{1} << 20));
-  command->add_option("--seed", options->comparison.seed, "Of the paired bootstrap (default 42)");
+  command->add_option("--seed", options->comparison.seed, "Of the paired bootstrap (default 42)")
+      ->check(seed_number());
   command->add_option("--output", options->output, "Write the comparison to this new JSON file");
   command->add_option("--html", options->html, "Write it to this new HTML page");
   command->add_flag("--json", options->json, "Print JSON instead of tables");

@@ -14,6 +14,7 @@
 #include "model/files/hf_directory.h"
 #include "trainer/commands/column_options.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/number_checks.h"
 #include "trainer/commands/standard_output.h"
 
 namespace satune {
@@ -219,18 +220,19 @@ void add_data_command(CLI::App& app, int& exit_code) {
       ->allow_extra_args(false)
       ->type_name("NAME=KEY");
   command->add_option("--seed", options->seed, "Of the order in which samples are packed (default 42)")
+      ->check(seed_number())
       ->needs(model);
   command
       ->add_option("--examples", options->examples,
                    "Show this many records as trained, token by token (default 1)")
-      ->check(CLI::NonNegativeNumber)
+      ->check(not_negative())
       ->needs(model);
   command->add_option("--records", options->records, "Take the examples from these: N or FIRST-LAST, from 1")
       ->needs(model);
   command
       ->add_option("--problems", options->problems,
                    "List at most this many of each kind; the rest is counted (default 10)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(not_negative());
   command->add_flag("--strict", options->strict,
                     "Exit with 1 when there is any problem, or a template that the tokenizer cannot serve");
   command->add_flag("--json", options->json, "Print the report as JSON");

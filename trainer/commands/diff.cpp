@@ -14,6 +14,7 @@
 #include "trainer/commands/diff_input.h"
 #include "trainer/commands/diff_table.h"
 #include "trainer/commands/model_options.h"
+#include "trainer/commands/number_checks.h"
 #include "trainer/commands/standard_output.h"
 
 namespace satune {
@@ -27,7 +28,7 @@ constexpr double kForwardFp32 = 1e-4, kBackwardFp32 = 1e-3, kForwardBf16 = 0.05,
 
 struct DiffOptions {
   ModelOptions model;
-  std::string reference;
+  std::optional<std::string> reference;
   std::optional<std::string> with, with_precision, with_device, with_sharing, with_anchor;
   DiffInputOptions input;
   std::optional<double> rtol, atol, tolerance;
@@ -59,9 +60,9 @@ void check_gradients(const Batch& batch) {
 
 int diff_with_dump(const DiffOptions& options) {
   if (options.input.prompt || options.input.tokens || options.input.data)
-    throw bad_input("--reference " + options.reference, "--prompt, --tokens or --data beside it",
+    throw bad_input("--reference " + *options.reference, "--prompt, --tokens or --data beside it",
                     "the dump's own tokens");
-  const SafetensorsFile dump(options.reference);
+  const SafetensorsFile dump(*options.reference);
   const NamedTensors reference = dumped_tensors(dump);
   const ModelSource source = find_model_for(options.model);
   const Batch batch = dumped_tokens(dump);
@@ -69,25 +70,25 @@ int diff_with_dump(const DiffOptions& options) {
   const bool has_gradients = std::any_of(reference.begin(), reference.end(),
                                          [](const auto& entry) { return is_backward(entry.first); });
   if (options.gradients && !has_gradients)
-    throw bad_input(options.reference, "no gradients", "those that dump_reference.py --gradients writes");
+    throw bad_input(*options.reference, "no gradients", "those that dump_reference.py --gradients writes");
   const bool has_forward = std::any_of(reference.begin(), reference.end(),
                                        [](const auto& entry) { return !is_backward(entry.first); });
   if ((options.rtol || options.atol) && !has_forward)
     throw bad_input(options.rtol ? "--rtol" : "--atol",
-                    "no tensor of the forward pass in " + options.reference,
+                    "no tensor of the forward pass in " + *options.reference,
                     "--tolerance, which judges the loss and gradients of a dump");
   // Rounded to 16 bits no element keeps to 1e-4: tensors are judged whole then, unless that is asked for.
   const bool exact = source.type == at::kFloat, by_element = exact || options.rtol || options.atol;
   if (options.tolerance && !has_gradients && by_element)
-    throw bad_input("--tolerance", "no gradients in " + options.reference,
+    throw bad_input("--tolerance", "no gradients in " + *options.reference,
                     "--rtol and --atol, which judge the forward pass of a dump");
   if (has_gradients) check_gradients(batch);
   Tolerance forward = {.relative = options.rtol.value_or(1e-4), .absolute = options.atol.value_or(1e-4)};
   if (!by_element) forward.relative_l2 = options.tolerance.value_or(kForwardBf16);
   DiffTable table(
       reference,
-      {.reference_name = options.reference, .value_label = "satune", .reference_label = "reference"}, forward,
-      {.relative_l2 = options.tolerance.value_or(exact ? kBackwardFp32 : kBackwardBf16)});
+      {.reference_name = *options.reference, .value_label = "satune", .reference_label = "reference"},
+      forward, {.relative_l2 = options.tolerance.value_or(exact ? kBackwardFp32 : kBackwardBf16)});
   Llama model = load_model(source);
   walk(model, batch, has_gradients,
        [&](std::string_view name, const at::Tensor& value) { table.see(name, value); });
@@ -122,13 +123,34 @@ NamedTensors record(const ModelSource& source, const Batch& batch, bool gradient
   return tensors;
 }
 
+/// Ids mean the same to both sides only where their tokenizers are one.
+void check_same_tokenizer(const ModelSource& source, const ModelSource& other) {
+  if (source.directory == other.directory) return;
+  const auto fingerprint = [](const ModelSource& side) {
+    return load_model_tokenizer(side.directory, side.config)->fingerprint();
+  };
+  if (fingerprint(source) != fingerprint(other))
+    throw bad_input("--with " + other.directory.string(), "another tokenizer",
+                    "that of " + source.directory.string() + ", or ids given by --tokens");
+}
+
+/// Errors about the other side name its options.
+ModelSource find_other_side(const DiffOptions& options) {
+  try {
+    return find_model_for(other_side(options));
+  } catch (const BadInput& error) {
+    throw BadInput(fmt::format("the other side (--with...): {}", error.what()));
+  }
+}
+
 int diff_two_runs(const DiffOptions& options) {
   if (options.rtol || options.atol)
     throw bad_input(options.rtol ? "--rtol" : "--atol", "no --reference",
                     "--tolerance, the relative L2 difference of a tensor");
-  const ModelSource source = find_model_for(options.model), other = find_model_for(other_side(options));
+  const ModelSource source = find_model_for(options.model), other = find_other_side(options);
   const int64_t longest =
       std::min({kLongestRecord, source.config.max_position_embeddings, other.config.max_position_embeddings});
+  if (!options.input.tokens) check_same_tokenizer(source, other);
   const Batch batch = read_diff_input(options.input, source, longest);
   check_ids(batch, source, "tokens");
   check_ids(batch, other, "tokens");
@@ -151,7 +173,7 @@ int diff_two_runs(const DiffOptions& options) {
 }
 
 int run_diff(const DiffOptions& options) {
-  if (options.reference.empty() == !options.two_runs())
+  if (options.reference.has_value() == options.two_runs())
     throw bad_input("satune diff",
                     options.two_runs() ? "--reference and --with..." : "nothing to compare with",
                     "--reference DUMP, or some of --with, --with-precision, --with-device, --with-sharing");
@@ -201,21 +223,21 @@ void add_diff_command(CLI::App& app, int& exit_code) {
   command
       ->add_option("--rtol", options->rtol,
                    "With --reference: relative tolerance of an element of the forward pass (default 1e-4)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(not_negative());
   command
       ->add_option("--atol", options->atol,
                    "With --reference: absolute tolerance of an element of the forward pass (default 1e-4)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(not_negative());
   command
       ->add_option("--tolerance", options->tolerance,
                    "Of a gradient, and of every tensor of two runs or in bf16: |difference| / |reference|, "
                    "L2 norms over "
                    "the tensor (default 1e-4 in fp32, 0.05 with bf16; gradients 1e-3 and 0.15)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(not_negative());
   command->footer(
       "An element of a dump's forward pass parts when |satune - reference| > atol + rtol * |reference|, or "
       "one\n"
-      "of the two is not finite. Two runs, gradients, and a dump in bf16 without --rtol and --atol are "
+      "of the two is not finite. Two runs, gradients, and --precision bf16 without --rtol and --atol are "
       "judged\n"
       "tensor by tensor by --tolerance.\n"
       "Tensors are listed in the order of computing, gradients from the head down, so the first one that "

@@ -1,9 +1,12 @@
 // satune eval: what a model scores on files of records or text, and on public benchmarks.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "data/files/atomic_file.h"
@@ -13,7 +16,9 @@
 #include "trainer/commands/eval_tasks.h"
 #include "trainer/commands/standard_output.h"
 #include "trainer/device.h"
+#include "trainer/failure_report.h"
 #include "trainer/settings.h"
+#include "trainer/signals.h"
 
 namespace satune {
 namespace {
@@ -56,16 +61,22 @@ void print_table(const Json& report) {
 void print_sweep(const Json& report) {
   fmt::print("{}\n", report["model"].get<std::string>());
   const Json& first = report["sweep"].front();
-  for (const auto& [task, metrics] : first["tasks"].items()) {
+  for (const auto& [task, of_first] : first["tasks"].items()) {
+    // Not every plan has every metric: match_limit is there where it was met.
+    std::vector<std::string> metrics;
+    for (const Json& row : report["sweep"])
+      for (const auto& [metric, value] : row["tasks"][task].items())
+        if (value.is_number() && std::find(metrics.begin(), metrics.end(), metric) == metrics.end())
+          metrics.push_back(metric);
     fmt::print("\n  {}\n    {:<20}", task, "sharing");
-    for (const auto& [metric, value] : metrics.items())
-      if (value.is_number()) fmt::print(" {:>14}", metric);
+    for (const std::string& metric : metrics) fmt::print(" {:>14}", metric);
     fmt::print(" {:>14} {:>14}\n", "parameters", "KV bytes/token");
     for (const Json& row : report["sweep"]) {
       const auto sharing = row["sharing"].get<std::string>();
       fmt::print("    {:<20}", sharing.empty() ? "none" : sharing);
-      for (const auto& [metric, value] : row["tasks"][task].items())
-        if (value.is_number()) fmt::print(" {:>14}", format_value(value));
+      const Json& values = row["tasks"][task];
+      for (const std::string& metric : metrics)
+        fmt::print(" {:>14}", values.contains(metric) ? format_value(values[metric]) : "-");
       fmt::print(" {:>14} {:>14}\n", format_value(row["parameters"]),
                  format_value(row["kv_cache_bytes_per_token"]));
     }
@@ -105,6 +116,15 @@ ItemStore open_store(const EvalOptions& options, const ModelSource& source, cons
   return ItemStore(own, model_fingerprint(source, tokenizer), others);
 }
 
+/// What is said where a signal ends the command. On a terminal a bar may stand on the line.
+std::string eval_stop_line(const EvalOptions& options) {
+  const std::string kept = options.output ? fmt::format("the same command goes on from what {} holds",
+                                                        items_file(*options.output, 0).string())
+                                          : "nothing was kept (--output FILE keeps each item's result)";
+  return fmt::format("{}satune: {}\n", ::isatty(STDERR_FILENO) != 0 ? "\n" : "",
+                     error_line("stopped by a signal: " + kept));
+}
+
 /// Settings of the ranks that a process starts: threads and device.
 Settings rank_settings(const EvalOptions& options) {
   return default_settings({"device=" + options.model.device});
@@ -119,22 +139,28 @@ void write_report(const EvalOptions& options, std::vector<Json> reports) {
     report.update(reports.front());
   }
   if (options.output) report["items"] = items_file(*options.output, 0).filename().string();
-  if (options.json) {
-    fmt::print("{}", write_json(report));
-  } else if (options.sweep) {
-    print_sweep(report);
-  } else {
-    print_table(report);
-  }
-  // Last, so that a disk that is full does not take the results with it.
-  finish_standard_output();
-  if (!options.output) return;
-  write_file_atomic(*options.output, write_json(report));
-  for (const std::filesystem::path& file : rank_files(*options.output)) std::filesystem::remove(file);
+  // A disk that is full does not take what is printed with it, nor a reader that has gone the file.
+  const auto write = [&] {
+    if (!options.output) return;
+    write_file_atomic(*options.output, write_json(report));
+    for (const std::filesystem::path& file : rank_files(*options.output)) std::filesystem::remove(file);
+  };
+  finish_after({write}, [&] {
+    if (options.json) {
+      fmt::print("{}", write_json(report));
+    } else if (options.sweep) {
+      print_sweep(report);
+    } else {
+      print_table(report);
+    }
+  });
 }
 
 int evaluate(EvalOptions options, EvalRanks& ranks) {
   const RankEnvironment& environment = ranks.environment();
+  // Ranks leave it to whoever started them to tell.
+  std::optional<StopNotice> stop_notice;
+  if (!environment.launched) stop_notice.emplace(eval_stop_line(options), options.output.has_value());
   const ModelSource source = find_model_for(options.model, environment.local_rank);
   const std::vector<SharingPlan> plans = parse_sweep(options, source);
   options.task.batch_tokens = automatic_batch_tokens(source, environment.local_world_size);
@@ -145,6 +171,7 @@ int evaluate(EvalOptions options, EvalRanks& ranks) {
   std::vector<Json> reports = run_eval_tasks(source, tasks, plans, store, ranks);
   if (ranks.is_leader()) {
     store.hold_found();
+    stop_notice.reset();  // once the report is there, the same command is refused
     write_report(options, std::move(reports));
   }
   ranks.leave();
@@ -171,8 +198,11 @@ int run_eval(EvalOptions options) {
   if (!environment.launched && !options.ranks.processes) return evaluate(std::move(options), environment);
   const Settings settings = rank_settings(options);
   check_rank_options(options.ranks, settings, environment);
-  if (!environment.launched && *options.ranks.processes > 1)
-    return start_ranks(options.ranks, settings, *options.ranks.processes);
+  if (!environment.launched && *options.ranks.processes > 1) {
+    const int code = start_ranks(options.ranks, settings, *options.ranks.processes);
+    if (code == kExitResumable) std::fputs(eval_stop_line(options).c_str(), stderr);
+    return code;
+  }
   use_threads(settings, environment.local_world_size);
   return evaluate(std::move(options), environment);
 }
@@ -196,7 +226,6 @@ void add_eval_command(CLI::App& app, int& exit_code) {
   command
       ->add_option("--tasks", options->benchmarks,
                    "Benchmarks in --data-dir, separated by commas (glue = all of GLUE), and task files")
-      ->delimiter(',')
       ->allow_extra_args(false);
   command->add_option("--data-dir", options->data_dir,
                       "Folder with hellaswag/, mmlu/, gsm8k/, wikitext/, glue/SST-2/ ... for --tasks");
@@ -259,7 +288,8 @@ void add_eval_command(CLI::App& app, int& exit_code) {
       "Report: {\"model\", \"tasks\": {NAME: {metric: value, ..., \"n\"}}, \"seconds\", \"tokens_per_s\",\n"
       "         \"peak_memory_bytes\", \"parameters\", \"kv_cache_bytes_per_token\", ...}\n"
       "  response_loss  loss per target token, loss_stderr (over records), tokens (targets), n (records)\n"
-      "  perplexity     exp(loss), loss per token; every token after the first counted once, n (windows; "
+      "  perplexity     exp(loss), loss per token; every token with one before it (BOS is one) counted once, "
+      "n (windows; "
       "the\n"
       "                 _stderr is over them)\n"
       "  exact_match    share of greedy answers equal to the output after trimming, exact_match_stderr, n\n"

@@ -59,8 +59,13 @@ TaskOrigin origin_of(const NamedTask& task, const EvalTasks& tasks) {
   if (!task.data.empty())
     return {task.data, task.templated ? Json(tasks.prompt_template->fingerprint()) : Json(nullptr)};
   const fs::path file = task.argument;
-  const Json json = read_json_file(file, {.allow_comments = true});
-  return {file.parent_path() / json.value("data", ""), text_fingerprint(json.dump())};
+  Json json = read_json_file(file, {.allow_comments = true});
+  const fs::path data = file.parent_path() / json.value("data", "");
+  // Where they lie is nothing that makes the prompts. What is in them is in the items.
+  for (const char* place : {"data", "examples"}) json.erase(place);
+  std::map<std::string, std::string> sorted;
+  for (const auto& [key, value] : json.items()) sorted[key] = value.dump();
+  return {data, text_fingerprint(Json(sorted).dump())};
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
 #include "data/fingerprint.h"
+#include "evaluation/generation.h"
 #include "model/decode.h"
 #include "model/files/model_config.h"
 #include "trainer/commands/eval_fingerprints.h"
@@ -140,6 +141,8 @@ std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokeni
     sha.update_field(static_cast<uint64_t>(fs::last_write_time(file).time_since_epoch().count()));
   }
   sha.update_field(tokenizer.fingerprint());
+  sha.update_field(fmt::format(
+      "stop {}", fmt::join(stop_token_ids(source.directory, source.config, tokenizer, std::nullopt), ",")));
   sha.update_field(fmt::format("bos {} {} {} {}", tokenizer.bos_id().value_or(-1), tokenizer.adds_bos(),
                                precision_name(source.type), source.device.is_cpu() ? "cpu" : "card"));
   return sha.hex();
@@ -168,6 +171,10 @@ std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSour
   for (size_t begin = 0; begin <= options.sweep->size();) {
     const size_t end = std::min(options.sweep->find(';', begin), options.sweep->size());
     const std::string text = options.sweep->substr(begin, end - begin);
+    if (text.find_first_not_of(" \t") == std::string::npos)
+      throw bad_input(fmt::format("--sweep \"{}\"", *options.sweep),
+                      fmt::format("an empty plan, number {}", plans.size() + 1),
+                      "one such as 23-26, or none, on either side of each semicolon");
     SharingPlan plan = text == "none" ? SharingPlan(layers) : SharingPlan::parse(text, rule, layers);
     if (std::find(plans.begin(), plans.end(), plan) != plans.end())
       throw bad_input("--sweep", fmt::format("{} twice", text), "each plan once");

@@ -43,6 +43,20 @@ bool is_task_file(const std::string& text) {
   return text.ends_with(".json") && text.find('=') == std::string::npos;
 }
 
+/// Of the values of --tasks. (CLI11's own delimiter would go on to the next argument after a lone comma.)
+std::vector<std::string> listed_names(const std::vector<std::string>& values) {
+  std::vector<std::string> names;
+  for (const std::string& value : values)
+    for (size_t begin = 0; begin <= value.size();) {
+      const size_t end = std::min(value.find(',', begin), value.size());
+      if (end == begin)
+        throw bad_input(fmt::format("--tasks \"{}\"", value), "an empty name", "NAME,NAME,...");
+      names.push_back(value.substr(begin, end - begin));
+      begin = end + 1;
+    }
+  return names;
+}
+
 /// Names of --tasks; `glue` stands for its nine.
 std::vector<std::string> expand(const std::vector<std::string>& names) {
   std::vector<std::string> all;
@@ -163,9 +177,19 @@ int64_t bounded_length(const EvalOptions& options, const ModelSource& source) {
   return options.max_length.value_or(std::min(options.task.max_length, positions));
 }
 
+/// The default is bounded by what positions are left; a number that was asked for is not cut in silence.
+int64_t answer_length(const EvalOptions& options, const ModelSource& source) {
+  const int64_t positions = source.config.max_position_embeddings;
+  if (options.max_new_tokens && *options.max_new_tokens >= positions)
+    throw bad_input("--max-new-tokens", fmt::format("{}", *options.max_new_tokens),
+                    fmt::format("fewer than {}, the model's max_position_embeddings", positions));
+  return options.max_new_tokens.value_or(options.task.max_new_tokens);
+}
+
 }  // namespace
 
 EvalTasks make_eval_tasks(EvalOptions options, const ModelSource& source) {
+  options.benchmarks = listed_names(options.benchmarks);
   const std::vector<TaskRequest> requests = requests_of(options);
   options.task.columns = parse_columns("--column", options.columns);
   refuse_unused(options, requests);
@@ -175,7 +199,7 @@ EvalTasks make_eval_tasks(EvalOptions options, const ModelSource& source) {
   options.task.batch_size = parse_batch_size(options.batch_size);
   options.task.max_length = bounded_length(options, source);
   options.task.stride = options.stride.value_or(options.task.stride);
-  options.task.max_new_tokens = options.max_new_tokens.value_or(options.task.max_new_tokens);
+  options.task.max_new_tokens = answer_length(options, source);
   options.task.max_positions = source.config.max_position_embeddings;
   std::optional<int32_t> template_end;
   if (result.prompt_template) template_end = result.prompt_template->end_id(*result.tokenizer);

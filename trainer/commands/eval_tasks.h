@@ -19,7 +19,7 @@ namespace satune {
 struct EvalOptions {
   ModelOptions model;
   std::vector<std::string> tasks;       ///< NAME=PATH, or a task file
-  std::vector<std::string> benchmarks;  ///< names or task files of --tasks
+  std::vector<std::string> benchmarks;  ///< values of --tasks: names or task files, with commas between
   std::optional<std::string> data_dir;
   std::vector<std::string> columns;  ///< PART=KEY
   std::optional<std::string> template_name, output, sweep;

@@ -5,6 +5,7 @@
 #include "data/files/error.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/generate_run.h"
+#include "trainer/commands/number_checks.h"
 
 namespace satune {
 namespace {
@@ -103,9 +104,11 @@ void add_answer_options(CLI::App& command, GenerateOptions& options) {
       "--repetition-penalty", sampling.repetition_penalty,
       "Divides the logits of tokens that stand in the prompt or the answer, as in transformers "
       "(multiplies negative ones; from 0.001 to 1000, default 1 = none)");
-  command.add_option("--seed", sampling.seed,
-                     "Seed of the draws (default 42). A prompt's answer depends on it and on the prompt's "
-                     "place in the file, not on --batch-size");
+  command
+      .add_option("--seed", sampling.seed,
+                  "Seed of the draws (default 42). A prompt's answer depends on it and on the prompt's "
+                  "place in the file, not on --batch-size")
+      ->check(seed_number());
 }
 
 void add_output_options(CLI::App& command, GenerateOptions& options) {

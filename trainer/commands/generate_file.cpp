@@ -15,19 +15,26 @@
 namespace satune {
 namespace {
 
-/// A file, or standard output. Each line is there once this returns.
+/// A file, or standard output. Each line is there once this returns: in FILE.partial until all are, so that a
+/// file of that name is whole.
 class Lines {
  public:
   explicit Lines(const std::optional<std::filesystem::path>& path) {
     if (!path) return;
     name_ = path->string();
-    file_.reset(std::fopen(name_.c_str(), "wx"));
+    partial_ = name_ + ".partial";
+    file_.reset(std::fopen(partial_.c_str(), "w"));
     if (!file_) fail();
   }
 
   void write(const std::string& line) {
     if (!file_) return write_now(line);
     if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() || std::fflush(file_.get()) != 0)
+      fail();
+  }
+
+  void finish() {
+    if (file_ && (std::fclose(file_.release()) != 0 || std::rename(partial_.c_str(), name_.c_str()) != 0))
       fail();
   }
 
@@ -39,7 +46,7 @@ class Lines {
     throw EnvironmentError(fmt::format("--output {}: cannot be written: {}", name_, std::strerror(errno)));
   }
 
-  std::string name_;
+  std::string name_, partial_;
   std::unique_ptr<std::FILE, Close> file_;
 };
 
@@ -122,6 +129,7 @@ int run_prompt_file(const GenerateOptions& options) {
           progress.item(static_cast<int64_t>(result.tokens.size()));
         });
   }
+  lines.finish();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   print_summary(generated, seconds, first_token_seconds, decoder);
   return 0;

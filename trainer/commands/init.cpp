@@ -15,6 +15,7 @@
 #include "model/parameters.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
+#include "trainer/commands/number_checks.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -179,7 +180,7 @@ void add_init_command(CLI::App& app, int& exit_code) {
           "Rows of the embedding, and size of the tokenizer that is trained (default: the architecture's "
           "vocab_size, else the tokenizer's, 512 where it is trained)")
       ->check(CLI::Range(int64_t{1}, int64_t{INT32_MAX}));
-  command->add_option("--seed", options->seed, "Seed of the weights (default 42)");
+  command->add_option("--seed", options->seed, "Seed of the weights (default 42)")->check(seed_number());
   command->add_option("--dtype", options->dtype,
                       "float32 | bfloat16 | float16 (default: the architecture's, else float32)");
   add_sharing_options(*command, options->sharing, options->anchor);

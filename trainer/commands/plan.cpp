@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "trainer/commands/commands.h"
+#include "trainer/commands/number_checks.h"
 #include "trainer/commands/plan_report.h"
 
 namespace satune {
@@ -29,12 +30,12 @@ void add_plan_options(CLI::App& command, PlanRequest& options) {
   command
       .add_option("--flops", options.flops,
                   "FLOP/s that a rank achieves (default: half the peak of the named device)")
-      ->check(CLI::PositiveNumber);
+      ->check(positive());
   command
       .add_option(
           "--bandwidth", options.bandwidth,
           "Bytes/s that a rank sends (default: the named device's link inside a machine, or between them)")
-      ->check(CLI::PositiveNumber);
+      ->check(positive());
   command
       .add_option("--measured", options.measured,
                   "Run folder: count with the rate that its steps achieved on this device")
@@ -42,9 +43,9 @@ void add_plan_options(CLI::App& command, PlanRequest& options) {
   command
       .add_option("--steps", options.steps,
                   "Steps of the whole run (default: max_steps, else what the data and the epochs give)")
-      ->check(CLI::PositiveNumber);
+      ->check(positive());
   command.add_option("--price", options.price, "Of one device for an hour: tells what the run costs")
-      ->check(CLI::NonNegativeNumber);
+      ->check(not_negative());
   command.add_flag("--json", options.json, "JSON instead of a table");
 }
 

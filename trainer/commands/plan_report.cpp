@@ -1,5 +1,7 @@
 #include "trainer/commands/plan_report.h"
 
+#include <fmt/format.h>
+
 #include <system_error>
 
 #include "data/files/error.h"
@@ -153,6 +155,18 @@ Json prediction_json(const Report& report) {
 
 }  // namespace
 
+/// What would be asked for and not used.
+void refuse_unused(const PlanRequest& options, const Report& report) {
+  if (options.world_size == 1 && options.stage.value_or(0) > 0)
+    throw bad_input("--stage", fmt::format("{} with one rank, which has nothing to cut", *options.stage),
+                    "--world-size of at least 2 beside it");
+  if (options.world_size == 1 && options.bandwidth)
+    throw bad_input("--bandwidth", "one rank, which sends nothing", "--world-size of at least 2 beside it");
+  if (options.price && !rates_are_known(report))
+    throw bad_input("--price", fmt::format("no rate of {} to tell the hours from", report.device.name),
+                    "--flops (and --bandwidth) or --measured beside it, or --device with a known card");
+}
+
 Report make_report(const PlanRequest& options) {
   Report report;
   report.settings = read_settings(options.config, options.overrides);
@@ -181,6 +195,7 @@ Report make_report(const PlanRequest& options) {
         estimate_step(report.run(), report.sharded(), report.chosen().memory.recording, report.rates);
   }
   plan_whole_run(report, options);
+  refuse_unused(options, report);
   return report;
 }
 

@@ -33,7 +33,8 @@ int run_report_command(const ReportOptions& options) {
   for (const std::string& run : options.runs) {
     readers.emplace_back(run);
     if (!readers.back().is_run())
-      throw bad_input(run, "a folder without config.json and metrics.jsonl", "the output_dir of a run");
+      throw bad_input(run, "a folder without metrics.jsonl and without a run's config.json",
+                      "the output_dir of a run");
     readers.back().refresh();
   }
   std::vector<const RunHistory*> runs;

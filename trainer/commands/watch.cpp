@@ -55,8 +55,9 @@ class LivePages {
     if (!stale_) return;
     std::vector<const RunHistory*> runs;
     for (const RunReader& reader : readers_) runs.push_back(&reader.history());
-    body_ = run_page(runs).body();
-    page_ = live_page(runs);
+    const HtmlPage page = run_page(runs);
+    body_ = page.body();
+    page_ = live_page(page);
     stale_ = false;
   }
 
