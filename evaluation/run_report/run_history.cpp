@@ -220,7 +220,7 @@ void RunReader::read_files(bool same_rows) {
   const std::string folder = printable(history_.folder.string());
   std::error_code error;
   history_.problems = {fs::is_directory(history_.folder, error)
-                           ? fmt::format("The run has not begun yet: {} has neither {} nor a run's {}.",
+                           ? fmt::format("The run has not begun yet: {} has neither {} nor the {} of a run.",
                                          folder, kRows, kConfig)
                            : fmt::format("The run has not begun yet: there is no folder {}.", folder)};
 }

@@ -159,6 +159,7 @@ def test_models_that_end_answers_otherwise_are_compared(satune, stories, records
     # The same model with other stop ids is another for the results that were kept.
     before = (tmp_path / "there.items.jsonl").read_text()
     (other / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    (tmp_path / "there.json").unlink()
     programs.call(satune, "eval", other, "--task", f"exact_match={records}", "--max-records", 2, "--max-new-tokens", 3, "--output",
          tmp_path / "there.json")
     assert (tmp_path / "there.items.jsonl.old").read_text() == before

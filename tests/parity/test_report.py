@@ -49,6 +49,7 @@ def test_curves_are_where_the_numbers_are(page, runs):
 
     curves = [line.get("points") for line in svg.iter(f"{ns}polyline") if line.get("stroke-width") == "2"]
     rows = metrics_of(runs[0])
+    curves = [points for points in curves if len(points.split()) > 2]  # the others are the key to them
     assert len(curves) == 2
     for points, key in zip(curves, ("loss", "eval_loss")):
         drawn = [tuple(map(float, point.split(","))) for point in points.split()]

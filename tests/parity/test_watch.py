@@ -187,7 +187,7 @@ def test_a_run_that_has_no_folder_yet(satune, tmp_path):
         told = get(port, "/body")[1]
         assert f"The run has not begun yet: there is no folder {run}." in told and "is not there" not in told
         run.mkdir(parents=True)
-        assert "has neither metrics.jsonl nor a run's config.json" in get(port, "/body")[1]
+        assert "has neither metrics.jsonl nor the config.json of a run" in get(port, "/body")[1]
         (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
         assert tables_of(port, "What the run")["steps finished"] == ["1"]
         assert "not begun" not in get(port, "/body")[1]
