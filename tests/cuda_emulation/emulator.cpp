@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <numeric>
@@ -77,14 +78,15 @@ class Block {
   void start(Fiber& fiber);
   void resume(Fiber& fiber);
   void switch_to_scheduler();
-  bool release_warps();
+  bool run_ready(const std::vector<unsigned>& turns);
+  bool release_warps(unsigned begin, unsigned end);
   bool exchange_is_complete(const Fiber& fiber, unsigned first) const;
   void release_barrier();
   std::string place(const Fiber& fiber) const;
 
   std::string kernel_;
   unsigned count_ = 0;
-  std::vector<Fiber> fibers_;
+  std::deque<Fiber> fibers_;  // a context must stay where it is
   Fiber* current_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr failure_;
@@ -181,9 +183,10 @@ bool Block::exchange_is_complete(const Fiber& fiber, unsigned first) const {
   return true;
 }
 
-bool Block::release_warps() {
+/// Of threads [begin, end), whole warps.
+bool Block::release_warps(unsigned begin, unsigned end) {
   bool released = false;
-  for (unsigned index = 0; index < count_; ++index) {
+  for (unsigned index = begin; index < end; ++index) {
     if (fibers_[index].state != State::kAtExchange) continue;
     const unsigned first = index / kWarp * kWarp, mask = fibers_[index].mask;
     if (!exchange_is_complete(fibers_[index], first)) continue;
@@ -215,6 +218,17 @@ void Block::release_barrier() {
   for (unsigned index = 0; index < count_; ++index) fibers_[index].state = State::kReady;
 }
 
+bool Block::run_ready(const std::vector<unsigned>& turns) {
+  bool ran = false;
+  for (const unsigned index : turns) {
+    if (fibers_[index].state != State::kReady) continue;
+    resume(fibers_[index]);
+    if (failure_) std::rethrow_exception(failure_);
+    ran = true;
+  }
+  return ran;
+}
+
 void Block::run(const char* kernel, const Dim& threads, const std::function<void()>& body, Order order) {
   if (threads.y != 1 || threads.z != 1) throw std::runtime_error("only blocks of one dimension are emulated");
   kernel_ = kernel;
@@ -222,27 +236,33 @@ void Block::run(const char* kernel, const Dim& threads, const std::function<void
   body_ = &body;
   failure_ = nullptr;
   if (fibers_.size() < count_) fibers_.resize(count_);
-  std::vector<unsigned> turns(count_);
-  std::iota(turns.begin(), turns.end(), 0U);
-  std::minstd_rand random(count_);
-  if (order == Order::kDescending) std::reverse(turns.begin(), turns.end());
   for (unsigned index = 0; index < count_; ++index) {
     fibers_[index].index = index;
     start(fibers_[index]);
   }
-  while (true) {
-    if (order == Order::kShuffled) std::shuffle(turns.begin(), turns.end(), random);
-    bool ran = false, all_ended = true;
-    for (const unsigned index : turns) {
-      if (fibers_[index].state == State::kReady) {
-        resume(fibers_[index]);
+  // Turns of each warp, or of all threads together.
+  const bool together = order == Order::kShuffled;
+  std::vector<std::vector<unsigned>> groups;
+  for (unsigned begin = 0; begin < count_; begin += kWarp) {
+    if (!together || groups.empty()) groups.emplace_back();
+    for (unsigned index = begin; index < std::min(count_, begin + kWarp); ++index)
+      groups.back().push_back(index);
+  }
+  if (order == Order::kDescending) {
+    std::reverse(groups.begin(), groups.end());
+    for (auto& turns : groups) std::reverse(turns.begin(), turns.end());
+  }
+  std::minstd_rand random(count_);
+  const auto ended = [&](const Fiber& fiber) { return fiber.state == State::kEnded; };
+  while (!std::all_of(fibers_.begin(), fibers_.begin() + count_, ended)) {
+    bool ran = false;
+    for (auto& turns : groups) {
+      if (together) std::shuffle(turns.begin(), turns.end(), random);
+      const unsigned begin = *std::min_element(turns.begin(), turns.end());
+      while (run_ready(turns) || release_warps(begin, begin + static_cast<unsigned>(turns.size())))
         ran = true;
-      }
-      if (failure_) std::rethrow_exception(failure_);
-      all_ended = all_ended && fibers_[index].state == State::kEnded;
     }
-    if (all_ended) return;
-    if (!ran && !release_warps()) release_barrier();
+    if (!ran) release_barrier();
   }
 }
 

@@ -21,7 +21,8 @@ struct Dim {
   constexpr Dim(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-/// Which of a block's threads runs first while none of them has to wait. A kernel's results must not show it.
+/// Who runs first while nobody has to wait: one warp after another, each as far as the next barrier, or all
+/// threads by turns that change. A kernel's results must not show it.
 enum class Order { kAscending, kDescending, kShuffled };
 void set_order(Order order);
 

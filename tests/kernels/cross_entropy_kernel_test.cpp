@@ -60,7 +60,7 @@ TYPED_TEST(CrossEntropyKernel, LossHitsAndGradientsOfRowsOfAllLengths) {
     const std::vector<int64_t> targets = {0, last / 2, last};
     const Expected expected = oracle(logits, targets, vocabulary, scale);
     const auto found =
-        in_any_order([&](size_t shift) { return run_rows<T>(logits, targets, &scale, shift); });
+        in_any_order(1, [&](size_t shift) { return run_rows<T>(logits, targets, &scale, shift); });
     expect_close<float>(part(found, 0, 3), expected.loss, "loss");
     EXPECT_EQ(part(found, 3, 3), expected.correct);
     expect_close<T>(part(found, 6, logits.size()), expected.gradient, "gradient");
@@ -82,7 +82,10 @@ TYPED_TEST(CrossEntropyKernel, TheFirstOfEqualLogitsIsTheAnswer) {
       logits[row * kVocabulary + static_cast<size_t>(first)] = 6;
       logits[row * kVocabulary + static_cast<size_t>(second)] = 6;
     }
-    const auto found = run_rows<T>(logits, {first, second, 100}, nullptr, 0);
+    const double scale = 1;  // the search runs in the row that becomes the gradient
+    const auto found = in_any_order(1, [&](size_t shift) {
+      return run_rows<T>(logits, {first, second, 100}, &scale, shift);
+    });
     EXPECT_EQ(part(found, 3, 3), (std::vector<double>{1, 0, 0})) << first << " and " << second;
   }
 }

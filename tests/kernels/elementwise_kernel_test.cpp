@@ -26,13 +26,14 @@ TYPED_TEST(ElementwiseKernels, Swiglu) {
     constexpr size_t kRows = 3;
     const auto gate_up = rounded_wave<T>(kRows * 2 * ffn, 1, 6), d_act = rounded_wave<T>(kRows * ffn, 2, 1.7);
     const auto rows = static_cast<int64_t>(kRows), width = static_cast<int64_t>(ffn);
-    const auto act = in_any_order([&](size_t shift) {
-      Array<T> in(gate_up, shift), out(std::vector<double>(kRows * ffn), shift);
+    const auto act = in_any_order(2, [&](size_t shifts) {
+      Array<T> in(gate_up, shift_of(shifts, 0)), out(std::vector<double>(kRows * ffn), shift_of(shifts, 1));
       cuda::swiglu_forward(kElement<T>, in.data(), out.data(), rows, width, nullptr);
       return out.values();
     });
-    const auto d_gate_up = in_any_order([&](size_t shift) {
-      Array<T> d(d_act, shift), in(gate_up, shift), out(std::vector<double>(gate_up.size()), shift);
+    const auto d_gate_up = in_any_order(3, [&](size_t shifts) {
+      Array<T> d(d_act, shift_of(shifts, 0)), in(gate_up, shift_of(shifts, 1));
+      Array<T> out(std::vector<double>(gate_up.size()), shift_of(shifts, 2));
       cuda::swiglu_backward(kElement<T>, d.data(), in.data(), out.data(), rows, width, nullptr);
       return out.values();
     });
@@ -84,9 +85,9 @@ TYPED_TEST(ElementwiseKernels, RopeTurnsHeadsOfARowByItsPosition) {
       sin[i] = rounded<A>(std::sin(angle));
     }
     for (const int sign : {1, -1}) {
-      const auto found = in_any_order([&](size_t shift) {
-        Array<T> values(x, shift);
-        Array<A> cos_table(cos, shift), sin_table(sin, shift);
+      const auto found = in_any_order(3, [&](size_t shifts) {
+        Array<T> values(x, shift_of(shifts, 0));
+        Array<A> cos_table(cos, shift_of(shifts, 1)), sin_table(sin, shift_of(shifts, 2));
         cuda::rope_apply(kElement<T>, values.data(), static_cast<int64_t>(stride), positions.data(),
                          cos_table.data(), sin_table.data(), kRows, static_cast<int64_t>(heads),
                          static_cast<int64_t>(2 * half), sign, nullptr);
@@ -112,14 +113,14 @@ TYPED_TEST(ElementwiseKernels, RopeTurnsHeadsOfARowByItsPosition) {
 /// Adds the rows of `d_out` to a gradient of element type G, as model/ops/embedding.cpp calls the kernel.
 template <typename T, typename G>
 std::vector<double> run_embedding(const std::vector<double>& d_out, const std::vector<int64_t>& tokens,
-                                  size_t vocabulary, double before, size_t shift) {
+                                  size_t vocabulary, double before, size_t shifts) {
   const size_t width = d_out.size() / tokens.size();
   std::vector<int64_t> places(tokens.size()), sorted;
   std::iota(places.begin(), places.end(), 0);
   std::stable_sort(places.begin(), places.end(), [&](int64_t a, int64_t b) { return tokens[a] < tokens[b]; });
   for (const int64_t place : places) sorted.push_back(tokens[static_cast<size_t>(place)]);
-  Array<T> rows(d_out, shift);
-  Array<G> d_weight(std::vector<double>(vocabulary * width, before), shift);
+  Array<T> rows(d_out, shift_of(shifts, 0));
+  Array<G> d_weight(std::vector<double>(vocabulary * width, before), shift_of(shifts, 1));
   cuda::embedding_backward(kElement<T>, rows.data(), sorted.data(), places.data(), kElement<G>,
                            d_weight.data(), static_cast<int64_t>(tokens.size()), static_cast<int64_t>(width),
                            nullptr);
@@ -149,7 +150,8 @@ TYPED_TEST(ElementwiseKernels, EmbeddingAddsATokensRowsInTheirOrder) {
       wide.push_back(static_cast<A>(A(0.25) + sum));
     }
     EXPECT_EQ(
-        in_any_order([&](size_t shift) { return run_embedding<T, T>(d_out, tokens, kVocabulary, 0, shift); }),
+        in_any_order(
+            2, [&](size_t shifts) { return run_embedding<T, T>(d_out, tokens, kVocabulary, 0, shifts); }),
         narrow);
     EXPECT_EQ((run_embedding<T, A>(d_out, tokens, kVocabulary, 0.25, 0)), wide);
   }

@@ -99,18 +99,25 @@ inline bool same_bits(const std::vector<double>& a, const std::vector<double>& b
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 
-/// Results of `compute(shift)` with threads in each order, and with arrays that 16-byte accesses do not fit:
-/// all to the same bits. Returns them.
+/// How far array number `index` stands off a border of 16 bytes when `shifts` is 1 << index.
+inline size_t shift_of(size_t shifts, int index) {
+  return shifts >> index & 1;
+}
+
+/// Results of `compute(shifts)` with threads in each order, and with each of its arrays in turn where 16-byte
+/// accesses do not fit (UBSan sees those): all to the same bits. Returns them.
 template <typename F>
-std::vector<double> in_any_order(F&& compute) {
+std::vector<double> in_any_order(int arrays, F&& compute) {
   using emulation::Order;
   emulation::set_order(Order::kAscending);
   const std::vector<double> expected = compute(size_t{0});
-  for (const Order order : {Order::kDescending, Order::kShuffled, Order::kAscending}) {
+  for (const Order order : {Order::kDescending, Order::kShuffled}) {
     emulation::set_order(order);
-    const size_t shift = order == Order::kAscending ? 1 : 0;
-    EXPECT_TRUE(same_bits(compute(shift), expected))
-        << "order " << static_cast<int>(order) << ", shift " << shift;
+    EXPECT_TRUE(same_bits(compute(size_t{0}), expected)) << "order " << static_cast<int>(order);
+  }
+  emulation::set_order(Order::kAscending);
+  for (int index = 0; index < arrays; ++index) {
+    EXPECT_TRUE(same_bits(compute(size_t{1} << index), expected)) << "array " << index << " not aligned";
   }
   return expected;
 }
