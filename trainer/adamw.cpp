@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/ops/cuda_stream.h"
 #include "trainer/adamw_kernels.h"
+#include "trainer/cuda_kernels.h"
 
 namespace satune {
 namespace {
@@ -58,15 +60,23 @@ void update_on_cpu(const at::Tensor& master, const at::Tensor& exp_avg, const at
   });
 }
 
-void update_on_device(const at::Tensor& master, const at::Tensor& exp_avg, const at::Tensor& exp_avg_sq,
-                      const at::Tensor& gradient, int64_t begin, int64_t end, const AdamWCoefficients& c) {
-  at::Tensor p = master.slice(0, begin, end), m = exp_avg.slice(0, begin, end);
-  at::Tensor v = exp_avg_sq.slice(0, begin, end);
-  const at::Tensor g = gradient.slice(0, begin, end).to(at::kFloat).mul(c.gradient_scale);
-  p.mul_(c.decay);
-  m.lerp_(g, c.one_minus_beta1);
-  v.mul_(c.beta2).addcmul_(g, g, c.one_minus_beta2);
-  p.addcdiv_(m, v.sqrt().div_(c.bias_correction2_sqrt).add_(c.epsilon), -c.step_size);
+/// In one pass, the weights with it. `weights` may be the master itself.
+void update_on_card(const at::Tensor& master, const at::Tensor& exp_avg, const at::Tensor& exp_avg_sq,
+                    const at::Tensor& gradient, const at::Tensor& weights, int64_t begin, int64_t end,
+                    const AdamWCoefficients& c) {
+  const auto at = [&](const at::Tensor& values) {
+    TORCH_CHECK(values.is_contiguous() && end <= values.numel());
+    return static_cast<char*>(values.data_ptr()) + begin * static_cast<int64_t>(values.element_size());
+  };
+  cuda::AdamWArrays arrays{};
+  arrays.master = master.data_ptr<float>() + begin;
+  arrays.exp_avg = exp_avg.data_ptr<float>() + begin;
+  arrays.exp_avg_sq = exp_avg_sq.data_ptr<float>() + begin;
+  arrays.gradient = at(gradient);
+  arrays.gradient_element = cuda::element_of(gradient);
+  arrays.weights = master.is_alias_of(weights) ? nullptr : at(weights);
+  arrays.weight_element = cuda::element_of(weights);
+  cuda::adamw_update(arrays, end - begin, c, cuda::current_stream(master));
 }
 
 void round_weights(const at::Tensor& master, const at::Tensor& weights) {
@@ -137,13 +147,17 @@ void AdamW::update(std::span<const at::Tensor> gradients, double gradient_scale,
   for (size_t i = 0; i < segments_.size(); ++i) {
     const SegmentState& segment = segments_[i];
     const at::Tensor gradient = gradients[i].to(segment.master.device());
-    const auto apply = gradient.is_cpu() ? update_on_cpu : update_on_device;
     for (const Run& run : segment.runs) {
-      apply(segment.master, segment.exp_avg, segment.exp_avg_sq, gradient, run.begin, run.end,
-            coefficients(options_, gradient_scale, learning_rate, t, run.decay));
+      const AdamWCoefficients c = coefficients(options_, gradient_scale, learning_rate, t, run.decay);
+      if (cuda::on_card(gradient)) {
+        update_on_card(segment.master, segment.exp_avg, segment.exp_avg_sq, gradient, segment.shard,
+                       run.begin, run.end, c);
+      } else {
+        update_on_cpu(segment.master, segment.exp_avg, segment.exp_avg_sq, gradient, run.begin, run.end, c);
+      }
     }
   }
-  write_weights();
+  if (!segments_.empty() && !cuda::on_card(segments_[0].master)) write_weights();
 }
 
 void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate,

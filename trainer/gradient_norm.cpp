@@ -7,7 +7,9 @@
 #include <numeric>
 #include <vector>
 
+#include "model/ops/cuda_stream.h"
 #include "trainer/adamw_kernels.h"
+#include "trainer/cuda_kernels.h"
 
 namespace satune {
 namespace {
@@ -32,11 +34,29 @@ double sum_on_cpu(const at::Tensor& values) {
 
 }  // namespace
 
+at::Tensor sum_of_squares_on_card(std::span<const at::Tensor> gradients) {
+  TORCH_CHECK(!gradients.empty());
+  int64_t count = 0;
+  for (const at::Tensor& values : gradients) count += cuda::sum_of_squares_parts(values.numel());
+  const at::TensorOptions options = gradients[0].options().dtype(at::kDouble);
+  const at::Tensor parts = at::empty({count}, options), sum = at::empty({}, options);
+  const cuda::Stream stream = cuda::current_stream(sum);
+  auto* next = parts.mutable_data_ptr<double>();
+  for (const at::Tensor& values : gradients) {
+    TORCH_CHECK(values.is_contiguous() && values.device() == sum.device());
+    cuda::sum_of_squares(cuda::element_of(values), values.const_data_ptr(), values.numel(), next, stream);
+    next += cuda::sum_of_squares_parts(values.numel());
+  }
+  cuda::sum_of_parts(parts.const_data_ptr<double>(), count, sum.mutable_data_ptr<double>(), stream);
+  return sum;
+}
+
 double gradient_sum_of_squares(std::span<const at::Tensor> gradients) {
+  if (gradients.empty()) return 0;
+  if (cuda::on_card(gradients[0])) return sum_of_squares_on_card(gradients).item<double>();
   double total = 0;
   for (const at::Tensor& values : gradients) {
-    if (values.numel() == 0) continue;
-    total += values.is_cpu() ? sum_on_cpu(values) : values.to(at::kDouble).square_().sum().item<double>();
+    if (values.numel() > 0) total += sum_on_cpu(values);
   }
   return total;
 }

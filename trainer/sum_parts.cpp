@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "model/ops/cuda_stream.h"
+#include "trainer/cuda_kernels.h"
 #include "trainer/sum_kernels.h"
 
 namespace satune {
@@ -23,15 +25,12 @@ void sum_on_cpu(const std::vector<at::Tensor>& parts, const at::Tensor& sum, boo
   });
 }
 
-void sum_on_device(const std::vector<at::Tensor>& parts, const at::Tensor& sum, bool accumulate) {
-  for (size_t i = 0; i < parts.size(); ++i) {
-    // add_ converts the addend first: the addition itself is in sum's type.
-    if (i == 0 && !accumulate) {
-      sum.copy_(parts[i]);
-    } else {
-      sum.add_(parts[i]);
-    }
-  }
+void sum_on_card(const std::vector<at::Tensor>& parts, const at::Tensor& sum, bool accumulate) {
+  std::vector<const void*> pointers;
+  pointers.reserve(parts.size());
+  for (const at::Tensor& part : parts) pointers.push_back(part.const_data_ptr());
+  cuda::sum_ranks(cuda::element_of(parts.front()), pointers.data(), static_cast<int64_t>(pointers.size()),
+                  sum.mutable_data_ptr(), sum.numel(), accumulate, cuda::current_stream(sum));
 }
 
 }  // namespace
@@ -43,7 +42,7 @@ void sum_parts(const std::vector<at::Tensor>& parts, const at::Tensor& sum, bool
     TORCH_CHECK(part.is_contiguous() && part.numel() == sum.numel() && part.scalar_type() == type);
   }
   TORCH_CHECK(sum.scalar_type() == (type == at::kDouble ? at::kDouble : at::kFloat));
-  if (!sum.is_cpu()) return sum_on_device(parts, sum, accumulate);
+  if (cuda::on_card(sum)) return sum_on_card(parts, sum, accumulate);
   switch (type) {
     case at::kDouble:
       return sum_on_cpu(parts, sum, accumulate, sum_parts_f64);

@@ -10,10 +10,21 @@ namespace {
 
 }  // namespace
 
-Element element_of(const at::Tensor&) {
+Stream current_stream(const at::Tensor&) {
   absent();
 }
-Stream current_stream(const at::Tensor&) {
+void rms_norm_forward(Element, const void*, const void*, void*, void*, int64_t, int64_t, double, Stream) {
+  absent();
+}
+int64_t rms_norm_partial_rows(int64_t) {
+  absent();
+}
+void rms_norm_backward(Element, const void*, const void*, const void*, const void*, const void*, void*, void*,
+                       const WeightGradient&, int64_t, int64_t, Stream) {
+  absent();
+}
+void cross_entropy_rows(Element, void*, const int64_t*, void*, int64_t*, const double*, int64_t, int64_t,
+                        Stream) {
   absent();
 }
 void swiglu_forward(Element, const void*, void*, int64_t, int64_t, Stream) {
@@ -24,6 +35,10 @@ void swiglu_backward(Element, const void*, const void*, void*, int64_t, int64_t,
 }
 void rope_apply(Element, void*, int64_t, const int64_t*, const void*, const void*, int64_t, int64_t, int64_t,
                 int, Stream) {
+  absent();
+}
+void embedding_backward(Element, const void*, const int64_t*, const int64_t*, Element, void*, int64_t,
+                        int64_t, Stream) {
   absent();
 }
 

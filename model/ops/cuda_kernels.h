@@ -11,8 +11,39 @@ enum class Element { kFloat32, kFloat64, kBFloat16, kFloat16 };
 /// A cudaStream_t without its header.
 using Stream = void*;
 
-/// model/ops/swiglu.h on contiguous gate_up [rows, 2 * ffn] and act [rows, ffn]. Statistics in fp32 (fp64 for
-/// fp64). Both throw std::runtime_error with CUDA's message when the launch fails.
+// All of them throw std::runtime_error with CUDA's message when a launch fails, and return before the card is
+// done. Statistics are fp32 (fp64 for fp64). Results depend on the sizes alone: not on the alignment of the
+// arrays, on the card, or on what else runs there. Arrays whose rows are multiples of 16 bytes and aligned to
+// them are moved 16 bytes at a time. What each has to move is in trainer/kernel_traffic.h.
+
+/// Where a weight's gradient is written, or added to.
+struct WeightGradient {
+  Element element = Element::kFloat32;
+  void* values = nullptr;
+  bool accumulate = false;
+};
+
+/// model/ops/rms_norm.h on contiguous x, y [rows, width]. rstd [rows] in the statistics' type.
+void rms_norm_forward(Element element, const void* x, const void* weight, void* y, void* rstd, int64_t rows,
+                      int64_t width, double eps, Stream stream);
+
+/// Rows of `partial` that the backward of so many rows needs; 0 for none.
+int64_t rms_norm_partial_rows(int64_t rows);
+
+/// d_x = residual + gradient; `residual` may be null. `partial` [rms_norm_partial_rows(rows), width] in the
+/// statistics' type is scratch for d_weight [width]; null: d_weight is not wanted.
+void rms_norm_backward(Element element, const void* d_y, const void* x, const void* weight, const void* rstd,
+                       const void* residual, void* d_x, void* partial, const WeightGradient& d_weight,
+                       int64_t rows, int64_t width, Stream stream);
+
+/// Cross-entropy of contiguous logits [rows, vocabulary] against targets in [0, vocabulary): loss [rows] in
+/// the statistics' type, correct [rows] (1 where the target is the first of the largest logits, else 0). With
+/// `scale` (read on the host) the logits are replaced by (softmax - onehot(target)) * scale. Two passes over
+/// a row.
+void cross_entropy_rows(Element element, void* logits, const int64_t* targets, void* loss, int64_t* correct,
+                        const double* scale, int64_t rows, int64_t vocabulary, Stream stream);
+
+/// model/ops/swiglu.h on contiguous gate_up [rows, 2 * ffn] and act [rows, ffn].
 void swiglu_forward(Element element, const void* gate_up, void* act, int64_t rows, int64_t ffn,
                     Stream stream);
 void swiglu_backward(Element element, const void* d_act, const void* gate_up, void* d_gate_up, int64_t rows,
@@ -23,5 +54,12 @@ void swiglu_backward(Element element, const void* d_act, const void* gate_up, vo
 void rope_apply(Element element, void* x, int64_t row_stride, const int64_t* positions, const void* cos_table,
                 const void* sin_table, int64_t rows, int64_t heads, int64_t head_dim, int sign,
                 Stream stream);
+
+/// model/ops/embedding.h: d_weight[token] += sum of the token's rows of d_out [rows, width], added one after
+/// another in fp32 (fp64 for fp64). sorted_tokens [rows]: the tokens in ascending order, equal ones in the
+/// order of `places` [rows], the rows of d_out that they belong to.
+void embedding_backward(Element element, const void* d_out, const int64_t* sorted_tokens,
+                        const int64_t* places, Element weight_element, void* d_weight, int64_t rows,
+                        int64_t width, Stream stream);
 
 }  // namespace satune::cuda

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "model/ops/cuda_stream.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/kernel_types.h"
 
@@ -51,6 +52,16 @@ void add_rows(const T* d_out, const int64_t* tokens, const Groups& groups, G* d_
   });
 }
 
+/// Sorted on the card; what the host would have to wait for, the number of different tokens, it need not
+/// know.
+void backward_on_card(const at::Tensor& d_out_NC, const at::Tensor& tokens_N, const at::Tensor& d_weight_VC) {
+  const auto [sorted_N, places_N] = at::sort(tokens_N, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  cuda::embedding_backward(cuda::element_of(d_out_NC), d_out_NC.const_data_ptr(),
+                           sorted_N.const_data_ptr<int64_t>(), places_N.const_data_ptr<int64_t>(),
+                           cuda::element_of(d_weight_VC), d_weight_VC.mutable_data_ptr(), d_out_NC.size(0),
+                           d_out_NC.size(1), cuda::current_stream(d_out_NC));
+}
+
 }  // namespace
 
 at::Tensor embedding_forward(const at::Tensor& weight_VC, const at::Tensor& tokens_N) {
@@ -59,15 +70,9 @@ at::Tensor embedding_forward(const at::Tensor& weight_VC, const at::Tensor& toke
 
 void embedding_backward(const at::Tensor& d_out_NC, const at::Tensor& tokens_N, const at::Tensor& d_weight_VC,
                         bool accumulate) {
-  if (!accumulate) d_weight_VC.zero_();
-  if (!d_out_NC.is_cpu()) {
-    // Sorted and summed per token: repeatable, unlike index_add.
-    const at::Tensor dense = at::embedding_dense_backward(
-        d_out_NC.to(statistics_type(d_out_NC.scalar_type())), tokens_N, d_weight_VC.size(0), -1, false);
-    d_weight_VC.add_(dense);
-    return;
-  }
   TORCH_CHECK(d_out_NC.is_contiguous() && d_weight_VC.is_contiguous());
+  if (!accumulate) d_weight_VC.zero_();
+  if (cuda::on_card(d_out_NC)) return backward_on_card(d_out_NC, tokens_N, d_weight_VC);
   const int64_t* tokens = tokens_N.const_data_ptr<int64_t>();
   const Groups groups = group_by_token(tokens, tokens_N.size(0));
   dispatch_floating(d_out_NC.scalar_type(), [&]<typename T>() {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "model/ops/cross_entropy_kernels.h"
+#include "model/ops/cuda_stream.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/linear.h"
 
@@ -17,25 +18,18 @@ struct ChunkOut {
   at::Tensor loss_n, correct_n;
 };
 
-ChunkOut chunk_any_device(at::Tensor& logits_nV, const at::Tensor& targets_n, const double* scale) {
-  const at::Tensor wide = logits_nV.to(statistics_type(logits_nV.scalar_type()));
-  const at::Tensor column = targets_n.unsqueeze(1);
-  const at::Tensor log_probabilities = at::log_softmax(wide, -1);
-  ChunkOut out{log_probabilities.gather(1, column).squeeze(1).neg(),
-               wide.argmax(-1).eq(targets_n).to(at::kLong)};
-  if (scale != nullptr) {
-    at::Tensor gradient = log_probabilities.exp();
-    gradient.scatter_add_(1, column, at::full_like(column, -1, gradient.options()));
-    logits_nV.copy_(gradient.mul_(*scale));
-  }
-  return out;
-}
-
 ChunkOut cross_entropy_chunk(at::Tensor& logits_nV, const at::Tensor& targets_n, const double* scale) {
-  if (!logits_nV.is_cpu()) return chunk_any_device(logits_nV, targets_n, scale);
+  TORCH_CHECK(logits_nV.is_contiguous() && targets_n.is_contiguous());
   const int64_t rows = logits_nV.size(0), vocabulary = logits_nV.size(1);
   ChunkOut out{at::empty({rows}, logits_nV.options().dtype(statistics_type(logits_nV.scalar_type()))),
                at::empty({rows}, targets_n.options())};
+  if (cuda::on_card(logits_nV)) {
+    cuda::cross_entropy_rows(cuda::element_of(logits_nV), logits_nV.mutable_data_ptr(),
+                             targets_n.const_data_ptr<int64_t>(), out.loss_n.mutable_data_ptr(),
+                             out.correct_n.mutable_data_ptr<int64_t>(), scale, rows, vocabulary,
+                             cuda::current_stream(logits_nV));
+    return out;
+  }
   dispatch_floating(logits_nV.scalar_type(), [&]<typename T>() {
     using A = kernels::accumulate_t<T>;
     const A factor = scale != nullptr ? static_cast<A>(*scale) : A(0);
@@ -62,7 +56,7 @@ at::Tensor target_rows(const at::Tensor& targets_N) {
 /// Calls f(first, count) over chunks of the rows with targets.
 template <typename F>
 void for_each_chunk(int64_t rows, const at::Tensor& weight_VC, F&& f) {
-  const int64_t chunk = cross_entropy_chunk_rows(weight_VC.size(0), !weight_VC.is_cpu());
+  const int64_t chunk = cross_entropy_chunk_rows(weight_VC.size(0), cuda::on_card(weight_VC));
   for (int64_t first = 0; first < rows; first += chunk) f(first, std::min(chunk, rows - first));
 }
 
@@ -133,7 +127,7 @@ CrossEntropyGradients linear_cross_entropy_backward(const at::Tensor& hidden_NC,
     return result;
   }
   WeightGradient d_weight(d_weight_VC, accumulate,
-                          count_all > cross_entropy_chunk_rows(weight_VC.size(0), !weight_VC.is_cpu()));
+                          count_all > cross_entropy_chunk_rows(weight_VC.size(0), cuda::on_card(weight_VC)));
   for_each_chunk(count_all, weight_VC, [&](int64_t first, int64_t count) {
     const at::Tensor index = rows.narrow(0, first, count);
     const at::Tensor hidden_nC = hidden_NC.index_select(0, index);

@@ -4,6 +4,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 
+#include "model/ops/cuda_stream.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/rms_norm_kernels.h"
 
@@ -12,35 +13,38 @@ namespace {
 
 constexpr int64_t kRowsPerBlock = 64;  // d_weight is summed per block, then over blocks in order
 
-RmsNormOut forward_any_device(const at::Tensor& x_NC, const at::Tensor& weight_C, double eps) {
-  const at::Tensor wide = x_NC.to(statistics_type(x_NC.scalar_type()));
-  const at::Tensor rstd_N = at::rsqrt(wide.square().mean(-1) + eps);
-  return {(wide * rstd_N.unsqueeze(-1)).to(x_NC.scalar_type()).mul_(weight_C), rstd_N};
-}
-
-at::Tensor backward_any_device(const at::Tensor& d_y_NC, const at::Tensor& x_NC, const at::Tensor& weight_C,
-                               const at::Tensor& rstd_N, const at::Tensor& residual_NC,
-                               const at::Tensor& d_weight_C, bool accumulate) {
-  const at::ScalarType wide = statistics_type(x_NC.scalar_type());
-  const at::Tensor x_hat = x_NC.to(wide) * rstd_N.unsqueeze(-1);
-  const at::Tensor d_wide = d_y_NC.to(wide);
+at::Tensor backward_on_card(const at::Tensor& d_y_NC, const at::Tensor& x_NC, const at::Tensor& weight_C,
+                            const at::Tensor& rstd_N, const at::Tensor& residual_NC,
+                            const at::Tensor& d_weight_C, bool accumulate) {
+  const int64_t rows = x_NC.size(0), width = x_NC.size(1);
+  at::Tensor d_x = at::empty_like(x_NC), partial_BC;
+  cuda::WeightGradient d_weight;
   if (d_weight_C.defined()) {
-    const at::Tensor rounded = x_hat.to(x_NC.scalar_type()).to(wide);
-    write_gradient(d_weight_C, (d_wide * rounded).sum(0), accumulate);
+    TORCH_CHECK(d_weight_C.is_contiguous());
+    partial_BC = at::empty({cuda::rms_norm_partial_rows(rows), width}, rstd_N.options());
+    d_weight = {cuda::element_of(d_weight_C), d_weight_C.mutable_data_ptr(), accumulate};
   }
-  const at::Tensor d_hat = d_wide * weight_C.to(wide);
-  at::Tensor d_x = (d_hat - x_hat * (d_hat * x_hat).mean(-1, true)) * rstd_N.unsqueeze(-1);
-  if (residual_NC.defined()) d_x += residual_NC.to(wide);
-  return d_x.to(x_NC.scalar_type());
+  cuda::rms_norm_backward(
+      cuda::element_of(x_NC), d_y_NC.const_data_ptr(), x_NC.const_data_ptr(), weight_C.const_data_ptr(),
+      rstd_N.const_data_ptr(), residual_NC.defined() ? residual_NC.const_data_ptr() : nullptr,
+      d_x.mutable_data_ptr(), partial_BC.defined() ? partial_BC.mutable_data_ptr() : nullptr, d_weight, rows,
+      width, cuda::current_stream(x_NC));
+  return d_x;
 }
 
 }  // namespace
 
 RmsNormOut rms_norm_forward(const at::Tensor& x_NC, const at::Tensor& weight_C, double eps) {
   TORCH_CHECK(x_NC.dim() == 2 && x_NC.is_contiguous() && weight_C.size(0) == x_NC.size(1));
-  if (!x_NC.is_cpu()) return forward_any_device(x_NC, weight_C, eps);
+  TORCH_CHECK(weight_C.is_contiguous() && weight_C.scalar_type() == x_NC.scalar_type());
   RmsNormOut out{at::empty_like(x_NC),
                  at::empty({x_NC.size(0)}, x_NC.options().dtype(statistics_type(x_NC.scalar_type())))};
+  if (cuda::on_card(x_NC)) {
+    cuda::rms_norm_forward(cuda::element_of(x_NC), x_NC.const_data_ptr(), weight_C.const_data_ptr(),
+                           out.y_NC.mutable_data_ptr(), out.rstd_N.mutable_data_ptr(), x_NC.size(0),
+                           x_NC.size(1), eps, cuda::current_stream(x_NC));
+    return out;
+  }
   dispatch_floating(x_NC.scalar_type(), [&]<typename T>() {
     at::parallel_for(0, x_NC.size(0), rows_per_task(x_NC.size(1)), [&](int64_t begin, int64_t end) {
       kernels::rms_norm_forward<T>(
@@ -54,9 +58,11 @@ RmsNormOut rms_norm_forward(const at::Tensor& x_NC, const at::Tensor& weight_C, 
 at::Tensor rms_norm_backward(const at::Tensor& d_y_NC, const at::Tensor& x_NC, const at::Tensor& weight_C,
                              const at::Tensor& rstd_N, const at::Tensor& residual_NC,
                              const at::Tensor& d_weight_C, bool accumulate) {
-  TORCH_CHECK(d_y_NC.is_contiguous() && x_NC.is_contiguous());
-  if (!x_NC.is_cpu()) {
-    return backward_any_device(d_y_NC, x_NC, weight_C, rstd_N, residual_NC, d_weight_C, accumulate);
+  TORCH_CHECK(d_y_NC.is_contiguous() && x_NC.is_contiguous() && d_y_NC.sizes() == x_NC.sizes());
+  TORCH_CHECK(!residual_NC.defined() || (residual_NC.is_contiguous() && residual_NC.sizes() == x_NC.sizes() &&
+                                         residual_NC.scalar_type() == x_NC.scalar_type()));
+  if (cuda::on_card(x_NC)) {
+    return backward_on_card(d_y_NC, x_NC, weight_C, rstd_N, residual_NC, d_weight_C, accumulate);
   }
   const int64_t rows = x_NC.size(0), width = x_NC.size(1);
   const int64_t blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;

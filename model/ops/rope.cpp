@@ -41,7 +41,7 @@ void rope_apply(const at::Tensor& x_NHD, const at::Tensor& positions_N, const Ro
                 bool inverse) {
   const int64_t heads = x_NHD.size(1), dim = x_NHD.size(2);
   TORCH_CHECK(x_NHD.stride(2) == 1 && x_NHD.stride(1) == dim && dim % 2 == 0);
-  if (!x_NHD.is_cpu()) {
+  if (cuda::on_card(x_NHD)) {
     cuda::rope_apply(cuda::element_of(x_NHD), x_NHD.mutable_data_ptr(), x_NHD.stride(0),
                      positions_N.const_data_ptr<int64_t>(), table.cos_PD2.const_data_ptr(),
                      table.sin_PD2.const_data_ptr(), x_NHD.size(0), heads, dim, inverse ? -1 : 1,

@@ -13,7 +13,7 @@ at::Tensor swiglu_forward(const at::Tensor& gate_up_N2F) {
   TORCH_CHECK(gate_up_N2F.is_contiguous() && gate_up_N2F.size(1) % 2 == 0);
   const int64_t rows = gate_up_N2F.size(0), ffn = gate_up_N2F.size(1) / 2;
   at::Tensor act_NF = at::empty({rows, ffn}, gate_up_N2F.options());
-  if (!gate_up_N2F.is_cpu()) {
+  if (cuda::on_card(gate_up_N2F)) {
     cuda::swiglu_forward(cuda::element_of(gate_up_N2F), gate_up_N2F.const_data_ptr(),
                          act_NF.mutable_data_ptr(), rows, ffn, cuda::current_stream(gate_up_N2F));
     return act_NF;
@@ -31,7 +31,7 @@ at::Tensor swiglu_backward(const at::Tensor& d_act_NF, const at::Tensor& gate_up
   TORCH_CHECK(gate_up_N2F.is_contiguous() && d_act_NF.is_contiguous());
   const int64_t rows = gate_up_N2F.size(0), ffn = gate_up_N2F.size(1) / 2;
   at::Tensor d_gate_up = at::empty_like(gate_up_N2F);
-  if (!gate_up_N2F.is_cpu()) {
+  if (cuda::on_card(gate_up_N2F)) {
     cuda::swiglu_backward(cuda::element_of(gate_up_N2F), d_act_NF.const_data_ptr(),
                           gate_up_N2F.const_data_ptr(), d_gate_up.mutable_data_ptr(), rows, ffn,
                           cuda::current_stream(gate_up_N2F));

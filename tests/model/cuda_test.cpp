@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include "model/llama.h"
+#include "model/ops/embedding.h"
+#include "model/ops/linear_cross_entropy.h"
+#include "model/ops/rms_norm.h"
 #include "model/ops/rope.h"
 #include "model/ops/swiglu.h"
 #include "tests/model/models.h"
@@ -42,6 +45,47 @@ TEST_P(Cuda, SwigluAndRopeEqualTheCpu) {
   rope_apply(on_card.narrow(1, 0, 5), positions.cuda(), make_rope_table(config, 20, GetParam(), at::kCUDA),
              true);
   EXPECT_LT(relative_difference(on_card.cpu(), on_cpu), tolerance());
+}
+
+TEST_P(Cuda, RmsNormEqualsTheCpu) {
+  // Wide and narrow rows, with 16-byte accesses and without; more rows than blocks.
+  for (const auto& [rows, width] : {std::pair{600, 64}, std::pair{5, 4096}, std::pair{7, 37}}) {
+    const at::Tensor x = wave({rows, width}, GetParam()), d_y = wave({rows, width}, GetParam()).flip(0);
+    const at::Tensor weight = wave({width}, GetParam()), d_weight = at::zeros({width}, GetParam());
+    const RmsNormOut cpu = rms_norm_forward(x, weight, 1e-5);
+    const RmsNormOut card = rms_norm_forward(x.cuda(), weight.cuda(), 1e-5);
+    EXPECT_LT(relative_difference(card.y_NC.cpu(), cpu.y_NC), tolerance());
+    EXPECT_LT(relative_difference(card.rstd_N.cpu(), cpu.rstd_N), 1e-5);
+    const at::Tensor there = d_weight.cuda();
+    const at::Tensor d_x = rms_norm_backward(d_y.contiguous(), x, weight, cpu.rstd_N, x, d_weight, false);
+    const at::Tensor d_x_card = rms_norm_backward(d_y.contiguous().cuda(), x.cuda(), weight.cuda(),
+                                                  cpu.rstd_N.cuda(), x.cuda(), there, false);
+    EXPECT_LT(relative_difference(d_x_card.cpu(), d_x), tolerance());
+    EXPECT_LT(relative_difference(there.cpu(), d_weight), tolerance());
+  }
+}
+
+TEST_P(Cuda, HeadAndEmbeddingEqualTheCpuAndRepeatTheirBits) {
+  for (const int64_t vocabulary : {1000, 333}) {
+    const at::Tensor hidden = wave({50, 24}, GetParam()), weight = wave({vocabulary, 24}, GetParam());
+    const at::Tensor targets = at::arange(50, at::kLong).mul(7).remainder(vocabulary);
+    at::Tensor d_weight = at::zeros_like(weight), there = d_weight.cuda();
+    const auto cpu = linear_cross_entropy_backward(hidden, weight, targets, 0.3, d_weight, false);
+    const auto card =
+        linear_cross_entropy_backward(hidden.cuda(), weight.cuda(), targets.cuda(), 0.3, there, false);
+    EXPECT_NEAR(card.sums.loss.item<double>() / cpu.sums.loss.item<double>(), 1, tolerance());
+    EXPECT_LT(relative_difference(card.d_hidden_NC.cpu(), cpu.d_hidden_NC), tolerance());
+    EXPECT_LT(relative_difference(there.cpu(), d_weight), tolerance());
+  }
+  const at::Tensor tokens = at::arange(300, at::kLong).square().remainder(17),
+                   d_out = wave({300, 40}, GetParam());
+  at::Tensor expected = at::zeros({20, 40}, GetParam());
+  embedding_backward(d_out, tokens, expected, false);
+  for (int run = 0; run < 2; ++run) {
+    at::Tensor found = at::zeros({20, 40}, GetParam()).cuda();
+    embedding_backward(d_out.cuda(), tokens.cuda(), found, false);
+    EXPECT_TRUE(at::equal(found.cpu(), expected)) << "run " << run;
+  }
 }
 
 TEST_P(Cuda, LossAndGradientsEqualTheCpu) {

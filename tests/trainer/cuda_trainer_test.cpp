@@ -1,0 +1,74 @@
+// The trainer's CUDA path against the CPU's, to the bit where both add in one order. Skipped by name where
+// there is no card.
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <gtest/gtest.h>
+
+#include "tests/model_configs.h"
+#include "trainer/adamw.h"
+#include "trainer/gradient_norm.h"
+#include "trainer/sum_parts.h"
+
+namespace satune::trainer_test {
+namespace {
+
+class CudaTrainer : public ::testing::TestWithParam<at::ScalarType> {
+ protected:
+  void SetUp() override {
+    if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  }
+};
+
+void fill_waves(const ParameterBuffers& buffers, double size) {
+  for (int i = 0; i < buffers.num_segments(); ++i) {
+    const at::Tensor flat = buffers.flat(i);
+    flat.copy_(at::sin(at::arange(flat.numel(), at::kDouble) * 12.9898 + i).mul(size));
+  }
+}
+
+TEST_P(CudaTrainer, AdamWGivesTheBitsOfTheCpu) {
+  const TensorTable table(model_configs::config_of(
+      {.vocabulary = 500, .hidden = 40, .ffn = 72, .layers = 2, .heads = 4, .kv_heads = 2, .head_dim = 10}));
+  const std::vector<bool> all(table.tensors().size(), true);
+  AdamWOptions options;
+  options.weight_decay = 0.1;
+  std::vector<std::vector<at::Tensor>> states;
+  for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kCUDA, 0)}) {
+    const ParameterBuffers weights(table, all, GetParam(), device), gradients(table, all, GetParam(), device);
+    fill_waves(weights, 0.5);
+    fill_waves(gradients, 0.01);
+    AdamW optimizer(weights, options);
+    for (int64_t t = 1; t <= 3; ++t) optimizer.update(gradients, 0.37, 1e-3, t);
+    std::vector<at::Tensor>& state = states.emplace_back();
+    for (int i = 0; i < weights.num_segments(); ++i) {
+      state.push_back(weights.flat(i).cpu());
+      for (const std::string_view name : kOptimizerParts) state.push_back(optimizer.part(name, i).cpu());
+    }
+  }
+  for (size_t i = 0; i < states[0].size(); ++i) EXPECT_TRUE(at::equal(states[0][i], states[1][i])) << i;
+}
+
+TEST_P(CudaTrainer, NormAndSumOverRanks) {
+  const at::Tensor values = at::sin(at::arange(100003, at::kDouble) * 12.9898).to(GetParam());
+  const at::Tensor gradients[] = {values.cuda(), values.narrow(0, 1, 70000).cuda()};
+  const double expected = values.to(at::kDouble).square().sum().item<double>() +
+                          values.narrow(0, 1, 70000).to(at::kDouble).square().sum().item<double>();
+  const double found = gradient_sum_of_squares(gradients);
+  EXPECT_NEAR(found, expected, 1e-12 * expected);
+  EXPECT_EQ(sum_of_squares_on_card(gradients).item<double>(), found);
+  std::vector<at::Tensor> here, there;
+  for (int i = 0; i < 20; ++i) {
+    here.push_back(values.roll(i).contiguous());
+    there.push_back(here.back().cuda());
+  }
+  const at::Tensor sum = at::ones({values.numel()}, at::kFloat), on_card = sum.cuda();
+  sum_parts(here, sum, true);
+  sum_parts(there, on_card, true);
+  EXPECT_TRUE(at::equal(on_card.cpu(), sum));
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaTrainer, ::testing::Values(at::kFloat, at::kBFloat16),
+                         [](const auto& info) { return std::string(at::toString(info.param)); });
+
+}  // namespace
+}  // namespace satune::trainer_test

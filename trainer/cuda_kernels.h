@@ -1,0 +1,36 @@
+// Launchers of the trainer's CUDA kernels, as model/ops/cuda_kernels.h has those of the model: raw pointers,
+// sizes and a stream; std::runtime_error with CUDA's message when a launch fails; results that depend on the
+// sizes and values alone.
+#pragma once
+
+#include <cstdint>
+
+#include "model/ops/cuda_kernels.h"
+#include "trainer/adamw_kernels.h"
+
+namespace satune::cuda {
+
+/// One update of elements [0, n) in one pass: the operations of trainer/adamw_kernels.h, to the same bits.
+/// The gradient is fp32 or of the weights' type. `weights`: bf16 or fp16, rounded to nearest even from the
+/// new master; null where the master is the weights.
+struct AdamWArrays {
+  float *master, *exp_avg, *exp_avg_sq;
+  const void* gradient;
+  Element gradient_element;
+  void* weights;
+  Element weight_element;  ///< fp32 where `weights` is null
+};
+void adamw_update(const AdamWArrays& arrays, int64_t n, const AdamWCoefficients& coefficients, Stream stream);
+
+/// Sums of squares in fp64, one of each so many elements, into `parts` [sum_of_squares_parts(n)]; then that
+/// of all parts into one number. Not finite when a value is not.
+int64_t sum_of_squares_parts(int64_t n);
+void sum_of_squares(Element element, const void* values, int64_t n, double* parts, Stream stream);
+void sum_of_parts(const double* parts, int64_t count, double* sum, Stream stream);
+
+/// trainer/sum_parts.h: sum [n] = parts[0] + parts[1] + ... in this order, after sum itself with
+/// `accumulate`. In the statistics' type of `element`. `parts` is read on the host.
+void sum_ranks(Element element, const void* const* parts, int64_t count, void* sum, int64_t n,
+               bool accumulate, Stream stream);
+
+}  // namespace satune::cuda
