@@ -87,7 +87,6 @@ WAYS = [
     ("bench.md", Way(r"satune bench ", "a tiny architecture in the place of the large one", add="--steps 1 --warm-up 0",
                      change=((r"configs/arch-\S+", "models/tiny/config.json"), (r"--layers 2", "--layers 1"),
                              (r"--steps 5 ", ""), (r"--sequence-length \d+", "--sequence-length 32")))),
-    ("bench.md", Way(r"satune train .*--profile 4$", "four steps of an untrained model", add="max_steps=4 warmup_steps=1")),
     ("", Way(r"satune plan ", "as it is: it reads headers")),
     ("choose-layers.md", Way(r"satune compare runs/dense ", "one tiny run in the place of three",
                              change=((r"runs/(dense|sa-\S+)", "runs/llama3-8b-sa"),))),

@@ -22,11 +22,8 @@ ModelConfig two_layers() {
 }
 
 WorkShape shape_of(const ModelConfig& config) {
-  WorkShape shape{config};
-  shape.tokens = 10;
-  shape.document_length = 5;
-  shape.recording.assign(static_cast<size_t>(config.num_hidden_layers), Recording::kKeep);
-  return shape;
+  const std::vector<Recording> keep(static_cast<size_t>(config.num_hidden_layers), Recording::kKeep);
+  return {config, 10, 5, 1, 2, 4, true, keep, 0, 0};
 }
 
 void expect_work(const PartWork& work, double flops, double bytes) {

@@ -80,7 +80,8 @@ TEST(TraceFile, TotalsAddUpAndJourneysGetRowsOfTheirOwn) {
   EXPECT_DOUBLE_EQ(own, 100);
 
   std::map<int, std::vector<std::pair<double, double>>> rows;
-  for (const Json& event : Json::parse(trace_json(recorded, {1, 2})).at("traceEvents")) {
+  const Json trace = Json::parse(trace_json(recorded, {1, 2}));
+  for (const Json& event : trace.at("traceEvents")) {
     EXPECT_EQ(event.at("pid"), 1);
     if (event.value("cat", "") == "communication")
       rows[event.at("tid")].emplace_back(event.at("ts"), event.at("dur"));
@@ -102,7 +103,9 @@ std::map<std::string, int> checked_counts(const std::filesystem::path& file) {
     EXPECT_GE(length, 0);
     std::vector<double>& ends = open[event.at("tid")];
     while (!ends.empty() && ends.back() <= begin + kSlack) ends.pop_back();
-    if (!ends.empty()) EXPECT_LE(begin + length, ends.back() + kSlack) << event.dump();
+    if (!ends.empty()) {
+      EXPECT_LE(begin + length, ends.back() + kSlack) << event.dump();
+    }
     ends.push_back(begin + length);
     ++counts[event.at("args").at("kind")];
   }
