@@ -56,7 +56,9 @@ std::string cache_fingerprint(const std::filesystem::path& data_file, DataFormat
 template <typename T>
 void append(std::vector<std::byte>& bytes, std::span<const T> values) {
   const auto raw = std::as_bytes(values);
-  bytes.insert(bytes.end(), raw.begin(), raw.end());
+  const size_t before = bytes.size();
+  bytes.resize(before + raw.size());
+  std::copy(raw.begin(), raw.end(), bytes.begin() + static_cast<std::ptrdiff_t>(before));
 }
 
 std::vector<std::byte> serialise(std::vector<EncodedRecord> records, DataFormat format,
@@ -157,6 +159,24 @@ std::shared_ptr<const TokenCache> TokenCache::open_or_build(const std::filesyste
                              cache->format_, cache->fingerprint_);
   if (!stored.empty()) cache->store(stored, options.limits);
   if (!cache->mapped_) cache->attach(cache->memory_);
+  return cache;
+}
+
+std::shared_ptr<const TokenCache> TokenCache::of_tokens(const std::string& name,
+                                                        std::vector<std::vector<int32_t>> records) {
+  std::shared_ptr<TokenCache> cache(new TokenCache);
+  cache->data_file_ = name;
+  cache->format_ = DataFormat::kText;
+  Sha256 hash;
+  std::vector<EncodedRecord> encoded;
+  for (std::vector<int32_t>& tokens : records) {
+    const auto bytes = std::as_bytes(std::span<const int32_t>(tokens));
+    hash.update_field(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+    encoded.push_back({{std::move(tokens), 0}, false});
+  }
+  cache->fingerprint_ = hash.hex();
+  cache->memory_ = serialise(std::move(encoded), cache->format_, cache->fingerprint_);
+  cache->attach(cache->memory_);
   return cache;
 }
 

@@ -43,6 +43,11 @@ class TokenCache {
                                                          const PromptTemplate& prompt_template,
                                                          const TokenCacheOptions& options = {});
 
+  /// Of records that are there as tokens already, all of them targets; in memory only. `name` stands where
+  /// the data file's would.
+  static std::shared_ptr<const TokenCache> of_tokens(const std::string& name,
+                                                     std::vector<std::vector<int32_t>> records);
+
   int64_t records() const { return static_cast<int64_t>(prompt_lengths_.size()); }
   /// The whole record, however long.
   std::span<const int32_t> tokens(int64_t record) const;

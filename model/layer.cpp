@@ -47,7 +47,9 @@ void split_qkv(const LayerContext& context, const at::Tensor& qkv, bool is_ancho
   const ModelConfig& config = context.config;
   const int64_t tokens = qkv.size(0), heads = config.num_attention_heads, kv = config.num_key_value_heads;
   const at::Tensor heads_first = qkv.view({tokens, heads + 2 * kv, config.head_dim});
-  rope_apply(heads_first.narrow(1, 0, heads + kv), context.batch.positions_N, context.rope, false);
+  traced(context.trace, part::kRope, [&] {
+    rope_apply(heads_first.narrow(1, 0, heads + kv), context.batch.positions_N, context.rope, false);
+  });
   record.q_NHD = heads_first.narrow(1, 0, heads);
   record.k_NKD = heads_first.narrow(1, heads, kv);
   record.v_NKD = heads_first.narrow(1, heads + kv, kv);
@@ -62,11 +64,14 @@ void split_qkv(const LayerContext& context, const at::Tensor& qkv, bool is_ancho
 /// Input norm and the projections to q, k, v.
 void attend_inputs(const LayerContext& context, const LayerWeights& weights, bool shared,
                    LayerRecord& record) {
-  RmsNormOut norm =
-      rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm), context.config.rms_norm_eps);
+  RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
+    return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
+                            context.config.rms_norm_eps);
+  });
   record.normed_in_NC = norm.y_NC;
   record.rstd_in_N = norm.rstd_N;
-  const at::Tensor qkv = weights.qkv.forward(record.normed_in_NC);
+  const at::Tensor qkv =
+      traced(context.trace, part::kQkv, [&] { return weights.qkv.forward(record.normed_in_NC); });
   if (shared) {
     record.v_NKD = qkv.view({qkv.size(0), context.config.num_key_value_heads, context.config.head_dim});
   } else {
@@ -75,8 +80,10 @@ void attend_inputs(const LayerContext& context, const LayerWeights& weights, boo
 }
 
 void mlp_inputs(const LayerContext& context, const LayerWeights& weights, LayerRecord& record) {
-  RmsNormOut norm = rms_norm_forward(record.mid_NC, context.weights.tensor(weights.post_attention_norm),
-                                     context.config.rms_norm_eps);
+  RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
+    return rms_norm_forward(record.mid_NC, context.weights.tensor(weights.post_attention_norm),
+                            context.config.rms_norm_eps);
+  });
   record.normed_post_NC = norm.y_NC;
   record.rstd_post_N = norm.rstd_N;
 }
@@ -91,43 +98,58 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
     const int64_t kv = record.v_NKD.size(1), wanted = record.k_NKD.size(1);
     if (wanted != kv) record.v_NKD = record.v_NKD.repeat_interleave(wanted / kv, 1);
   }
-  record.attention = attention_forward(record.q_NHD, record.k_NKD, record.v_NKD,
-                                       context.batch.document_starts, context.batch.parents);
-  record.mid_NC = linear_residual_forward(record.attention.out_NHD.flatten(1),
-                                          context.weights.tensor(weights.output), record.x_NC);
+  record.attention = traced(context.trace, part::kAttention, [&] {
+    return attention_forward(record.q_NHD, record.k_NKD, record.v_NKD, context.batch.document_starts,
+                             context.batch.parents);
+  });
+  record.mid_NC = traced(context.trace, part::kOutput, [&] {
+    return linear_residual_forward(record.attention.out_NHD.flatten(1),
+                                   context.weights.tensor(weights.output), record.x_NC);
+  });
   mlp_inputs(context, weights, record);
-  record.gate_up_N2F = weights.gate_up.forward(record.normed_post_NC);
-  record.act_NF = swiglu_forward(record.gate_up_N2F);
+  record.gate_up_N2F =
+      traced(context.trace, part::kGateUp, [&] { return weights.gate_up.forward(record.normed_post_NC); });
+  record.act_NF = traced(context.trace, part::kSwiglu, [&] { return swiglu_forward(record.gate_up_N2F); });
 }
 
 /// Brings back what thin() dropped, with the kernels of the forward.
 void restore(const LayerContext& context, const LayerWeights& weights, Recording recording,
              const LayerRecord* anchor, LayerRecord& record) {
+  if (recording == Recording::kKeep) return;
+  const TracedPart again(context.trace, part::kAgain);
   if (recording == Recording::kRecompute) {
     forward_until_act(context, weights, anchor, record);
   } else if (recording == Recording::kSelective) {
-    record.normed_in_NC =
-        rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm), context.config.rms_norm_eps)
-            .y_NC;
+    record.normed_in_NC = traced(context.trace, part::kNorm, [&] {
+      return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
+                              context.config.rms_norm_eps)
+          .y_NC;
+    });
     mlp_inputs(context, weights, record);
-    record.act_NF = swiglu_forward(record.gate_up_N2F);
+    record.act_NF = traced(context.trace, part::kSwiglu, [&] { return swiglu_forward(record.gate_up_N2F); });
   }
 }
 
 at::Tensor mlp_backward(const LayerContext& context, const LayerWeights& weights, LayerRecord& record,
                         const at::Tensor& d_out_NC, const ParameterBuffers& gradients, bool accumulate) {
-  if (gradients.selected(weights.down)) {
-    linear_backward_weight(d_out_NC, record.act_NF, gradients.tensor(weights.down), accumulate);
-  }
-  record.act_NF.reset();
-  const at::Tensor d_act = linear_backward_input(d_out_NC, context.weights.tensor(weights.down));
-  const at::Tensor d_gate_up = swiglu_backward(d_act, record.gate_up_N2F);
+  const at::Tensor d_act = traced(context.trace, part::kDown, [&] {
+    if (gradients.selected(weights.down)) {
+      linear_backward_weight(d_out_NC, record.act_NF, gradients.tensor(weights.down), accumulate);
+    }
+    record.act_NF.reset();
+    return linear_backward_input(d_out_NC, context.weights.tensor(weights.down));
+  });
+  const at::Tensor d_gate_up =
+      traced(context.trace, part::kSwiglu, [&] { return swiglu_backward(d_act, record.gate_up_N2F); });
   record.gate_up_N2F.reset();
-  const at::Tensor d_normed =
-      weights.gate_up.backward(d_gate_up, record.normed_post_NC, gradients, accumulate, true);
-  return rms_norm_backward(d_normed, record.mid_NC, context.weights.tensor(weights.post_attention_norm),
-                           record.rstd_post_N, d_out_NC, gradient_of(gradients, weights.post_attention_norm),
-                           accumulate);
+  const at::Tensor d_normed = traced(context.trace, part::kGateUp, [&] {
+    return weights.gate_up.backward(d_gate_up, record.normed_post_NC, gradients, accumulate, true);
+  });
+  return traced(context.trace, part::kNorm, [&] {
+    return rms_norm_backward(d_normed, record.mid_NC, context.weights.tensor(weights.post_attention_norm),
+                             record.rstd_post_N, d_out_NC,
+                             gradient_of(gradients, weights.post_attention_norm), accumulate);
+  });
 }
 
 /// Gradient of a layer's own q, k and v, side by side as the projection wrote them; rotated back. An anchor's
@@ -139,14 +161,18 @@ at::Tensor own_qkv_gradient(const LayerContext& context, const LayerRecord& reco
                 kv = config.num_key_value_heads;
   at::Tensor d_qkv = at::empty({tokens, heads + 2 * kv, config.head_dim}, record.x_NC.options());
   const at::Tensor d_q = d_qkv.narrow(1, 0, heads), d_k = d_qkv.narrow(1, heads, kv);
-  attention_backward(d_attn, record.q_NHD, record.k_NKD, record.v_NKD, record.attention,
-                     context.batch.document_starts, d_q, d_k, d_qkv.narrow(1, heads + kv, kv));
+  traced(context.trace, part::kAttention, [&] {
+    attention_backward(d_attn, record.q_NHD, record.k_NKD, record.v_NKD, record.attention,
+                       context.batch.document_starts, d_q, d_k, d_qkv.narrow(1, heads + kv, kv));
+  });
   if (span.d_q_NHD.defined()) {
+    const TracedPart sum(context.trace, part::kSpan);
     d_q.copy_(span.d_q_NHD.add_(d_q));
     d_k.copy_(span.d_k_NKD.add_(d_k));
     span = {};
   }
-  rope_apply(d_qkv.narrow(1, 0, heads + kv), context.batch.positions_N, context.rope, true);
+  traced(context.trace, part::kRope,
+         [&] { rope_apply(d_qkv.narrow(1, 0, heads + kv), context.batch.positions_N, context.rope, true); });
   return d_qkv.flatten(1);
 }
 
@@ -156,8 +182,11 @@ at::Tensor shared_v_gradient(const LayerContext& context, const LayerRecord& rec
   at::Tensor d_q = at::empty(record.q_NHD.sizes(), record.q_NHD.options());
   at::Tensor d_k = at::empty(record.k_NKD.sizes(), record.k_NKD.options());
   at::Tensor d_v = at::empty(record.v_NKD.sizes(), record.v_NKD.options());
-  attention_backward(d_attn, record.q_NHD, record.k_NKD, record.v_NKD, record.attention,
-                     context.batch.document_starts, d_q, d_k, d_v);
+  traced(context.trace, part::kAttention, [&] {
+    attention_backward(d_attn, record.q_NHD, record.k_NKD, record.v_NKD, record.attention,
+                       context.batch.document_starts, d_q, d_k, d_v);
+  });
+  const TracedPart sum(context.trace, part::kSpan);
   if (span.d_q_NHD.defined()) {
     span.d_q_NHD.add_(d_q);
     span.d_k_NKD.add_(d_k);
@@ -239,8 +268,9 @@ at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weight
                          const Observer& observer) {
   record.x_NC = x_NC;
   forward_until_act(context, weights, anchor, record);
-  at::Tensor out_NC =
-      linear_residual_forward(record.act_NF, context.weights.tensor(weights.down), record.mid_NC);
+  at::Tensor out_NC = traced(context.trace, part::kDown, [&] {
+    return linear_residual_forward(record.act_NF, context.weights.tensor(weights.down), record.mid_NC);
+  });
   if (anchor == nullptr) {  // a shared layer's are its anchor's
     observe(observer, layer, "q", record.q_NHD);
     observe(observer, layer, "k", record.k_NKD);
@@ -273,21 +303,26 @@ at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weigh
   TORCH_CHECK(record.x_NC.defined(), "layer ", layer, " was not recorded");
   restore(context, weights, recording, anchor, record);
   const at::Tensor d_mid = mlp_backward(context, weights, record, d_out_NC, gradients, accumulate);
-  const at::Tensor attended = record.attention.out_NHD.flatten(1);
-  if (gradients.selected(weights.output)) {
-    linear_backward_weight(d_mid, attended, gradients.tensor(weights.output), accumulate);
-  }
-  const at::Tensor d_attn = linear_backward_input(d_mid, context.weights.tensor(weights.output))
-                                .view(record.attention.out_NHD.sizes());
+  const at::Tensor d_attn = traced(context.trace, part::kOutput, [&] {
+    if (gradients.selected(weights.output)) {
+      linear_backward_weight(d_mid, record.attention.out_NHD.flatten(1), gradients.tensor(weights.output),
+                             accumulate);
+    }
+    return linear_backward_input(d_mid, context.weights.tensor(weights.output))
+        .view(record.attention.out_NHD.sizes());
+  });
   const at::Tensor d_qkv = anchor == nullptr ? own_qkv_gradient(context, record, d_attn, span)
                                              : shared_v_gradient(context, record, d_attn, span);
   const at::Tensor d_input_norm = gradient_of(gradients, weights.input_norm);
   const bool need_normed = need_input || d_input_norm.defined();
-  const at::Tensor d_normed =
-      weights.qkv.backward(d_qkv, record.normed_in_NC, gradients, accumulate, need_normed);
+  const at::Tensor d_normed = traced(context.trace, part::kQkv, [&] {
+    return weights.qkv.backward(d_qkv, record.normed_in_NC, gradients, accumulate, need_normed);
+  });
   if (!need_normed) return {};
-  return rms_norm_backward(d_normed, record.x_NC, context.weights.tensor(weights.input_norm),
-                           record.rstd_in_N, d_mid, d_input_norm, accumulate);
+  return traced(context.trace, part::kNorm, [&] {
+    return rms_norm_backward(d_normed, record.x_NC, context.weights.tensor(weights.input_norm),
+                             record.rstd_in_N, d_mid, d_input_norm, accumulate);
+  });
 }
 
 }  // namespace satune

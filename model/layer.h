@@ -65,6 +65,7 @@ struct LayerContext {
   const Weights& weights;
   const RopeTable& rope;
   const DeviceBatch& batch;
+  StepTrace* trace = nullptr;
 };
 
 /// Runs layer `layer`. `anchor` is the record whose q and k a shared layer reads (nullptr otherwise); where

@@ -22,7 +22,9 @@ struct Llama::Impl {
 
   int num_layers() const { return static_cast<int>(layers.size()); }
   int head_segment() const { return num_layers() + 1; }
-  LayerContext context(const DeviceBatch& batch) { return {config, weights, rope, batch}; }
+  LayerContext context(const DeviceBatch& batch, SegmentHooks& hooks) {
+    return {config, weights, rope, batch, hooks.trace()};
+  }
 
   /// Makes the table reach the batch's longest document, with what it continues.
   void extend_rope(const DeviceBatch& batch) {
@@ -106,7 +108,7 @@ Pass::Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recor
       gradients_(gradients),
       accumulate_(accumulate),
       lowest_(model.lowest_trained_segment()),
-      context_(model.context(batch)),
+      context_(model.context(batch, hooks)),
       records_(model.layers.size()),
       spans_(model.layers.size()) {
   TORCH_CHECK(recording.size() == model.layers.size(), "one recording policy per layer");
@@ -144,16 +146,20 @@ at::Tensor Pass::forward() {
 CrossEntropyGradients Pass::head(const at::Tensor& x_NC, double loss_scale, at::Tensor& d_x_NC) {
   const int segment = model_.head_segment();
   hooks_.before_forward(segment);
-  const RmsNormOut norm = model_.norm(x_NC);
+  const RmsNormOut norm = traced(context_.trace, part::kNorm, [&] { return model_.norm(x_NC); });
   hooks_.after_forward(segment);
   hooks_.before_backward(segment);
   const at::Tensor d_head = gradients_.selected(model_.head) ? gradients_.tensor(model_.head) : at::Tensor();
-  CrossEntropyGradients out = linear_cross_entropy_backward(
-      norm.y_NC, model_.weights.tensor(model_.head), batch_.targets_N, loss_scale, d_head, accumulate_);
+  CrossEntropyGradients out = traced(context_.trace, part::kLoss, [&] {
+    return linear_cross_entropy_backward(norm.y_NC, model_.weights.tensor(model_.head), batch_.targets_N,
+                                         loss_scale, d_head, accumulate_);
+  });
   const at::Tensor d_norm =
       gradients_.selected(model_.final_norm) ? gradients_.tensor(model_.final_norm) : at::Tensor();
-  d_x_NC = rms_norm_backward(out.d_hidden_NC, x_NC, model_.weights.tensor(model_.final_norm), norm.rstd_N, {},
+  d_x_NC = traced(context_.trace, part::kNorm, [&] {
+    return rms_norm_backward(out.d_hidden_NC, x_NC, model_.weights.tensor(model_.final_norm), norm.rstd_N, {},
                              d_norm, accumulate_);
+  });
   hooks_.after_backward(segment);
   return out;
 }
@@ -218,7 +224,7 @@ at::Tensor Llama::Impl::hidden_states(const DeviceBatch& batch, SegmentHooks& ho
   at::Tensor x_NC = embed(batch);
   hooks.after_forward(0);
   if (observer) observer("embed", x_NC);
-  const LayerContext layer_context = context(batch);
+  const LayerContext layer_context = context(batch, hooks);
   std::vector<LayerRecord> anchors(layers.size());
   for (int layer = 0; layer < num_layers(); ++layer) {
     hooks.before_forward(layer + 1);
@@ -233,7 +239,7 @@ at::Tensor Llama::Impl::hidden_states(const DeviceBatch& batch, SegmentHooks& ho
     }
   }
   hooks.before_forward(head_segment());
-  at::Tensor normed = norm(x_NC).y_NC;
+  at::Tensor normed = traced(hooks.trace(), part::kNorm, [&] { return norm(x_NC).y_NC; });
   if (observer) observer("final_norm", normed);
   return normed;
 }
@@ -310,8 +316,9 @@ LossSums Llama::evaluate(const DeviceBatch& batch, SegmentHooks& hooks) {
   }
   impl_->extend_rope(batch);
   const at::Tensor hidden_NC = impl_->hidden_states(batch, hooks, {});
-  const CrossEntropySums sums =
-      linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets_N);
+  const CrossEntropySums sums = traced(hooks.trace(), part::kLoss, [&] {
+    return linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets_N);
+  });
   hooks.after_forward(impl_->head_segment());
   return {sums.loss, sums.correct};
 }

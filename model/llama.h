@@ -14,6 +14,7 @@
 
 #include "model/files/model_config.h"
 #include "model/parameters.h"
+#include "model/step_trace.h"
 
 namespace satune {
 
@@ -54,6 +55,8 @@ class SegmentHooks {
   virtual void before_backward(int /*segment*/) {}
   /// The segment's weight gradients are complete (a tied embedding's only after segment 0's backward).
   virtual void after_backward(int /*segment*/) {}
+  /// Who is told of the parts of each pass (model/step_trace.h); nullptr = nobody.
+  virtual StepTrace* trace() { return nullptr; }
 };
 
 /// Sees intermediates by name ("embed", "layers.3.q", "layers.3.out", "final_norm", "logits") in forward

@@ -29,6 +29,7 @@ template <typename F>
 decltype(auto) in_collective(Coordinator& coordinator, const char* what, F&& call) {
   try {
     const InCollective in(coordinator, what);
+    const TracedPart part(coordinator.trace(), what);
     return std::forward<F>(call)();
   } catch (const RunFailed&) {
     throw;

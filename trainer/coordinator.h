@@ -19,6 +19,7 @@
 #include <string_view>
 
 #include "data/files/error.h"
+#include "model/step_trace.h"
 #include "trainer/rank_environment.h"
 #include "trainer/shard.h"
 #include "trainer/signals.h"
@@ -69,6 +70,10 @@ class Coordinator {
 
   const World& world() const { return world_; }
 
+  /// Who is told, beside the heartbeat, what the main thread does; nullptr = nobody. To be set between steps.
+  void set_trace(StepTrace* trace) { trace_ = trace; }
+  StepTrace* trace() const { return trace_; }
+
   virtual void at_step(int64_t step) = 0;
   virtual void at_phase(const char* phase, int segment = -1) = 0;
 
@@ -117,6 +122,9 @@ class Coordinator {
  protected:
   explicit Coordinator(const World& world) : world_(world) {}
   World world_;
+
+ private:
+  StepTrace* trace_ = nullptr;
 };
 
 /// hold() and release() around a scope.

@@ -64,6 +64,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   ranks.connect_groups(device, shard_group);
   TrainingRun run(*plan, folder, store, snapshot.get(), device, signals, ranks, files,
                   options.ranks.local_world_size);
+  if (options.profile_steps > 0) run.profile(options.profile_steps);
   snapshot.reset();  // its files are mapped: while they are, removing the snapshot frees no disk
   const ExitCode code = run.train();
   if (code == kExitOk) run.finish();

@@ -14,6 +14,7 @@ namespace satune {
 struct TrainOptions {
   FileOps* file_ops = &posix_file_ops();  ///< system calls of everything the run saves; tests inject faults
   RankEnvironment ranks;                  ///< this process among those of the run; alone by default
+  int64_t profile_steps = 0;              ///< to record as a trace; see trainer/profile.h
   std::string stopped_file;               ///< made by a signal that ends the process at once; see SignalWatch
   /// Tells the user why the process ends, when a run of several ranks has failed: it may be called from
   /// another thread, and the process ends right after it.

@@ -43,7 +43,8 @@ void set_up_log(const std::string& level) {
 int report(const CLI::App& app, const Failure& failure) {
   const std::vector<const CLI::App*> commands = app.get_subcommands({});
   const bool runs_ranks = std::any_of(commands.begin(), commands.end(), [](const CLI::App* command) {
-    return (command->get_name() == "train" || command->get_name() == "eval") && command->parsed();
+    const std::string& name = command->get_name();
+    return (name == "train" || name == "eval" || name == "bench") && command->parsed();
   });
   if (runs_ranks) {
     try {
@@ -111,6 +112,7 @@ void add_commands(CLI::App& app, int& exit_code) {
   add_plan_command(app, exit_code);
   add_report_command(app, exit_code);
   add_watch_command(app, exit_code);
+  add_bench_command(app, exit_code);
 }
 
 int run(CLI::App& app, int argc, char** argv) {

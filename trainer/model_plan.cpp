@@ -45,13 +45,21 @@ ModelPlan plan_model(const Settings& settings) {
 ModelPlan plan_model_or_architecture(const Settings& settings) {
   std::error_code error;
   if (!fs::is_regular_file(settings.model_name_or_path, error)) return plan_model(settings);
+  return plan_architecture(settings);
+}
+
+ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> layers) {
   ModelPlan plan;
-  plan.directory = settings.model_name_or_path;
+  std::error_code error;
+  plan.directory = fs::is_regular_file(settings.model_name_or_path, error)
+                       ? fs::path(settings.model_name_or_path)
+                       : resolve_model_directory(settings.model_name_or_path) / "config.json";
   Json architecture = read_json_file(plan.directory, {.allow_comments = true});
   if (!architecture.is_object()) {
     throw bad_input(plan.directory.string(), describe_json(&architecture), "an object, as a config.json");
   }
   if (!architecture.contains("model_type")) architecture["model_type"] = "llama";
+  if (layers) architecture["num_hidden_layers"] = *layers;
   plan.config = parse_model_config(architecture, plan.directory.string());
   settle(plan, settings, plan.directory);
   return plan;

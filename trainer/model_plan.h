@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "model/files/model_config.h"
@@ -28,5 +29,9 @@ ModelPlan plan_model(const Settings& settings);
 /// The same where model_name_or_path may also be a JSON file with the keys of a config.json, as `satune init`
 /// takes it: then there are no tensors to check.
 ModelPlan plan_model_or_architecture(const Settings& settings);
+
+/// The architecture alone, of such a file or of a model directory's config.json, which is all that is read.
+/// `layers`: instead of its own number of them (of the first ones, where it has a sharing plan).
+ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> layers = std::nullopt);
 
 }  // namespace satune

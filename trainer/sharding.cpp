@@ -30,6 +30,13 @@ bool contains(const std::vector<int>& list, int value) {
 
 using Works = std::vector<std::unique_ptr<Work>>;
 
+/// What a trace calls the passes of a segment.
+const char* pass_name(int segment, int head, bool backward) {
+  if (segment == 0) return backward ? "embedding backward" : "embedding forward";
+  if (segment == head) return backward ? "head backward" : "head forward";
+  return backward ? "layer {} backward" : "layer {} forward";
+}
+
 void wait_all(const Works& works) {
   for (const auto& work : works) work->wait();
 }
@@ -132,7 +139,7 @@ void Sharding::start_gather(int segment, const std::vector<int>& needed) {
     give_back(old->segment);
     old = gathered_.erase(old);
   }
-  Gathered gathered{segment, {}};
+  Gathered gathered{segment, {}, depart("gather of segment {}", segment)};
   const auto gather = [&](ParameterBuffers& buffers, const at::Tensor& shard) {
     const int64_t numel = buffers.flat(segment).numel();
     if (numel == 0) return;
@@ -149,8 +156,10 @@ void Sharding::start_gather(int segment, const std::vector<int>& needed) {
 void Sharding::wait_gathered(int segment) {
   for (Gathered& gathered : gathered_) {
     if (gathered.segment != segment) continue;
+    if (gathered.works.empty()) continue;
     in_collective(coordinator_, kGather, [&] { wait_all(gathered.works); });
     gathered.works.clear();
+    arrive(gathered.journey);
   }
 }
 
@@ -196,6 +205,7 @@ void Sharding::open_gradients(int segment) {
 void Sharding::finish_reduction() {
   if (!reduction_.work) return;
   in_collective(coordinator_, kReduce, [&] { reduction_.work->wait(); });
+  arrive(reduction_.journey);
   gradient_pool_.give(reduction_.scratch);
   if (stage_ >= 2) gradient_pool_.give(gradients_.detach(reduction_.segment));
   reduction_ = {};
@@ -247,8 +257,26 @@ std::vector<at::Tensor> Sharding::optimizer_gradients() {
 
 // --- passes ---
 
-void Sharding::begin_pass() {
+void Sharding::begin_pass(int segment, bool backward) {
   if (!direct_) pass_.emplace(coordinator_, model_.weights().device());
+  if (trace() == nullptr) return;
+  const int head = head_segment();
+  traced_pass_ =
+      trace()->begin(pass_name(segment, head, backward), segment > 0 && segment < head ? segment - 1 : -1);
+}
+
+void Sharding::end_pass() {
+  if (traced_pass_ && trace() != nullptr) trace()->end(*traced_pass_);
+  traced_pass_.reset();
+  pass_.reset();
+}
+
+size_t Sharding::depart(const char* what, int segment) {
+  return trace() != nullptr ? trace()->depart(what, segment) : 0;
+}
+
+void Sharding::arrive(size_t journey) {
+  if (trace() != nullptr) trace()->arrive(journey);
 }
 
 void Sharding::before_forward(int segment) {
@@ -256,7 +284,7 @@ void Sharding::before_forward(int segment) {
   coordinator_.checkpoint();
   const bool last = segment == head_segment();
   need_parameters(read_by(segment, false), last ? std::vector<int>() : read_by(segment + 1, false));
-  begin_pass();
+  begin_pass(segment, false);
 }
 
 void Sharding::after_forward(int) {
@@ -270,7 +298,7 @@ void Sharding::before_backward(int segment) {
                   segment > lowest_ ? read_by(segment - 1, true) : std::vector<int>());
   open_gradients(segment);
   if (segment == head_segment() && model_.tied()) open_gradients(0);
-  begin_pass();
+  begin_pass(segment, true);
 }
 
 void Sharding::after_backward(int segment) {
@@ -279,11 +307,12 @@ void Sharding::after_backward(int segment) {
   finish_reduction();  // the segment before had this one's backward to arrive
   const at::Tensor& parts = gradients_.flat(segment);
   at::Tensor scratch = gradient_pool_.take(parts.numel());
+  const size_t journey = depart("reduction of segment {}", segment);
   auto work = in_collective(coordinator_, kReduce, [&] {
     return groups_.shards.reduce_scatter(parts, scratch.narrow(0, 0, parts.numel()), sums_[segment],
                                          micro_batches_ > 0);
   });
-  reduction_ = {segment, std::move(work), std::move(scratch)};
+  reduction_ = {segment, std::move(work), std::move(scratch), journey};
 }
 
 }  // namespace satune

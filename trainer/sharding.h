@@ -100,18 +100,21 @@ class Sharding final : public SegmentHooks {
   void after_forward(int segment) override;
   void before_backward(int segment) override;
   void after_backward(int segment) override;
+  StepTrace* trace() override { return coordinator_.trace(); }
 
  private:
   /// A segment whose parameters are gathered or being gathered (stage 3).
   struct Gathered {
     int segment;
     std::vector<std::unique_ptr<Work>> works;  ///< empty once waited for
+    size_t journey = 0;                        ///< of the trace
   };
   /// A segment whose gradients are being reduced.
   struct Reduction {
     int segment = -1;
     std::unique_ptr<Work> work;
     at::Tensor scratch;
+    size_t journey = 0;  ///< of the trace
   };
 
   bool sharded_parameters() const { return stage_ >= 3; }
@@ -123,8 +126,10 @@ class Sharding final : public SegmentHooks {
   void wait_gathered(int segment);
   void give_back(int segment);
   /// Around the kernels of a pass, between the hooks before and after it.
-  void begin_pass();
-  void end_pass() { pass_.reset(); }
+  void begin_pass(int segment, bool backward);
+  void end_pass();
+  size_t depart(const char* what, int segment);
+  void arrive(size_t journey);
   void open_gradients(int segment);
   void finish_reduction();
   void sum_over_replicas();
@@ -143,6 +148,7 @@ class Sharding final : public SegmentHooks {
   std::deque<Gathered> gathered_;  ///< oldest first
   Reduction reduction_;
   std::optional<QueuedBehind> pass_;
+  std::optional<size_t> traced_pass_;
   int64_t micro_batches_ = 0;
 };
 

@@ -72,7 +72,8 @@ TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double
   std::vector<double> mine(1);
   sharding_.begin_step();
   for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, groups_.all.world())) {
-    const Batch batch = data_.make_batch(rows.epoch, rows.first_row, rows.rows);
+    const Batch batch = traced(coordinator_.trace(), "data",
+                               [&] { return data_.make_batch(rows.epoch, rows.first_row, rows.rows); });
     const LossSums sums = model_.forward_backward(upload(batch), loss_scale, sharding_.gradients(),
                                                   sharding_.accumulate(), recording_, sharding_);
     in_collective(coordinator_, "loss of a micro-batch", [&] {
@@ -128,6 +129,7 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
   const std::vector<at::Tensor> gradients = sharding_.optimizer_gradients();
   {
     const QueuedBehind queued(coordinator_, model_.weights().device());
+    const TracedPart part(coordinator_.trace(), "optimizer");
     optimizer_.update(gradients, gradient_scale, learning_rate, update);
   }
   sharding_.publish_weights();

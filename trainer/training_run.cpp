@@ -11,6 +11,7 @@
 
 #include "data/files/error.h"
 #include "trainer/collective.h"
+#include "trainer/compute_types.h"
 #include "trainer/data_statistics.h"
 #include "trainer/device.h"
 #include "trainer/evaluation_loss.h"
@@ -22,22 +23,6 @@
 
 namespace satune {
 namespace {
-
-at::ScalarType weight_type(Precision precision) {
-  switch (precision) {
-    case Precision::kFp32:
-      return at::kFloat;
-    case Precision::kFp16:
-      return at::kHalf;
-    case Precision::kBf16:
-      break;
-  }
-  return at::kBFloat16;
-}
-
-at::ScalarType gradient_type(const Settings& settings, at::ScalarType weights, const World& world) {
-  return gradient_element_bytes(settings, world) == 4 ? at::kFloat : weights;
-}
 
 /// Rank 0 decides the stage for all; what each records is its own affair.
 MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordinator& coordinator,
@@ -90,7 +75,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
-                    gradient_type(settings_, model_.weights().type(), ranks.world()));
+                    gradient_type(settings_, ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;
   optimizer_.emplace(model_.weights().trained, sharding_->weight_shards(), AdamWOptions(settings_),
                      sharding_->optimizer_owner(), offload ? at::Device(at::kCPU) : device);
@@ -162,6 +147,10 @@ bool TrainingRun::finished() const {
   return state_.step >= plan_.total_steps() || state_.stopped_early;
 }
 
+void TrainingRun::profile(int64_t steps) {
+  profile_.emplace(steps, folder_.path(), device_, coordinator_, ops_);
+}
+
 ExitCode TrainingRun::train() {
   signals_.defer_stop();
   try {
@@ -176,11 +165,14 @@ ExitCode TrainingRun::train() {
     while (!finished()) {
       coordinator_.at_step(state_.step + 1);
       coordinator_.checkpoint();
+      if (profile_) profile_->before_step(plan_.total_steps() - state_.step);
       one_step();
       after_step();
+      if (profile_) profile_->after_step();
     }
     save();
   } catch (const Interrupted&) {
+    if (profile_) profile_->write();
     save(SaveBy::kNow, /*resumable=*/true);
     clear_for_log();
     spdlog::warn("{}: saved step {}; the run can be continued", coordinator_.stop_reason(), state_.step);
@@ -211,6 +203,7 @@ void TrainingRun::rehearse() {
 }
 
 void TrainingRun::one_step() {
+  const TracedPart part(coordinator_.trace(), "step {}", state_.step + 1);
   const auto start = Clock::now();
   const StepPosition position = plan_.position(state_.step);
   const double learning_rate = schedule_.learning_rate(state_.step);
@@ -285,6 +278,7 @@ bool TrainingRun::evaluation_due() const {
 void TrainingRun::evaluate_and_log() {
   StepMetrics metrics = *state_.unlogged;
   if (evaluation_due()) {
+    const TracedPart part(coordinator_.trace(), "evaluation");
     metrics.eval_loss = evaluation_loss(model_, *plan_.eval(), settings_.per_device_train_batch_size,
                                         ranks_.groups().all, coordinator_, *sharding_);
     note_evaluation(*metrics.eval_loss);
@@ -321,6 +315,7 @@ void TrainingRun::save(SaveBy by, bool resumable) {
   const bool only_model = settings_.save_only_model && !resumable;
   if (saved_step_ == state_.step && (saved_resumable_ || only_model)) return;
   coordinator_.at_phase("save");
+  const TracedPart part(coordinator_.trace(), "snapshot");
   make_room_for_snapshot();
   const SnapshotShare share{sharding_->world(), sharding_->saves(), ++saves_};
   const auto write =

@@ -13,6 +13,7 @@
 #include "trainer/device_metrics.h"
 #include "trainer/eval_samples.h"
 #include "trainer/metrics.h"
+#include "trainer/profile.h"
 #include "trainer/progress.h"
 #include "trainer/ranks.h"
 #include "trainer/run_folder.h"
@@ -40,6 +41,9 @@ class TrainingRun {
   TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotStore& store,
               const SnapshotReader* snapshot, const at::Device& device, SignalWatch& signals, Ranks& ranks,
               FileOps& ops, int64_t local_ranks);
+
+  /// Records that many of the steps that train() will do (trainer/profile.h).
+  void profile(int64_t steps);
 
   /// Steps until the end, an early stop or a signal; these leave the last finished step saved. Throws
   /// std::runtime_error naming step and records when loss or norm is not finite and the policy is "stop"
@@ -119,6 +123,7 @@ class TrainingRun {
   int64_t saves_ = 0;  ///< begun since the start; the same on all ranks
   BackgroundSave background_;
   Clock::time_point last_save_;
+  std::optional<Profile> profile_;  ///< last: what it records lies in the others
 };
 
 }  // namespace satune

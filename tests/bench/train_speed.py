@@ -38,10 +38,31 @@ def measured(command, **environment):
     return done.stderr, int(done.stdout)
 
 
-def peer(model, precision, steps, threads):
-    """The loop people write: transformers' model, autocast for bf16, torch's AdamW."""
+def training_steps(model, optimizer, steps, precision, device="cpu"):
+    """The loop people write: autocast for 16 bits, clipping, torch's AdamW. `steps` gives each step's micro-batches of
+    token ids; yields its seconds."""
     import time
 
+    import torch
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    for batches in steps:
+        wait()
+        start = time.perf_counter()
+        for tokens in batches:
+            with torch.autocast(device, half, enabled=half is not None):
+                loss = model(input_ids=tokens, labels=tokens).loss
+            (loss / len(batches)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait()
+        yield time.perf_counter() - start
+
+
+def peer(model, precision, steps, threads):
+    """transformers' model in fp32 out of a directory."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -50,17 +71,10 @@ def peer(model, precision, steps, threads):
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        tokens = torch.randint(0, ARCH["vocab_size"], (ROWS, LENGTH), generator=generator)
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = model(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    batches = ([torch.randint(0, ARCH["vocab_size"], (ROWS, LENGTH), generator=generator)] for _ in range(steps))
+    for step, seconds in enumerate(training_steps(model, optimizer, batches, precision)):
         if step >= WARM:
-            print(f"step_seconds {time.perf_counter() - start}", file=sys.stderr)
+            print(f"step_seconds {seconds}", file=sys.stderr)
 
 
 def words(count):

@@ -30,5 +30,6 @@ void add_compare_command(CLI::App& app, int& exit_code);   // commands/compare.c
 void add_plan_command(CLI::App& app, int& exit_code);      // commands/plan.cpp
 void add_report_command(CLI::App& app, int& exit_code);    // commands/report.cpp
 void add_watch_command(CLI::App& app, int& exit_code);     // commands/watch.cpp
+void add_bench_command(CLI::App& app, int& exit_code);
 
 }  // namespace satune

@@ -17,6 +17,7 @@
 #include "trainer/failure_report.h"
 #include "trainer/fine_tune.h"
 #include "trainer/parent_death.h"
+#include "trainer/profile.h"
 #include "trainer/rank_environment.h"
 #include "trainer/settings.h"
 
@@ -28,6 +29,7 @@ struct TrainCommand {
   std::vector<std::string> overrides;
   std::string resume;
   bool dry_run = false, print_config = false, allow_changes = false;
+  std::optional<int64_t> profile_steps;
   RankOptions ranks;
 };
 
@@ -123,7 +125,17 @@ int run_or_start_ranks(const TrainCommand& command, const Settings& settings, co
   return run_training(settings, options);
 }
 
+void check_profile(const TrainCommand& command) {
+  if (!command.profile_steps) return;
+  if (*command.profile_steps < 1 || *command.profile_steps > kMostProfiledSteps)
+    throw bad_input("--profile", std::to_string(*command.profile_steps),
+                    fmt::format("1 to {} steps", kMostProfiledSteps));
+  if (command.dry_run || command.print_config)
+    throw bad_input("--profile", command.dry_run ? "--dry-run" : "--print-config", "a run that does steps");
+}
+
 int run_train(const TrainCommand& command, const std::vector<std::string>& overrides) {
+  check_profile(command);
   const Settings settings = settings_of(command, overrides);
   if (command.print_config) {
     fmt::print("{}", print_config(settings));
@@ -139,6 +151,7 @@ int run_train(const TrainCommand& command, const std::vector<std::string>& overr
   raise_descriptor_limit();
   const std::filesystem::path file = stopped_file();
   options.stopped_file = file.string();
+  options.profile_steps = command.profile_steps.value_or(0);
   return with_stopped_file(file, [&] { return run_or_start_ranks(command, settings, options); });
 }
 
@@ -158,6 +171,10 @@ void add_train_command(CLI::App& app, int& exit_code) {
                     "Print every setting with default and meaning: a usable config");
   command->add_flag("--allow-changes", options->allow_changes,
                     "Resume although settings or data that change the trajectory differ");
+  command->add_option(
+      "--profile", options->profile_steps,
+      "Record N steps, after two to warm up, as traces for ui.perfetto.dev in the run folder: "
+      "profile/rank0.json ...");
   add_rank_options(*command, options->ranks);
   command->allow_extras();  // --key=value
   command->footer(settings_help);

@@ -1,0 +1,177 @@
+"""`satune bench` and `satune train --profile` as a user meets them. What is counted is checked in
+tests/trainer/bench_test.cpp and profile_test.cpp; times are never judged."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from programs import call, refused
+
+ARCHITECTURE = {
+    "model_type": "llama", "vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "dtype": "float32",
+}
+SMALL = ["--sequence-length", 32, "--precision", "fp32", "--steps", 2, "--warm-up", 1, "--device", "cpu", "num_threads=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "arch.json").write_text(json.dumps(ARCHITECTURE))
+    (folder / "text.jsonl").write_text("".join(
+        json.dumps({"text": " ".join(f"{(7 * n + i) % 50} sheep" for i in range(8 + n % 5))}) + "\n" for n in range(80)))
+    return folder
+
+
+def bench(satune, *arguments):
+    return json.loads(call(satune, "bench", *arguments, "--json").stdout)
+
+
+def matrices(shared=0):
+    """Weights of products of ARCHITECTURE: shared layers have no q and k."""
+    layer = 32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 48
+    return 280 * 32 + 4 * layer - shared * 32 * (32 + 16)
+
+
+def test_training(satune, folder):
+    output = folder / "training.json"
+    call(satune, "bench", folder / "arch.json", *SMALL, "--sharing", "2-3", "--micro-batch", 2,
+         "--gradient-accumulation-steps", 2, "--document-length", 16, "--peak-tflops", 2, "--output", output)
+    report = json.loads(output.read_text())
+    assert report["kind"] == "training" and report["layers"] == 4 and report["cut_to_layers"] is None
+    assert report["peak_from"] == "--peak-tflops"
+    dense, shared = report["runs"]
+    assert (dense["sharing"], shared["sharing"]) == ("", "2-3")
+    assert report["sharing_speed_ratio"] == pytest.approx(shared["tokens_per_s"] / dense["tokens_per_s"])
+    for run, flops in ((dense, 6 * matrices() + 16 * 32 * 6 * 4), (shared, 6 * matrices(2) + 16 * 32 * (6 * 2 + 3 * 2))):
+        assert run["flops_per_token"] == flops
+        # Two turns.
+        assert run["steps"] == len(run["step_seconds"]["all"]) == 4 and run["skipped_updates"] == 0
+        assert run["tokens_per_s"] == pytest.approx(2 * 2 * 32 / run["step_seconds"]["median"])
+        assert run["mfu"] == pytest.approx(flops * run["tokens_per_s"] / 2e12)
+        assert run["step_seconds"]["p10"] <= run["step_seconds"]["median"] <= run["step_seconds"]["p90"]
+        assert run["memory"]["peak_bytes"] >= run["memory"]["before_bytes"] > 0
+        assert run["memory"]["planned_bytes"] == sum(run["memory"]["planned"].values())
+        assert run["floors"]["gemm_flops_per_s"] > 0 and run["floors"]["copy_bytes_per_s"] > 0
+        rows = {(row["segment"], row["pass"], row["part"]): row for row in run["segments"]}
+        assert len(rows) == len(run["segments"])
+        # A part of a step or its rest: nothing is left out, nothing counts twice.
+        assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+        products = {"qkv projection", "output projection", "gate and up projection", "down projection", "head and loss"}
+        counted = sum(row["flops"] for row in rows.values() if row["part"] in products and row["pass"] != "again")
+        assert counted == 2 * 2 * 32 * 6 * matrices(0 if run is dense else 2)
+        assert rows["layers", "forward", "attention"]["calls"] == 4 * 2
+        assert rows["layers", "again", "attention"]["calls"] == 4 * 2  # gradient_checkpointing true
+        assert rows["step", "", "optimizer"]["bytes"] >= 6 * 4 * run["parameters"]
+        for row in rows.values():
+            assert (row["ratio"] is None) == (row["floor_ms"] is None) == (row["flops"] == row["bytes"] == 0)
+
+
+def test_a_cut_model_says_so(satune, folder):
+    report = bench(satune, folder / "arch.json", *SMALL, "--layers", 2, "--gradient-checkpointing", "false")
+    assert report["layers"] == report["cut_to_layers"] == 2
+    run, = report["runs"]
+    assert run["parameters"] == 2 * 280 * 32 + 32 + 2 * ((matrices() - 280 * 32) // 4 + 64)
+    assert not [row for row in run["segments"] if row["pass"] == "again"]
+    text = call(satune, "bench", folder / "arch.json", *SMALL, "--layers", 2).stdout
+    assert "cut by --layers: not the whole model" in text and "MFU" in text and "layers forward  attention" in text
+
+
+def test_ranks(satune, folder):
+    report = bench(satune, folder / "arch.json", *SMALL, "--nproc-per-node", 2, "--zero-stage", 3)
+    assert report["place"]["world_size"] == 2
+    run, = report["runs"]
+    assert run["zero_stage"] == 3
+    assert run["tokens_per_s"] == pytest.approx(2 * 32 / run["step_seconds"]["median"])
+    parts = {row["part"] for row in run["segments"]}
+    assert {"all-gather of parameters", "reduce-scatter of gradients", "exchange of loss and norm"} <= parts
+
+
+def test_decoding(satune, folder):
+    report = bench(satune, folder / "arch.json", "--decode", "--sharing", "2-3", "--prompt-length", 5, "--new-tokens", 3,
+                   "--max-batch", 3, "--precision", "fp32", "--device", "cpu")
+    assert report["kind"] == "decoding" and report["ended_by"] == "--max-batch"
+    dense, shared = report["runs"]
+    assert dense["kv_bytes_per_token"] == 2 * 4 * 16 * 4 and shared["kv_bytes_per_token"] == (2 * 4 - 2) * 16 * 4
+    for run in (dense, shared):
+        assert [row["batch"] for row in run["batches"]] == [1, 2]
+        for row in run["batches"]:
+            assert row["tokens_per_s"] == pytest.approx(1000 * row["batch"] / row["step_ms"])
+            assert row["kv_bytes"] == 8 * row["batch"] * run["kv_bytes_per_token"]
+            assert row["kv_bytes"] + row["kv_bytes_saved"] == 8 * row["batch"] * dense["kv_bytes_per_token"]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--sequence-length", 65], "--sequence-length: found 65, expected at most 64, the model's max_position_embeddings"),
+    (["--sequence-length", 32, "--document-length", 5], "--document-length: found 5, expected a divisor of"),
+    (["--sequence-length", 32, "--layers", 5], "--layers: found 5, expected at most 4"),
+    (["--sequence-length", 32, "--layers", 2, "--sharing", "2-3"], "layer 2"),
+    (["--sequence-length", 32, "--anchor", "first"], "--anchor: found first, expected --sharing"),
+    (["--sequence-length", 32, "--precision", "fp8"], "precision"),
+    (["--sequence-length", 32, "learning_rate=1"], "found learning_rate=1, expected key=value with one of"),
+    (["--sequence-length", 32, "--steps", 0], "--steps"),
+    (["--sequence-length", 32, "--peak-tflops", -1], "--peak-tflops"),
+    (["--decode", "--steps", 3], "excludes"),
+    (["--max-batch", 3], "--decode"),
+    (["--decode", "--prompt-length", 60, "--new-tokens", 5], "found 65, expected at most 64"),
+    (["--sequence-length", 32, "--output", "/nowhere/bench.json"], "/nowhere"),
+])
+def test_bad_lines(satune, folder, arguments, words):
+    assert words in refused(satune, "bench", folder / "arch.json", "--device", "cpu", *arguments)
+
+
+def test_a_missing_model(satune, folder):
+    assert "none.json" in refused(satune, "bench", folder / "none.json")
+
+
+def test_ctrl_c_leaves_no_file(satune, folder):
+    output = folder / "stopped" / "bench.json"
+    output.parent.mkdir()
+    run = subprocess.Popen([satune, "bench", str(folder / "arch.json"), *map(str, SMALL[:4]), "--steps", "1000000",
+                            "--output", str(output)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert "1000000 steps" in run.stderr.readline()
+    time.sleep(0.3)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 4
+    assert not list(output.parent.iterdir()) and run.stdout.read() == ""
+
+
+@pytest.fixture(scope="module")
+def config(satune, folder):
+    call(satune, "init", folder / "arch.json", folder / "model", "--train-tokenizer", folder / "text.jsonl",
+         "--vocab-size", 280)
+    config = folder / "config.json"
+    config.write_text(json.dumps({
+        "model_name_or_path": str(folder / "model"), "train_file": str(folder / "text.jsonl"), "token_cache_dir": "",
+        "output_dir": str(folder / "run"), "val_size": 0, "max_length": 32, "max_steps": 5, "warmup_steps": 0,
+        "gradient_accumulation_steps": 1, "precision": "fp32", "device": "cpu", "num_threads": 1, "export_at_end": False}))
+    return config
+
+
+def test_profile_of_two_ranks(satune, config):
+    done = call(satune, "train", config, "--nproc-per-node", 2, "zero_stage=3", "--profile", 2)
+    assert "segment" in done.stderr and "layer forward" in done.stderr
+    for rank in (0, 1):
+        events = json.loads((config.parent / "run" / "profile" / f"rank{rank}.json").read_text())["traceEvents"]
+        rows = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+        assert "host" in rows.values() and "communication" in rows.values()
+        spans = [event for event in events if event["ph"] == "X"]
+        assert all(event["dur"] >= 0 and event["pid"] == rank for event in spans)
+        # Once a step every segment's gradients, and its parameters once or twice.
+        reductions = [event for event in spans if event["args"]["kind"] == "reduction of segment"]
+        assert len(reductions) == 2 * 6
+        assert all(rows[event["tid"]].startswith("communication") for event in reductions)
+        assert [event for event in spans if event["args"]["kind"] == "gather of segment"]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--profile", "0"], "--profile: found 0, expected 1 to 100 steps"),
+    (["--profile", "101"], "--profile: found 101"),
+    (["--profile", "two"], "--profile"),
+    (["--profile", "2", "--dry-run"], "--profile: found --dry-run"),
+])
+def test_bad_profiles(satune, config, arguments, words):
+    assert words in refused(satune, "train", config, *arguments)

@@ -1,0 +1,67 @@
+#include "trainer/bench_floors.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "trainer/step_recorder.h"
+
+namespace satune {
+namespace {
+
+constexpr int kGoes = 5;  // after one to warm up
+
+/// Of a product's sides and of what is copied. On the CPU a product of 0.1 s on two cores, and more than any
+/// cache holds.
+constexpr int64_t kSideOnCpu = 1536, kSideOnCard = 8192;
+constexpr int64_t kCopyBytesOnCpu = int64_t{192} << 20, kCopyBytesOnCard = int64_t{1} << 30;
+
+double median_seconds(const at::Device& device, const std::function<void()>& work) {
+  StepRecorder recorder(device);
+  for (int i = 0; i <= kGoes; ++i) {
+    const TracedPart part(&recorder, "go");
+    work();
+  }
+  std::vector<double> seconds;
+  for (const RecordedPart& part : recorder.take().parts) seconds.push_back(part.device.length() / 1e6);
+  seconds.erase(seconds.begin());
+  std::nth_element(seconds.begin(), seconds.begin() + kGoes / 2, seconds.end());
+  return seconds[kGoes / 2];
+}
+
+double gemm_rate(const at::Device& device, at::ScalarType type) {
+  const int64_t side = device.is_cpu() ? kSideOnCpu : kSideOnCard;
+  const at::Tensor a = at::full({side, side}, 0.01, at::TensorOptions(device).dtype(type));
+  const at::Tensor b = at::full({side, side}, 0.01, a.options());
+  at::Tensor out = at::empty({side, side}, a.options());
+  const auto n = static_cast<double>(side);
+  return 2 * n * n * n / median_seconds(device, [&] { at::matmul_out(out, a, b); });
+}
+
+double copy_rate(const at::Device& device) {
+  const int64_t bytes = device.is_cpu() ? kCopyBytesOnCpu : kCopyBytesOnCard;
+  const at::Tensor from = at::zeros({bytes / 4}, at::TensorOptions(device).dtype(at::kFloat));
+  const at::Tensor to = at::zeros_like(from);
+  return 2 * static_cast<double>(bytes) / median_seconds(device, [&] { to.copy_(from); });
+}
+
+}  // namespace
+
+double Floors::seconds(double flops, double bytes) const {
+  return std::max(gemm_flops > 0 ? flops / gemm_flops : 0, copy_bytes > 0 ? bytes / copy_bytes : 0);
+}
+
+Floors measure_floors(const at::Device& device, at::ScalarType type) {
+  Floors floors{gemm_rate(device, type), copy_rate(device)};
+  if (device.is_cpu() && type != at::kFloat)
+    floors.gemm_flops = std::max(floors.gemm_flops, gemm_rate(device, at::kFloat));
+  return floors;
+}
+
+Floors better_of(const Floors& a, const Floors& b) {
+  return {std::max(a.gemm_flops, b.gemm_flops), std::max(a.copy_bytes, b.copy_bytes)};
+}
+
+}  // namespace satune
