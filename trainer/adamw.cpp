@@ -9,6 +9,7 @@
 #include "model/ops/cuda_stream.h"
 #include "trainer/adamw_kernels.h"
 #include "trainer/cuda_kernels.h"
+#include "trainer/state_kernels.h"
 
 namespace satune {
 namespace {
@@ -79,8 +80,53 @@ void update_on_card(const at::Tensor& master, const at::Tensor& exp_avg, const a
   cuda::adamw_update(arrays, end - begin, c, cuda::current_stream(master));
 }
 
+// Elements that pass through fp32 at a time: on a card between its forms, on the host when the state is
+// filled. Multiples of kStateBlock.
+constexpr int64_t kDevicePiece = int64_t{4} << 20;
+constexpr int64_t kFillPiece = int64_t{1} << 20;
+
+/// Words for elements [begin, end) of a share; 0 where no piece is.
+at::Tensor noise_on_device(std::span<const StatePiece> pieces, const StateUpdate& update, size_t array,
+                           int64_t begin, int64_t end, at::Device device) {
+  at::Tensor noise = at::zeros({end - begin}, at::TensorOptions(device).dtype(at::kLong));
+  for (const StatePiece& piece : pieces) {
+    const int64_t from = std::max(begin, piece.begin()), to = std::min(end, piece.end());
+    if (from >= to) continue;
+    const int64_t first = piece.where.elements.begin + from - piece.begin();
+    noise.slice(0, from - begin, to - begin)
+        .copy_(rounding_noise_tensor(noise_key(update, piece, array), first, to - from, device));
+  }
+  return noise;
+}
+
+/// update_tiles() with the kernel over fp32 forms, and tensor operations between the forms.
+void update_pieces_on_card(StateArrays& state, const at::Tensor& gradient, std::span<const StatePiece> pieces,
+                           const StateUpdate& update) {
+  for (int64_t begin = 0; begin < gradient.numel(); begin += kDevicePiece) {
+    const int64_t end = std::min(gradient.numel(), begin + kDevicePiece);
+    const auto arrays = state.all();
+    std::array<at::Tensor, 3> values;
+    for (size_t i = 0; i < arrays.size(); ++i) values[i] = arrays[i]->values(begin, end);
+    const at::Tensor wide = gradient.slice(0, begin, end).to(at::kFloat);
+    for (const StatePiece& piece : pieces) {
+      const int64_t from = std::max(begin, piece.begin()), to = std::min(end, piece.end());
+      if (from >= to) continue;
+      update_on_card(values[0], values[1], values[2], wide, /*weights=*/values[0], from - begin, to - begin,
+                     piece.decay ? update.decayed : update.undecayed);
+    }
+    for (size_t i = 0; i < arrays.size(); ++i) {
+      if (arrays[i]->form() == StateForm::kFp32) continue;
+      const bool noisy = arrays[i]->rounds_stochastically();
+      arrays[i]->set(
+          begin, values[i],
+          noisy ? noise_on_device(pieces, update, i, begin, end, gradient.device()) : at::Tensor());
+    }
+  }
+}
+
 void round_weights(const at::Tensor& master, const at::Tensor& weights) {
-  if (!master.is_cpu() || weights.scalar_type() != at::kBFloat16) {
+  const bool rounds = master.scalar_type() == at::kFloat && weights.scalar_type() == at::kBFloat16;
+  if (!master.is_cpu() || !rounds) {
     weights.copy_(master);
     return;
   }
@@ -99,7 +145,9 @@ AdamWOptions::AdamWOptions(const Settings& settings)
     : beta1(settings.adam_beta1),
       beta2(settings.adam_beta2),
       epsilon(settings.adam_epsilon),
-      weight_decay(settings.weight_decay) {}
+      weight_decay(settings.weight_decay),
+      format(settings),
+      seed(settings.seed) {}
 
 std::vector<at::Tensor> shards_of(const ParameterBuffers& buffers, const World& owner) {
   std::vector<at::Tensor> shards;
@@ -118,25 +166,51 @@ AdamW::AdamW(const ParameterBuffers& weights, std::vector<at::Tensor> shards, co
     segment.range = shard_range(weights.flat(i).numel(), owner);
     segment.shard = std::move(shards[i]);
     TORCH_CHECK(segment.shard.numel() == segment.range.size(), "segment ", i, ": a shard of another size");
-    segment.master = segment.shard.to(at::TensorOptions(state_device).dtype(at::kFloat));
-    segment.exp_avg = at::zeros_like(segment.master);
-    segment.exp_avg_sq = at::zeros_like(segment.master);
-    segment.runs = decay_runs(weights, i, owner);
+    for (const ShardPiece& piece : shard_pieces(weights, i, owner)) {
+      segment.pieces.push_back({piece, weights.table().tensors()[piece.tensor].decay});
+    }
+    segment.runs = decay_runs(segment.pieces);
+    make_state(segment, state_device);
   }
 }
 
 AdamW::AdamW(const ParameterBuffers& weights, const AdamWOptions& options, const World& owner)
     : AdamW(weights, shards_of(weights, owner), options, owner, weights.flat(0).device()) {}
 
-std::vector<AdamW::Run> AdamW::decay_runs(const ParameterBuffers& weights, int segment, const World& owner) {
+bool AdamW::SegmentState::all_fp32() const {
+  return arrays.master.form() == StateForm::kFp32 && arrays.exp_avg.form() == StateForm::kFp32;
+}
+
+const StateArray& AdamW::SegmentState::array(std::string_view part) const {
+  if (part == "master") return arrays.master;
+  if (part == "exp_avg") return arrays.exp_avg;
+  TORCH_CHECK(part == "exp_avg_sq", "no optimizer state named ", part);
+  return arrays.exp_avg_sq;
+}
+
+void AdamW::make_state(SegmentState& segment, at::Device state_device) const {
+  const StateFormat& format = options_.format;
+  const int64_t numel = segment.range.size();
+  if (format.master_weights == MasterWeights::kFp32) {
+    segment.numbers = segment.shard.to(at::TensorOptions(state_device).dtype(at::kFloat));
+    segment.arrays.master = StateArray(segment.numbers);
+  } else {
+    segment.numbers = segment.shard.to(state_device);
+    segment.arrays.master = format.master_weights == MasterWeights::kSplit
+                                ? StateArray::split(segment.numbers)
+                                : StateArray(segment.numbers);
+  }
+  segment.arrays.exp_avg = StateArray(moment_form(format.moments, false), numel, state_device);
+  segment.arrays.exp_avg_sq = StateArray(moment_form(format.moments, true), numel, state_device);
+}
+
+std::vector<AdamW::Run> AdamW::decay_runs(const std::vector<StatePiece>& pieces) {
   std::vector<Run> runs;
-  for (const ShardPiece& piece : shard_pieces(weights, segment, owner)) {
-    const bool decay = weights.table().tensors()[piece.tensor].decay;
-    const int64_t begin = piece.shard_offset, end = begin + piece.elements.size();
-    if (!runs.empty() && runs.back().end == begin && runs.back().decay == decay) {
-      runs.back().end = end;
+  for (const StatePiece& piece : pieces) {
+    if (!runs.empty() && runs.back().end == piece.begin() && runs.back().decay == piece.decay) {
+      runs.back().end = piece.end();
     } else {
-      runs.push_back({begin, end, decay});
+      runs.push_back({piece.begin(), piece.end(), piece.decay});
     }
   }
   return runs;
@@ -144,20 +218,32 @@ std::vector<AdamW::Run> AdamW::decay_runs(const ParameterBuffers& weights, int s
 
 void AdamW::update(std::span<const at::Tensor> gradients, double gradient_scale, double learning_rate,
                    int64_t t) {
+  const auto coefficients_of = [&](bool decay) {
+    return coefficients(options_, gradient_scale, learning_rate, t, decay);
+  };
+  const StateUpdate update{coefficients_of(true), coefficients_of(false), options_.seed, t};
   for (size_t i = 0; i < segments_.size(); ++i) {
-    const SegmentState& segment = segments_[i];
-    const at::Tensor gradient = gradients[i].to(segment.master.device());
+    SegmentState& segment = segments_[i];
+    const at::Tensor gradient = gradients[i].to(segment.numbers.device());
+    const bool on_card = cuda::on_card(gradient);
+    if (!segment.all_fp32()) {
+      const auto apply = on_card ? update_pieces_on_card : update_tiles;
+      apply(segment.arrays, gradient, segment.pieces, update);
+      write_weights(segment);
+      continue;
+    }
     for (const Run& run : segment.runs) {
-      const AdamWCoefficients c = coefficients(options_, gradient_scale, learning_rate, t, run.decay);
-      if (cuda::on_card(gradient)) {
-        update_on_card(segment.master, segment.exp_avg, segment.exp_avg_sq, gradient, segment.shard,
-                       run.begin, run.end, c);
+      const AdamWCoefficients& c = run.decay ? update.decayed : update.undecayed;
+      const at::Tensor& m = segment.arrays.exp_avg.numbers();
+      const at::Tensor& v = segment.arrays.exp_avg_sq.numbers();
+      if (on_card) {
+        update_on_card(segment.numbers, m, v, gradient, segment.shard, run.begin, run.end, c);
       } else {
-        update_on_cpu(segment.master, segment.exp_avg, segment.exp_avg_sq, gradient, run.begin, run.end, c);
+        update_on_cpu(segment.numbers, m, v, gradient, run.begin, run.end, c);
       }
     }
+    if (!on_card) write_weights(segment);  // there the kernel has written them
   }
-  if (!segments_.empty() && !cuda::on_card(segments_[0].master)) write_weights();
 }
 
 void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate,
@@ -165,26 +251,49 @@ void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, dou
   update(shards_of(gradients, owner_), gradient_scale, learning_rate, t);
 }
 
-void AdamW::write_weights() {
-  for (const SegmentState& segment : segments_) {
-    if (!segment.master.is_alias_of(segment.shard)) round_weights(segment.master, segment.shard);
-  }
+void AdamW::write_weights(const SegmentState& segment) {
+  if (!segment.numbers.is_alias_of(segment.shard)) round_weights(segment.numbers, segment.shard);
 }
 
 at::Tensor AdamW::part(std::string_view name, size_t tensor, const ElementRange& elements) const {
-  const int segment = weights_.table().tensors()[tensor].segment;
-  const ElementRange& owned = segments_[segment].range;
-  const int64_t begin = weights_.offset(tensor) + elements.begin - owned.begin;
-  TORCH_CHECK(begin >= 0 && begin + elements.size() <= owned.size(), "elements of another share");
-  return part(name, segment).narrow(0, begin, elements.size());
+  const SegmentState& segment = segments_[weights_.table().tensors()[tensor].segment];
+  const int64_t begin = weights_.offset(tensor) + elements.begin - segment.range.begin;
+  TORCH_CHECK(begin >= 0 && begin + elements.size() <= segment.range.size(), "elements of another share");
+  return segment.array(name).values(begin, begin + elements.size());
 }
 
-const at::Tensor& AdamW::part(std::string_view name, int segment) const {
-  const SegmentState& state = segments_[segment];
-  if (name == "master") return state.master;
-  if (name == "exp_avg") return state.exp_avg;
-  TORCH_CHECK(name == "exp_avg_sq", "no optimizer state named ", name);
-  return state.exp_avg_sq;
+at::Tensor AdamW::part(std::string_view name, int segment) const {
+  return segments_[segment].array(name).values(0, segments_[segment].range.size());
+}
+
+at::Tensor AdamW::stored(const StoredPart& part, size_t tensor, const ElementRange& elements) const {
+  const SegmentState& segment = segments_[weights_.table().tensors()[tensor].segment];
+  const int64_t begin = weights_.offset(tensor) + elements.begin - segment.range.begin;
+  TORCH_CHECK(begin >= 0 && begin + elements.size() <= segment.range.size(), "elements of another share");
+  const StateArray& array = segment.array(part.part);
+  return part.scales ? array.stored_scales(begin, begin + elements.size())
+                     : array.stored(begin, begin + elements.size());
+}
+
+void AdamW::fill(std::span<const std::string_view> parts, const PartReader& read) {
+  for (SegmentState& segment : segments_) {
+    for (int64_t begin = 0; begin < segment.range.size(); begin += kFillPiece) {
+      const int64_t end = std::min(segment.range.size(), begin + kFillPiece);
+      for (const std::string_view part : parts) {
+        const at::Tensor values = at::zeros({end - begin}, at::kFloat);
+        for (const StatePiece& piece : segment.pieces) {
+          const int64_t from = std::max(begin, piece.begin()), to = std::min(end, piece.end());
+          if (from >= to) continue;
+          const int64_t first = piece.where.elements.begin + from - piece.begin();
+          read(part, piece.where.tensor, {first, first + to - from},
+               values.slice(0, from - begin, to - begin));
+        }
+        StateArray array = segment.array(part);  // of the same memory
+        array.set(begin, array.device().is_cpu() ? values : values.to(array.device()));
+      }
+    }
+  }
+  for (const SegmentState& segment : segments_) write_weights(segment);
 }
 
 }  // namespace satune

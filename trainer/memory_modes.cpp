@@ -39,6 +39,22 @@ class Proposal {
     need_ = plan_memory(with_settings(run_, settings_), sharded_, available_).total();
     return need_ <= available_;
   }
+  /// The same, where it saves a part of the need that is worth a change; left out otherwise.
+  template <typename Change>
+  bool fits_with_less(std::string text, Change&& change) {
+    Settings changed = settings_;
+    change(changed);
+    const int64_t before = plan_memory(with_settings(run_, settings_), sharded_, available_).total();
+    const int64_t after = plan_memory(with_settings(run_, changed), sharded_, available_).total();
+    if (before - after < before / 100) return false;
+    return fits_with(std::move(text), [&](Settings& settings, Sharded&) { change(settings); });
+  }
+  /// Undoes what has turned out to be of no use: `key` is as the run has it again.
+  template <typename Restore>
+  void take_back(std::string_view key, Restore&& restore) {
+    restore(settings_, run_.settings);
+    std::erase_if(texts_, [&](const std::string& text) { return text.starts_with(key); });
+  }
   const Settings& settings() const { return settings_; }
   const Sharded& sharded() const { return sharded_; }
   /// "gradient_checkpointing=true optimizer_offload=cpu", one setting of each name: the last.
@@ -63,17 +79,30 @@ class Proposal {
   int64_t need_ = 0;
 };
 
-/// Changes in the order of what they cost. True where the run fits at last.
-bool propose(Proposal& proposal, bool on_card) {
+/// What the proposal may do about the optimizer's state.
+enum class Optimizer { kOffload, kShrink };
+
+/// Masters in half the memory: the same numbers.
+bool split_masters_fit(Proposal& proposal) {
   const Settings& settings = proposal.settings();
-  for (int64_t stage = proposal.sharded().stage + 1;
-       proposal.sharded().world_size > 1 && stage <= kHighestStage; ++stage) {
-    if (proposal.fits_with(fmt::format("zero_stage={}", stage), [&](Settings& changed, Sharded& sharded) {
-          changed.zero_stage = stage;
-          sharded.stage = stage;
-        }))
-      return true;
-  }
+  if (settings.precision != Precision::kBf16 || settings.master_weights != MasterWeights::kFp32) return false;
+  return proposal.fits_with_less("master_weights=split",
+                                 [](Settings& changed) { changed.master_weights = MasterWeights::kSplit; });
+}
+
+/// Forms that round stochastically.
+bool smaller_state_fits(Proposal& proposal) {
+  if (proposal.settings().optimizer_moments != OptimizerMoments::k8Bit &&
+      proposal.fits_with_less("optimizer_moments=8bit",
+                              [](Settings& changed) { changed.optimizer_moments = OptimizerMoments::k8Bit; }))
+    return true;
+  if (proposal.settings().precision != Precision::kBf16) return false;
+  return proposal.fits_with_less("master_weights=none",
+                                 [](Settings& changed) { changed.master_weights = MasterWeights::kNone; });
+}
+
+bool checkpointing_fits(Proposal& proposal) {
+  const Settings& settings = proposal.settings();
   const auto policy = [&](std::string_view text, Checkpointing value) {
     return proposal.fits_with(fmt::format("gradient_checkpointing={}", text),
                               [&](Settings& changed, Sharded&) { changed.gradient_checkpointing = value; });
@@ -81,13 +110,11 @@ bool propose(Proposal& proposal, bool on_card) {
   if (settings.gradient_checkpointing == Checkpointing::kOff &&
       policy("selective", Checkpointing::kSelective))
     return true;
-  if (settings.gradient_checkpointing == Checkpointing::kSelective && policy("true", Checkpointing::kOn))
-    return true;
-  if (on_card && settings.optimizer_offload == OptimizerOffload::kNone &&
-      proposal.fits_with("optimizer_offload=cpu", [](Settings& changed, Sharded&) {
-        changed.optimizer_offload = OptimizerOffload::kCpu;
-      }))
-    return true;
+  return settings.gradient_checkpointing == Checkpointing::kSelective && policy("true", Checkpointing::kOn);
+}
+
+bool fewer_tokens_fit(Proposal& proposal) {
+  const Settings& settings = proposal.settings();
   while (settings.per_device_train_batch_size > 1) {
     const int64_t rows = settings.per_device_train_batch_size / 2;
     if (proposal.fits_with(fmt::format("per_device_train_batch_size={}", rows),
@@ -103,14 +130,48 @@ bool propose(Proposal& proposal, bool on_card) {
   return false;
 }
 
+/// Changes in the order of what they cost. True where the run fits at last.
+bool propose(Proposal& proposal, bool on_card, Optimizer optimizer) {
+  for (int64_t stage = proposal.sharded().stage + 1;
+       proposal.sharded().world_size > 1 && stage <= kHighestStage; ++stage) {
+    if (proposal.fits_with(fmt::format("zero_stage={}", stage), [&](Settings& changed, Sharded& sharded) {
+          changed.zero_stage = stage;
+          sharded.stage = stage;
+        }))
+      return true;
+  }
+  if (split_masters_fit(proposal) || checkpointing_fits(proposal)) return true;
+  const bool can_offload = on_card && proposal.settings().optimizer_offload == OptimizerOffload::kNone;
+  if (can_offload && optimizer == Optimizer::kOffload) {
+    // Masters that leave the card take nothing there.
+    proposal.take_back("master_weights=", [](Settings& changed, const Settings& original) {
+      changed.master_weights = original.master_weights;
+    });
+    if (proposal.fits_with("optimizer_offload=cpu", [](Settings& changed, Sharded&) {
+          changed.optimizer_offload = OptimizerOffload::kCpu;
+        }))
+      return true;
+  }
+  if (smaller_state_fits(proposal)) return true;
+  return fewer_tokens_fit(proposal);
+}
+
 }  // namespace
 
 Settings in_mode(const Settings& settings, size_t mode) {
-  constexpr std::array<Checkpointing, kMemoryModes.size()> policies = {
-      Checkpointing::kOff, Checkpointing::kSelective, Checkpointing::kOn, Checkpointing::kOn};
+  constexpr std::array<Checkpointing, 3> policies = {Checkpointing::kOff, Checkpointing::kSelective,
+                                                     Checkpointing::kOn};
+  const std::string_view name = kMemoryModes.at(mode);
   Settings changed = settings;
-  changed.gradient_checkpointing = policies.at(mode);
-  changed.optimizer_offload = mode == 3 ? OptimizerOffload::kCpu : OptimizerOffload::kNone;
+  changed.gradient_checkpointing = policies.at(std::min(mode, policies.size() - 1));
+  changed.optimizer_offload = name.ends_with("offload") ? OptimizerOffload::kCpu : OptimizerOffload::kNone;
+  const bool bf16 = settings.precision == Precision::kBf16;
+  if (bf16 && name.ends_with("split") && settings.master_weights == MasterWeights::kFp32)
+    changed.master_weights = MasterWeights::kSplit;
+  if (name.ends_with("8bit")) {
+    changed.optimizer_moments = OptimizerMoments::k8Bit;
+    if (bf16) changed.master_weights = MasterWeights::kNone;
+  }
   return changed;
 }
 
@@ -157,8 +218,14 @@ std::string why_it_will_not_fit(const PlannedRun& run, const Sharded& sharded, i
   const std::string found = fmt::format("this run needs {}{}, {} available", size(need),
                                         sharded.world_size > 1 ? " a rank" : "", size(available));
   Proposal proposal(run, sharded, available);
-  if (propose(proposal, run.on_card)) {
-    return fmt::format("{}; with {} it needs {}", found, proposal.text(), size(proposal.need()));
+  if (propose(proposal, run.on_card, Optimizer::kOffload)) {
+    std::string text = fmt::format("{}; with {} it needs {}", found, proposal.text(), size(proposal.need()));
+    Proposal small(run, sharded, available);
+    if (proposal.settings().optimizer_offload != run.settings.optimizer_offload &&
+        propose(small, run.on_card, Optimizer::kShrink)) {
+      text += fmt::format(", or without offload, with {}, {}", small.text(), size(small.need()));
+    }
+    return text;
   }
   return fmt::format("{}; {}", found,
                      proposal.text().empty()

@@ -13,9 +13,10 @@
 
 namespace satune {
 
-/// "false", "selective", "true", "true" with optimizer_offload: from the fastest to the smallest.
-inline constexpr std::array<std::string_view, 4> kMemoryModes = {"keep", "selective", "recompute",
-                                                                 "recompute+offload"};
+/// gradient_checkpointing "false", "selective", "true"; "true" with split masters, with neither masters nor
+/// large moments, and with optimizer_offload.
+inline constexpr std::array<std::string_view, 6> kMemoryModes = {
+    "keep", "selective", "recompute", "recompute+split", "recompute+none+8bit", "recompute+offload"};
 
 /// The settings of run with one mode of kMemoryModes (0-based) in place.
 Settings in_mode(const Settings& settings, size_t mode);
@@ -39,7 +40,8 @@ std::vector<CardFit> fitting_modes(const PlannedRun& run, int64_t world_size, in
 
 /// For a run that needs more than `available` bytes a rank: "needs 21.3 GiB a rank, 16.0 GiB available" and
 /// the nearest settings that fit, most harmless first ("with gradient_checkpointing=true it needs 14.2 GiB"),
-/// or that none of those tried does. "" where the run fits.
+/// or that none of those tried does. Where that moves the optimizer off the card, what fits with less state
+/// instead. "" where the run fits.
 std::string why_it_will_not_fit(const PlannedRun& run, const Sharded& sharded, int64_t available);
 
 }  // namespace satune

@@ -6,13 +6,13 @@
 #include <numeric>
 
 #include "model/ops/product_type.h"
+#include "trainer/optimizer_state.h"
 #include "trainer/progress.h"
 
 namespace satune {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
-constexpr int64_t kStateParts = 3;  // master and two moments
 // MKL keeps buffers of packed operands: 5.0 MiB with one thread, 10.0 with two (sgemm of LibTorch 2.11.0,
 // first call; no more for later or larger ones).
 constexpr int64_t kMklBytesPerThread = int64_t{5} << 20;
@@ -46,15 +46,18 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
   if (!alone && stage == 0) plan.gathered_sums += trained * kFloatBytes;
 
   const int64_t owned = stage == 0 ? trained : trained / shares;
-  const bool has_master = settings.precision != Precision::kFp32;
+  const StateFormat format(settings);
+  const OptimizerBytes optimizer = optimizer_bytes(format, settings.precision, owned);
   if (run.on_card && settings.optimizer_offload == OptimizerOffload::kCpu) {
-    plan.host += owned * kStateParts * kFloatBytes;
+    // The weights of fp32 runs, and those that are part of the state, have a copy there.
+    const bool own = settings.precision != Precision::kFp32 && format.master_weights == MasterWeights::kFp32;
+    plan.host += optimizer.master + optimizer.moments + (own ? 0 : owned * element);
   } else {
-    plan.master = has_master ? owned * kFloatBytes : 0;
-    plan.moments = owned * 2 * kFloatBytes;
+    plan.master = optimizer.master;
+    plan.moments = optimizer.moments;
   }
   if (settings.async_save) {
-    (run.on_card ? plan.host : plan.snapshot_copy) += trained / shares * kStateParts * kFloatBytes;
+    (run.on_card ? plan.host : plan.snapshot_copy) += stored_bytes(stored_parts(format), trained / shares);
   }
 }
 

@@ -35,7 +35,7 @@ struct MemoryPlan {
                           ///< other ranks' parts of a segment arrive in
   int64_t sums = 0;       ///< fp32 gradients summed over ranks and micro-batches: this rank's share
   int64_t gathered_sums = 0;  ///< stage 0: those of all ranks; with replicas, what they exchange
-  int64_t master = 0;         ///< fp32 copies; 0 in fp32 runs, where the weights are the master
+  int64_t master = 0;  ///< beside the weights: copies or remainders; 0 where the weights are the master
   int64_t moments = 0;
   int64_t snapshot_copy = 0;  ///< async_save on the CPU
   int64_t activations = 0;    ///< kept between forward and backward, all layers

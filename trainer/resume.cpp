@@ -137,31 +137,20 @@ void check_continuation(const SnapshotReader& snapshot, RunPlan& plan, const Jso
 }
 
 void restore_optimizer(AdamW& optimizer, const SnapshotReader& snapshot) {
-  const ParameterBuffers& weights = optimizer.weights();
-  for (int segment = 0; segment < weights.num_segments(); ++segment) {
-    for (const ShardPiece& piece : shard_pieces(weights, segment, optimizer.owner())) {
-      for (const std::string_view part : kOptimizerParts) {
-        const at::Tensor target = optimizer.part(part, piece.tensor, piece.elements);
-        at::Tensor host = target.is_cpu() ? target : at::empty(target.sizes(), at::kFloat);
-        snapshot.read(part, piece.tensor, piece.elements,
-                      {host.mutable_data_ptr<float>(), static_cast<size_t>(host.numel())});
-        if (!target.is_cpu()) target.copy_(host);
-      }
-    }
-  }
-  optimizer.write_weights();
+  optimizer.fill(kOptimizerParts, [&](std::string_view part, size_t tensor, const ElementRange& elements,
+                                      const at::Tensor& into) {
+    snapshot.read(part, tensor, elements,
+                  {into.mutable_data_ptr<float>(), static_cast<size_t>(into.numel())});
+  });
 }
 
 void load_pretrained(AdamW& optimizer, const Sharding& sharding, const Checkpoint& checkpoint) {
   const ParameterBuffers& weights = optimizer.weights();
   const auto tensors = weights.table().tensors();
-  for (int segment = 0; segment < weights.num_segments(); ++segment) {
-    for (const ShardPiece& piece : shard_pieces(weights, segment, optimizer.owner())) {
-      load_elements(optimizer.part("master", piece.tensor, piece.elements), checkpoint, tensors[piece.tensor],
-                    piece.elements.begin);
-    }
-  }
-  optimizer.write_weights();
+  optimizer.fill(std::span(kOptimizerParts).first(1),
+                 [&](std::string_view, size_t tensor, const ElementRange& elements, const at::Tensor& into) {
+                   load_elements(into, checkpoint, tensors[tensor], elements.begin);
+                 });
   load_frozen(sharding, checkpoint, weights.table());
 }
 

@@ -114,9 +114,10 @@ void check_one_folder(const RunFolder& folder, Coordinator& coordinator) {
 DiskNeed disk_need(RunPlan& plan) {
   const Settings& settings = plan.settings();
   DiskNeed need;
-  need.snapshot_bytes = snapshot_bytes(plan.table(), plan.trained_mask(), settings.save_only_model);
+  need.snapshot_bytes = snapshot_bytes(plan.table(), plan.trained_mask(),
+                                       stored_parts(StateFormat(settings), settings.save_only_model));
   need.snapshots = std::max<int64_t>(1, settings.save_total_limit) + (settings.keep_best ? 1 : 0);
-  need.saving_bytes = snapshot_bytes(plan.table(), plan.trained_mask(), /*only_model=*/false);
+  need.saving_bytes = snapshot_bytes(plan.table(), plan.trained_mask(), stored_parts(StateFormat(settings)));
   const auto epochs = static_cast<int64_t>(std::ceil(plan.epochs_after(plan.total_steps())));
   const int64_t exports = (settings.export_at_end ? 1 : 0) + (settings.export_every_epoch ? epochs : 0);
   need.export_bytes = static_cast<uint64_t>(exports * plan.table().parameter_count() *

@@ -166,6 +166,15 @@ void check_together(const Settings& settings, const GivenByKey& given, std::stri
         fmt::format("{} rows of max_length {}", settings.per_device_train_batch_size, settings.max_length),
         "2^31 tokens at most in a micro-batch");
   }
+  if (settings.master_weights != MasterWeights::kFp32 && settings.precision != Precision::kBf16) {
+    const bool fp32 = settings.precision == Precision::kFp32;
+    throw bad_input(
+        where("master_weights"),
+        fmt::format("\"{}\" with precision \"{}\"",
+                    settings.master_weights == MasterWeights::kSplit ? "split" : "none",
+                    fp32 ? "fp32" : "fp16"),
+        fp32 ? "\"fp32\": weights of fp32 are their own master" : "\"fp32\", or precision \"bf16\"");
+  }
   const bool evaluates = settings.eval_file || settings.val_size > 0;
   if (!evaluates && (settings.patience || settings.keep_best)) {
     throw bad_input(where(settings.patience ? "patience" : "keep_best"), "no records to evaluate on",

@@ -26,6 +26,8 @@ enum class NonFinitePolicy { kStop, kSkip };                      // "stop" "ski
 enum class DeviceChoice { kAuto, kCpu, kCuda };                   // "auto" "cpu" "cuda"
 enum class ExportDtype { kAuto, kFloat32, kBfloat16, kFloat16 };  // "auto" "float32" "bfloat16" "float16"
 enum class OptimizerOffload { kNone, kCpu };                      // "none" "cpu"
+enum class MasterWeights { kFp32, kSplit, kNone };                // "fp32" "split" "none"
+enum class OptimizerMoments { kFp32, kBf16, k8Bit };              // "fp32" "bf16" "8bit"
 
 /// Defaults are those of the JSON keys of the same name (nested keys: "sharing.layers" is sharing_layers).
 /// A Settings that came out of read_settings() is resolved: of two alternative keys exactly one is set.
@@ -76,7 +78,9 @@ struct Settings {
   std::optional<int64_t> zero_stage;        ///< 0-3; unset = "auto". One process: all the same
   std::optional<int64_t> shard_group_size;  ///< ranks that hold one model together; unset = all
   OptimizerOffload optimizer_offload = OptimizerOffload::kNone;
-  int64_t ddp_timeout = 1800;      ///< seconds that a collective may take
+  MasterWeights master_weights = MasterWeights::kFp32;           ///< trainer/optimizer_state.h has both
+  OptimizerMoments optimizer_moments = OptimizerMoments::kFp32;  ///< tables
+  int64_t ddp_timeout = 1800;                                    ///< seconds that a collective may take
   int64_t heartbeat_timeout = 30;  ///< seconds without a sign of life after which a rank counts as lost
 
   // The run.
@@ -123,6 +127,8 @@ struct SettingInfo {
   std::string type;                 ///< "number", "string", "true | false | \"selective\" | \"auto\"" ...
   std::string meaning;              ///< one line
   bool changes_trajectory = false;  ///< a resume with another value would not continue the same run
+  /// Values that compute the same numbers all the same: a change from one to another is none.
+  std::vector<std::string> interchangeable = {};
 };
 const std::vector<SettingInfo>& setting_infos();
 

@@ -65,6 +65,8 @@ ChoiceNames<NonFinitePolicy> choice_names(NonFinitePolicy);
 ChoiceNames<DeviceChoice> choice_names(DeviceChoice);
 ChoiceNames<ExportDtype> choice_names(ExportDtype);
 ChoiceNames<OptimizerOffload> choice_names(OptimizerOffload);
+ChoiceNames<MasterWeights> choice_names(MasterWeights);
+ChoiceNames<OptimizerMoments> choice_names(OptimizerMoments);
 
 /// " | null", or " | \"auto\"": how an optional is left unset.
 std::string describe_unset(const Rule& rule);
@@ -184,7 +186,7 @@ Field make_field(std::string key, Member member, std::string meaning, bool chang
                  Rule rule = kAny) {
   using T = std::remove_cvref_t<decltype(member(std::declval<Settings&>()))>;
   Field field;
-  field.info = {std::move(key), Codec<T>::type(rule), std::move(meaning), changes_trajectory};
+  field.info = {std::move(key), Codec<T>::type(rule), std::move(meaning), changes_trajectory, {}};
   field.set = [member, rule](Settings& settings, const Json& value, std::string_view where) {
     member(settings) = Codec<T>::read(value, rule, where);
   };

@@ -1,6 +1,8 @@
 // Settings as text: the resolved config, the commented one, and what differs from a saved one.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "trainer/settings_field.h"
 
 namespace satune {
@@ -30,6 +32,14 @@ std::string comment(const Field& field, std::string_view indent) {
   const Json default_value = field.get(Settings{});
   const std::string tail = field.required ? "required" : fmt::format("default {}", default_value.dump());
   return fmt::format("{}// {} [{}; {}]\n", indent, field.info.meaning, field.info.type, tail);
+}
+
+bool interchangeable(const Field& field, const Json& before, const Json& after) {
+  const std::vector<std::string>& values = field.info.interchangeable;
+  const auto is_one = [&](const Json& value) {
+    return std::any_of(values.begin(), values.end(), [&](const std::string& name) { return value == name; });
+  };
+  return is_one(before) && is_one(after);
 }
 
 }  // namespace
@@ -71,7 +81,7 @@ std::vector<std::string> trajectory_changes(const Json& old, const Settings& now
     if (!field.info.changes_trajectory) continue;
     const Json* saved = find_saved(old, field.info.key);
     const Json before = saved ? *saved : field.get(Settings{}), after = field.get(now);
-    if (before != after)
+    if (before != after && !interchangeable(field, before, after))
       changes.push_back(fmt::format("{}: {} -> {}", field.info.key, before.dump(), after.dump()));
   }
   return changes;

@@ -44,6 +44,14 @@ ChoiceNames<ExportDtype> choice_names(ExportDtype) {
 ChoiceNames<OptimizerOffload> choice_names(OptimizerOffload) {
   return {{OptimizerOffload::kNone, "none"}, {OptimizerOffload::kCpu, "cpu"}};
 }
+ChoiceNames<MasterWeights> choice_names(MasterWeights) {
+  return {{MasterWeights::kFp32, "fp32"}, {MasterWeights::kSplit, "split"}, {MasterWeights::kNone, "none"}};
+}
+ChoiceNames<OptimizerMoments> choice_names(OptimizerMoments) {
+  return {{OptimizerMoments::kFp32, "fp32"},
+          {OptimizerMoments::kBf16, "bf16"},
+          {OptimizerMoments::k8Bit, "8bit"}};
+}
 
 namespace {
 
@@ -172,7 +180,9 @@ std::vector<Field> machine_fields() {
                               "CPU threads; \"auto\" = every core allowed", kFree,
                               {.min = 1, .unset_word = "auto"}));
   fields.push_back(make_field("precision", SATUNE_MEMBER(precision),
-                              "of the computation; master weights and moments are fp32", kTrajectory));
+                              "of the computation; master_weights and optimizer_moments say what the "
+                              "optimizer keeps",
+                              kTrajectory));
   fields.push_back(
       make_field("gradient_checkpointing", SATUNE_MEMBER(gradient_checkpointing),
                  "compute layers again in the backward pass: all, none, norms and SwiGLU only, or "
@@ -191,6 +201,17 @@ std::vector<Field> machine_fields() {
                               "where master weights and moments live and are updated: beside the model, or "
                               "\"cpu\" for a model on cards",
                               kFree));
+  fields.push_back(
+      make_field("master_weights", SATUNE_MEMBER(master_weights),
+                 "of bf16 weights: an fp32 copy of their own; \"split\", the same numbers in half "
+                 "the memory (16 bits beside each weight); \"none\", weights that are rounded "
+                 "stochastically",
+                 kTrajectory));
+  fields.back().info.interchangeable = {"fp32", "split"};
+  fields.push_back(make_field("optimizer_moments", SATUNE_MEMBER(optimizer_moments),
+                              "how the moments of AdamW are kept; bf16 and 8bit are rounded stochastically, "
+                              "8bit in blocks of 256",
+                              kTrajectory));
   fields.push_back(
       make_field("ddp_timeout", SATUNE_MEMBER(ddp_timeout),
                  "seconds that a collective, and at the start the meeting of all processes, may "

@@ -41,13 +41,14 @@ std::string rank_file_name(int64_t rank) {
   return fmt::format("rank-{:05}.safetensors", rank);
 }
 
-uint64_t snapshot_bytes(const TensorTable& table, const std::vector<bool>& trained, bool only_model) {
-  uint64_t elements = 0;
+uint64_t snapshot_bytes(const TensorTable& table, const std::vector<bool>& trained,
+                        const std::vector<StoredPart>& parts) {
+  int64_t bytes = 0;
   const auto tensors = table.tensors();
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (trained.empty() || trained[i]) elements += static_cast<uint64_t>(tensors[i].numel());
+    if (trained.empty() || trained[i]) bytes += stored_bytes(parts, tensors[i].numel());
   }
-  return elements * sizeof(float) * (only_model ? 1 : 3) + (uint64_t{1} << 20);
+  return static_cast<uint64_t>(bytes) + (uint64_t{1} << 20);
 }
 
 Json manifest_json(int64_t step, const std::vector<ManifestEntry>& files) {

@@ -1,8 +1,12 @@
 // A snapshot: everything that a run continues from, in one folder that is complete or not there.
 //
 //   output_dir/snapshots/step-00001234/
-//     rank-00000.safetensors  "master.NAME", "exp_avg.NAME", "exp_avg_sq.NAME" (fp32, 1-D): the element range
-//                             of each trained tensor that this rank owns
+//     rank-00000.safetensors  "master.NAME", "exp_avg.NAME", "exp_avg_sq.NAME" (1-D): the element range of
+//     each
+//                             trained tensor that this rank owns; fp32, or as the run's memory mode keeps
+//                             them: bf16, or codes of 8 bits with "exp_avg_scale.NAME",
+//                             "exp_avg_sq_scale.NAME" (trainer/optimizer_state.h). A split master is stored
+//                             as the fp32 that it is
 //     state.json              counters, data position, settings, model config, machine, ranges per rank
 //     MANIFEST.json           size and CRC-32C of the files above; written last
 //
@@ -19,6 +23,7 @@
 #include "data/files/atomic_file.h"
 #include "data/files/json.h"
 #include "model/files/tensor_table.h"
+#include "trainer/optimizer_state.h"
 #include "trainer/shard.h"
 
 namespace satune {
@@ -35,7 +40,8 @@ int64_t snapshot_step(std::string_view folder_name);
 std::string rank_file_name(int64_t rank);
 
 /// Bytes of one snapshot, all ranks together (the JSON files counted as 1 MiB).
-uint64_t snapshot_bytes(const TensorTable& table, const std::vector<bool>& trained, bool only_model);
+uint64_t snapshot_bytes(const TensorTable& table, const std::vector<bool>& trained,
+                        const std::vector<StoredPart>& parts);
 
 /// Size and checksum of one file of a snapshot.
 struct ManifestEntry {

@@ -9,6 +9,7 @@
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "model/files/stored_dtype.h"
+#include "trainer/state_kernels.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -24,6 +25,11 @@ ElementRange parse_range(const JsonFields& ranges, const std::string& name, int6
   if (parsed.begin < 0 || parsed.begin > parsed.end || parsed.end > elements)
     ranges.fail(name, fmt::format("[begin, end) within its {} elements", elements));
   return parsed;
+}
+
+/// Bytes of a number of a part; 0 for types that no part has.
+size_t width_of(std::string_view dtype) {
+  return dtype == "F32" ? sizeof(float) : dtype == "BF16" ? sizeof(uint16_t) : dtype == "U8" ? 1 : 0;
 }
 
 /// Bytes [begin, begin + count) of a stored tensor, as one that can be released by itself.
@@ -83,6 +89,7 @@ void SnapshotReader::open_ranks(const JsonFields& state) {
     }
     ranks_.push_back(std::move(rank));
   }
+  places_ = ParameterBuffers(table_, trained_, at::kByte, at::kCPU, {.resident = false});
 }
 
 void SnapshotReader::check_coverage() const {
@@ -113,25 +120,64 @@ void SnapshotReader::verify() const {
 
 void SnapshotReader::read(std::string_view kind, size_t tensor, ElementRange range,
                           std::span<float> out) const {
-  const std::string name = fmt::format("{}.{}", kind, table_.tensors()[tensor].name);
   for (const RankFile& rank : ranks_) {
-    const ElementRange stored_range = rank.ranges[tensor];
-    const int64_t begin = std::max(range.begin, stored_range.begin);
-    const int64_t end = std::min(range.end, stored_range.end);
-    if (begin >= end) continue;
-    const StoredTensor* stored = rank.file->find(name);
-    if (stored == nullptr || stored->dtype != "F32" ||
-        stored->bytes.size() != static_cast<size_t>(stored_range.size()) * sizeof(float)) {
-      throw bad_input(rank.file->path().string(),
-                      stored == nullptr ? "no tensor " + name : name + " of another type or size",
-                      fmt::format("{} fp32 elements", stored_range.size()));
-    }
-    const StoredTensor part =
-        part_of(*stored, static_cast<size_t>(begin - stored_range.begin) * sizeof(float),
-                static_cast<size_t>(end - begin) * sizeof(float));
-    std::memcpy(out.data() + (begin - range.begin), part.bytes.data(), part.bytes.size());
-    rank.file->release(part);
+    const ElementRange stored = rank.ranges[tensor];
+    const ElementRange part{std::max(range.begin, stored.begin), std::min(range.end, stored.end)};
+    if (part.begin < part.end) read_from(rank, kind, tensor, part, out.data() + (part.begin - range.begin));
   }
+}
+
+void SnapshotReader::read_from(const RankFile& rank, std::string_view kind, size_t tensor, ElementRange range,
+                               float* out) const {
+  const std::string name = fmt::format("{}.{}", kind, table_.tensors()[tensor].name);
+  const StoredTensor* stored = rank.file->find(name);
+  const size_t width = stored == nullptr ? 0 : width_of(stored->dtype);
+  const auto elements = static_cast<size_t>(rank.ranges[tensor].size());
+  if (width == 0 || stored->bytes.size() != elements * width) {
+    throw bad_input(rank.file->path().string(),
+                    stored == nullptr ? "no tensor " + name : name + " of another type or size",
+                    fmt::format("{} elements that satune wrote", elements));
+  }
+  if (stored->dtype == "U8") return decode_from(rank, *stored, kind, tensor, range, out);
+  const StoredTensor part =
+      part_of(*stored, static_cast<size_t>(range.begin - rank.ranges[tensor].begin) * width,
+              static_cast<size_t>(range.size()) * width);
+  if (stored->dtype == "F32") {
+    std::memcpy(out, part.bytes.data(), part.bytes.size());
+  } else {
+    std::vector<uint16_t> bits(static_cast<size_t>(range.size()));  // of any alignment in the file
+    std::memcpy(bits.data(), part.bytes.data(), part.bytes.size());
+    widen_bf16(bits.data(), out, range.size());
+  }
+  rank.file->release(part);
+}
+
+void SnapshotReader::decode_from(const RankFile& rank, const StoredTensor& codes, std::string_view kind,
+                                 size_t tensor, ElementRange range, float* out) const {
+  const std::string name = fmt::format("{}_scale.{}", kind, table_.tensors()[tensor].name);
+  const ElementRange owned = rank.ranges[tensor];
+  const int64_t offset = places_.offset(tensor), first_block = (offset + owned.begin) / kStateBlock;
+  const int64_t blocks = (offset + owned.end + kStateBlock - 1) / kStateBlock - first_block;
+  const StoredTensor* scales = rank.file->find(name);
+  if (scales == nullptr || scales->dtype != "F32" ||
+      scales->bytes.size() != static_cast<size_t>(blocks) * sizeof(float)) {
+    throw bad_input(rank.file->path().string(),
+                    scales == nullptr ? "no tensor " + name : name + " of another type or size",
+                    fmt::format("{} fp32 scales", blocks));
+  }
+  const auto decode = kind == "exp_avg_sq" ? decode_second_moments : decode_first_moments;
+  for (int64_t begin = range.begin; begin < range.end;) {
+    const int64_t block = (offset + begin) / kStateBlock;
+    const int64_t end = std::min(range.end, (block + 1) * kStateBlock - offset);
+    float scale = 0;
+    std::memcpy(&scale, scales->bytes.data() + static_cast<size_t>(block - first_block) * sizeof(float),
+                sizeof(scale));
+    decode(reinterpret_cast<const uint8_t*>(codes.bytes.data()) + (begin - owned.begin), scale,
+           out + (begin - range.begin), end - begin);
+    begin = end;
+  }
+  rank.file->release(
+      part_of(codes, static_cast<size_t>(range.begin - owned.begin), static_cast<size_t>(range.size())));
 }
 
 at::Tensor SnapshotReader::elements(size_t tensor, int64_t begin, int64_t count) const {

@@ -15,6 +15,7 @@
 #include "model/files/model_config.h"
 #include "model/files/safetensors.h"
 #include "model/files/tensor_table.h"
+#include "model/parameters.h"
 #include "trainer/shard.h"
 #include "trainer/snapshot.h"
 
@@ -46,7 +47,8 @@ class SnapshotReader {
   /// Compares all checksums, reading every byte once. Throws BadInput naming the file.
   void verify() const;
 
-  /// "master", "exp_avg" or "exp_avg_sq" of elements [range) of a trained tensor, whichever ranks wrote them.
+  /// "master", "exp_avg" or "exp_avg_sq" of elements [range) of a trained tensor, whichever ranks wrote them
+  /// and in whichever form: the fp32 numbers that the run computed with.
   void read(std::string_view kind, size_t tensor, ElementRange range, std::span<float> out) const;
 
   /// Elements [begin, begin + count) of any tensor of the table, flat, on the CPU: fp32 master of a trained
@@ -60,6 +62,12 @@ class SnapshotReader {
     std::vector<ElementRange> ranges;  ///< per tensor of the table
   };
   void open_ranks(const JsonFields& state);
+  /// Elements [range) of what a rank's file holds of a part.
+  void read_from(const RankFile& rank, std::string_view kind, size_t tensor, ElementRange range,
+                 float* out) const;
+  /// 8-bit codes with their scales.
+  void decode_from(const RankFile& rank, const StoredTensor& codes, std::string_view kind, size_t tensor,
+                   ElementRange range, float* out) const;
   void check_coverage() const;
   const StoredTensor& frozen_tensor(size_t tensor) const;
   void check_frozen(size_t tensor) const;
@@ -73,6 +81,7 @@ class SnapshotReader {
   TensorTable table_;
   std::filesystem::path base_model_;
   std::vector<bool> trained_;
+  ParameterBuffers places_;  ///< where elements lie in flat buffers, without memory
   std::vector<RankFile> ranks_;
   mutable std::unique_ptr<Checkpoint> base_;  ///< opened at the first frozen tensor
 };

@@ -17,8 +17,12 @@ namespace {
 // A card's buffers pass through the host in pieces of this many elements.
 constexpr int64_t kPiece = int64_t{16} << 20;
 
-std::span<const std::string_view> parts_written(bool only_model) {
-  return std::span(kOptimizerParts).first(only_model ? 1 : std::size(kOptimizerParts));
+std::span<const StoredPart> parts_written(const SnapshotSource& source, bool only_model) {
+  return std::span(source.parts).first(only_model ? 1 : source.parts.size());
+}
+
+const char* dtype_name(at::ScalarType type) {
+  return type == at::kFloat ? "F32" : type == at::kBFloat16 ? "BF16" : "U8";
 }
 
 /// Every piece of the rank's share in storage order.
@@ -30,11 +34,20 @@ std::vector<ShardPiece> all_pieces(const ParameterBuffers& weights, const World&
   return all;
 }
 
-void write_elements(SafetensorsWriter& writer, const at::Tensor& values) {
-  for (int64_t begin = 0; begin < values.numel(); begin += kPiece) {
-    const at::Tensor piece =
-        values.slice(0, begin, std::min(values.numel(), begin + kPiece)).cpu().contiguous();
-    writer.write(std::as_bytes(std::span(piece.const_data_ptr<float>(), static_cast<size_t>(piece.numel()))));
+void write_numbers(SafetensorsWriter& writer, const at::Tensor& numbers) {
+  const at::Tensor host = numbers.cpu().contiguous();
+  writer.write({static_cast<const std::byte*>(host.const_data_ptr()), host.nbytes()});
+}
+
+void write_piece(SafetensorsWriter& writer, const SnapshotSource& source, const StoredPart& part,
+                 const ShardPiece& piece) {
+  if (part.scales) {  // few, and of blocks that a cut would name twice
+    write_numbers(writer, source.read(part, piece.tensor, piece.elements));
+    return;
+  }
+  for (int64_t begin = piece.elements.begin; begin < piece.elements.end; begin += kPiece) {
+    write_numbers(writer,
+                  source.read(part, piece.tensor, {begin, std::min(piece.elements.end, begin + kPiece)}));
   }
 }
 
@@ -43,18 +56,18 @@ ManifestEntry write_rank_file(const fs::path& folder, const SnapshotSource& sour
   const auto tensors = source.weights.table().tensors();
   const std::vector<ShardPiece> pieces = all_pieces(source.weights, world);
   std::vector<TensorSpec> specs;
-  for (const std::string_view part : parts_written(only_model)) {
+  for (const StoredPart& part : parts_written(source, only_model)) {
     for (const ShardPiece& piece : pieces) {
-      specs.push_back(
-          {fmt::format("{}.{}", part, tensors[piece.tensor].name), "F32", {piece.elements.size()}});
+      const int64_t begin = source.weights.offset(piece.tensor) + piece.elements.begin;
+      specs.push_back({fmt::format("{}.{}", part.name(), tensors[piece.tensor].name),
+                       dtype_name(part.type),
+                       {part.numbers(begin, piece.elements.size())}});
     }
   }
   const std::string name = rank_file_name(world.rank);
   SafetensorsWriter writer(folder / name, std::move(specs), {{"format", "pt"}}, ops);
-  for (const std::string_view part : parts_written(only_model)) {
-    for (const ShardPiece& piece : pieces) {
-      write_elements(writer, source.read(part, piece.tensor, piece.elements));
-    }
+  for (const StoredPart& part : parts_written(source, only_model)) {
+    for (const ShardPiece& piece : pieces) write_piece(writer, source, part, piece);
   }
   writer.commit();
   return {name, writer.bytes_written(), writer.checksum()};
@@ -128,43 +141,43 @@ void write_shares(std::optional<AtomicDirectory>& directory, const std::string& 
 }  // namespace
 
 SnapshotSource source_of(const AdamW& optimizer) {
-  return {optimizer.weights(),
-          [&optimizer](std::string_view part, size_t tensor, const ElementRange& elements) {
-            return optimizer.part(part, tensor, elements);
+  return {optimizer.weights(), optimizer.stored_parts(),
+          [&optimizer](const StoredPart& part, size_t tensor, const ElementRange& elements) {
+            return optimizer.stored(part, tensor, elements);
           }};
 }
 
 StateCopy::StateCopy(const AdamW& optimizer, const World& share)
-    : weights_(optimizer.weights()), share_(share) {
-  for (const std::string_view part : kOptimizerParts) {
-    std::vector<at::Tensor>& copies = parts_[std::string(part)];
-    for (int segment = 0; segment < weights_.num_segments(); ++segment) {
-      const ElementRange range = shard_range(weights_.flat(segment).numel(), share);
-      copies.push_back(at::empty({range.size()}, at::kFloat));
-      for (const ShardPiece& piece : shard_pieces(weights_, segment, share)) {
-        copies.back()
-            .narrow(0, piece.shard_offset, piece.elements.size())
-            .copy_(optimizer.part(part, piece.tensor, piece.elements));
-      }
+    : weights_(optimizer.weights()), share_(share), parts_(optimizer.stored_parts()) {
+  for (const StoredPart& part : parts_) {
+    std::map<size_t, at::Tensor>& copies = copies_[part.name()];
+    for (const ShardPiece& piece : all_pieces(weights_, share)) {
+      const at::Tensor numbers = optimizer.stored(part, piece.tensor, piece.elements);
+      // What was decoded for us is a copy already.
+      const bool ours = numbers.is_cpu() && numbers.storage().use_count() == 1;
+      copies[piece.tensor] = ours ? numbers : numbers.to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
     }
   }
 }
 
 SnapshotSource StateCopy::source() const {
-  return {weights_, [this](std::string_view part, size_t tensor, const ElementRange& elements) {
-            const int segment = weights_.table().tensors()[tensor].segment;
-            const ElementRange range = shard_range(weights_.flat(segment).numel(), share_);
-            return parts_.find(part)->second[static_cast<size_t>(segment)].narrow(
-                0, weights_.offset(tensor) + elements.begin - range.begin, elements.size());
+  return {weights_, parts_, [this](const StoredPart& part, size_t tensor, const ElementRange& elements) {
+            const at::Tensor& copy = copies_.find(part.name())->second.at(tensor);
+            if (part.scales) return copy;  // read whole
+            const ElementRange range =
+                shard_range(weights_.flat(weights_.table().tensors()[tensor].segment).numel(), share_);
+            const int64_t first = std::max<int64_t>(0, range.begin - weights_.offset(tensor));
+            return copy.narrow(0, elements.begin - first, elements.size());
           }};
 }
 
-int64_t StateCopy::bytes(const ParameterBuffers& weights, const World& share) {
-  int64_t elements = 0;
+int64_t StateCopy::bytes(const AdamW& optimizer, const World& share) {
+  const ParameterBuffers& weights = optimizer.weights();
+  int64_t bytes = 0;
   for (int segment = 0; segment < weights.num_segments(); ++segment) {
-    elements += shard_range(weights.flat(segment).numel(), share).size();
+    bytes += stored_bytes(optimizer.stored_parts(), shard_range(weights.flat(segment).numel(), share).size());
   }
-  return elements * static_cast<int64_t>(sizeof(float) * std::size(kOptimizerParts));
+  return bytes;
 }
 
 void write_snapshot(const fs::path& folder, const SnapshotSource& source, const SnapshotShare& share,

@@ -22,11 +22,11 @@ struct SnapshotShare {
   int64_t save = 0;    ///< of the saves of this start of the run, counted alike on all ranks
 };
 
-/// Where the numbers come from: fp32 elements of a tensor's part ("master", ...), which this rank's share
-/// holds.
+/// Where the numbers come from: those of a part for elements of a tensor, which this rank's share holds.
 struct SnapshotSource {
   const ParameterBuffers& weights;
-  std::function<at::Tensor(std::string_view part, size_t tensor, const ElementRange& elements)> read;
+  std::vector<StoredPart> parts;  ///< in the order they are stored, the master first
+  std::function<at::Tensor(const StoredPart& part, size_t tensor, const ElementRange& elements)> read;
 };
 /// The optimizer's state as it is while the snapshot is written. The optimizer must outlive it.
 SnapshotSource source_of(const AdamW& optimizer);
@@ -38,12 +38,14 @@ class StateCopy {
   /// Valid while this copy lives.
   SnapshotSource source() const;
   /// What a copy of a share takes.
-  static int64_t bytes(const ParameterBuffers& weights, const World& share);
+  static int64_t bytes(const AdamW& optimizer, const World& share);
 
  private:
   const ParameterBuffers& weights_;
   World share_;
-  std::map<std::string, std::vector<at::Tensor>, std::less<>> parts_;  ///< by name and segment
+  std::vector<StoredPart> parts_;
+  /// By part's name and tensor: the numbers of the tensor's elements in the share.
+  std::map<std::string, std::map<size_t, at::Tensor>, std::less<>> copies_;
 };
 
 /// Writes `folder` (which must not exist); all ranks call it for the same step and save. Each writes its

@@ -356,8 +356,7 @@ void TrainingRun::check_room_for_copy() const {
   if (!settings_.async_save) return;
   // Every rank has allocated what it keeps, and all ranks of the machine make their copies at one time.
   coordinator_.barrier("allocated");
-  const int64_t mine =
-      sharding_->saves() ? StateCopy::bytes(model_.weights().trained, sharding_->world()) : 0;
+  const int64_t mine = sharding_->saves() ? StateCopy::bytes(*optimizer_, sharding_->world()) : 0;
   const int64_t needed = mine * local_ranks_;
   const int64_t available = available_memory(at::kCPU);
   if (needed <= available) return;

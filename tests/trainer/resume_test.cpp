@@ -8,7 +8,9 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <limits>
+#include <span>
 #include <sstream>
 #include <thread>
 
@@ -63,8 +65,81 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Variant{"fp32", {"precision=fp32"}}, Variant{"bf16", {"precision=bf16"}},
                       Variant{"bf16_gradients", {"precision=bf16", "gradient_accumulation_steps=1"}},
                       Variant{"fp16", {"precision=fp16"}}, Variant{"packed", {"packing=true"}},
-                      Variant{"frozen", {R"(unfrozen_parameters=["model.layers.[23]."])", "precision=bf16"}}),
+                      Variant{"frozen", {R"(unfrozen_parameters=["model.layers.[23]."])", "precision=bf16"}},
+                      Variant{"bf16_moments", {"precision=bf16", "optimizer_moments=bf16"}},
+                      Variant{"no_masters_8bit",
+                              {"precision=bf16", "master_weights=none", "optimizer_moments=8bit"}}),
     [](const auto& info) { return info.param.name; });
+
+TEST(Resume, SplitMastersContinueAnFp32RunAndBackBitwise) {
+  const TinyRun tiny;
+  const auto with = [](const char* masters) {
+    return std::vector<std::string>{"max_steps=20", "save_steps=1", "save_total_limit=30", "precision=bf16",
+                                    std::string("master_weights=") + masters};
+  };
+  ASSERT_EQ(tiny.train("fp32", with("fp32")), kExitOk);
+  ASSERT_EQ(tiny.train("split", with("split")), kExitOk);
+  for (const auto& [stop, masters] : {std::pair(4, "fp32"), std::pair(9, "split"), std::pair(15, "fp32")}) {
+    SignalAtSnapshot ops(stop, SIGTERM);
+    ASSERT_EQ(tiny.train("mixed", with(masters), ops), kExitResumable);
+  }
+  ASSERT_EQ(tiny.train("mixed", with("split")), kExitOk);
+  for (const char* other : {"split", "mixed"}) {
+    EXPECT_EQ(repeatable_rows(tiny.output(other)), repeatable_rows(tiny.output("fp32"))) << other;
+    for (const int64_t step : {1, 5, 12, 20}) {
+      EXPECT_TRUE(snapshot_tensors(tiny.output(other), step) == snapshot_tensors(tiny.output("fp32"), step))
+          << other << " differs after step " << step;
+    }
+  }
+}
+
+TEST(Resume, AnotherMemoryModeIsAChangeThatCanBeAllowed) {
+  const TinyRun tiny;
+  SignalAtSnapshot ops(4, SIGINT);
+  const std::vector<std::string> first = {"save_steps=4", "precision=bf16", "master_weights=split"};
+  ASSERT_EQ(tiny.train("run", first, ops), kExitResumable);
+  std::vector<std::string> then = {"save_steps=4", "precision=bf16", "master_weights=none",
+                                   "optimizer_moments=8bit"};
+  try {
+    tiny.train("run", then);
+    FAIL() << "continued in another mode";
+  } catch (const BadInput& error) {
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("master_weights: \"split\" -> \"none\""),
+                                    HasSubstr("optimizer_moments: \"fp32\" -> \"8bit\"")));
+  }
+  then.push_back("allow_changes=true");
+  then.push_back("max_steps=8");
+  ASSERT_EQ(tiny.train("run", then), kExitOk);
+  // And back: every mode starts from what the other computed with.
+  ASSERT_EQ(tiny.train("run", {"precision=bf16", "allow_changes=true"}), kExitOk);
+  EXPECT_EQ(metric_rows(tiny.output("run")).size(), 10U);
+  const auto loss = [&](size_t row) { return metric_rows(tiny.output("run"))[row].at("loss").get<double>(); };
+  for (const size_t row : {4U, 8U}) EXPECT_LT(loss(row), 1.2 * loss(row - 1)) << "a jump at a change of mode";
+}
+
+TEST(Resume, ASnapshotFromBeforeThereWereMemoryModesIsContinued) {
+  const TinyRun tiny;
+  const std::vector<std::string> overrides = {"save_steps=4", "precision=bf16"};
+  ASSERT_EQ(tiny.train("whole", overrides), kExitOk);
+  SignalAtSnapshot ops(4, SIGTERM);
+  ASSERT_EQ(tiny.train("old", overrides, ops), kExitResumable);
+  const fs::path snapshot = tiny.output("old") / "snapshots" / snapshot_name(4);
+  Json state = read_json_file(snapshot / kStateFile);
+  for (const char* key : {"master_weights", "optimizer_moments"}) {
+    ASSERT_EQ(state.at("settings").erase(key), 1U);
+  }
+  std::vector<ManifestEntry> files = read_manifest(snapshot);
+  const std::string text = write_json(state);
+  std::ofstream(snapshot / kStateFile) << text;
+  for (ManifestEntry& file : files) {
+    if (file.name == kStateFile)
+      file = {file.name, text.size(), crc32c(std::as_bytes(std::span(text.data(), text.size())))};
+  }
+  std::ofstream(snapshot / kManifestFile) << write_json(manifest_json(4, files));
+  ASSERT_EQ(tiny.train("old", overrides), kExitOk);
+  EXPECT_EQ(repeatable_rows(tiny.output("old")), repeatable_rows(tiny.output("whole")));
+  EXPECT_TRUE(snapshot_tensors(tiny.output("old"), 10) == snapshot_tensors(tiny.output("whole"), 10));
+}
 
 TEST(Resume, CutsRowsAfterTheSnapshot) {
   const TinyRun tiny;

@@ -196,6 +196,13 @@ TEST(Settings, WhatDoesNotGoTogetherIsRefusedByName) {
   EXPECT_THAT(error_of(R"("val_size": 1.5)"), HasSubstr("val_size"));
   EXPECT_THAT(error_of(R"("val_size": 0, "patience": 3)"), HasSubstr("patience"));
   EXPECT_THAT(error_of(R"("val_size": 0, "keep_best": true)"), HasSubstr("keep_best"));
+  EXPECT_THAT(error_of(R"("master_weights": "split", "precision": "fp32")"),
+              AllOf(HasSubstr(R"(run.json: master_weights: found "split" with precision "fp32")"),
+                    HasSubstr("their own master")));
+  EXPECT_THAT(error_of(R"("master_weights": "none")", {"precision=fp16"}), HasSubstr(R"(precision "bf16")"));
+  EXPECT_THAT(error_of(R"("optimizer_moments": "int8")"), HasSubstr(R"("fp32" | "bf16" | "8bit")"));
+  EXPECT_EQ(parse(R"("optimizer_moments": "8bit", "precision": "fp32")").optimizer_moments,
+            OptimizerMoments::k8Bit);
 }
 
 TEST(Settings, TheResolvedConfigReadsBackToItself) {
@@ -245,6 +252,18 @@ TEST(Settings, ResumeSeesWhatChangesTheTrajectoryAndNothingElse) {
       parse(R"("max_steps": 100)", {"save_steps=7", "logging_steps=3", "eval_steps=5", "num_threads=1",
                                     "output_dir=elsewhere", "gradient_checkpointing=false", "device=cpu"});
   EXPECT_THAT(trajectory_changes(saved, now), IsEmpty());
+}
+
+TEST(Settings, SplitMastersAreTheSameRunAsFp32) {
+  const auto changes = [](const char* then, const char* now) {
+    return trajectory_changes(settings_json(parse("", {then})), parse("", {now}));
+  };
+  EXPECT_THAT(changes("master_weights=fp32", "master_weights=split"), IsEmpty());
+  EXPECT_THAT(changes("master_weights=split", "master_weights=fp32"), IsEmpty());
+  EXPECT_THAT(changes("master_weights=split", "master_weights=none"),
+              ElementsAre(R"(master_weights: "split" -> "none")"));
+  EXPECT_THAT(changes("optimizer_moments=bf16", "optimizer_moments=8bit"),
+              ElementsAre(R"(optimizer_moments: "bf16" -> "8bit")"));
 }
 
 TEST(Settings, ResumeListsBothValues) {

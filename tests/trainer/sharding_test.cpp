@@ -136,6 +136,21 @@ TEST_P(Stages, AgreeBitwiseAtEqualWorldSize) {
   }
 }
 
+TEST(Sharding, StagesAgreeBitwiseInMemoryModes) {
+  const TinyRun tiny(40, /*tied=*/true);
+  for (const auto& [masters, moments] :
+       {std::pair("split", "fp32"), std::pair("none", "bf16"), std::pair("none", "8bit")}) {
+    const std::vector<std::string> overrides = {"precision=bf16", std::string("master_weights=") + masters,
+                                                std::string("optimizer_moments=") + moments};
+    const Outcome replicated = run_steps(tiny, {2, 0, overrides});
+    ASSERT_TRUE(std::isfinite(replicated.losses.back()));
+    for (const int stage : {1, 3}) {
+      expect_same(replicated, run_steps(tiny, {2, stage, overrides}),
+                  fmt::format("stage {} {} {}", stage, masters, moments));
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, Stages, ::testing::Values(1, 2, 3, 4));
 
 TEST(Sharding, EqualGlobalBatchesGiveTheSameTrajectoryOnAnyNumberOfRanks) {

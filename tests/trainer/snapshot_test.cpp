@@ -7,6 +7,7 @@
 
 #include <fstream>
 #include <functional>
+#include <mutex>
 
 #include "data/files/error.h"
 #include "tests/files/faulty_file_ops.h"
@@ -158,6 +159,94 @@ TEST(Snapshot, WrittenByThreeRanksIsReadByOne) {
                      posix_file_ops());
     });
     expect_written_by_index(whole);
+  }
+}
+
+/// An optimizer of bf16 weights in a memory mode, after three updates of random gradients.
+struct SmallMode {
+  explicit SmallMode(const StateFormat& format, const World& owner = {}, int64_t updates = 3)
+      : weights(table, all(), at::kBFloat16, at::kCPU, parameter_layout(1, 2)),
+        optimizer(weights, options_of(format), owner) {
+    at::manual_seed(7);
+    for (int64_t t = 1; t <= updates; ++t) {
+      std::vector<at::Tensor> gradients;
+      for (int i = 0; i < weights.num_segments(); ++i) {
+        const ElementRange range = shard_range(weights.flat(i).numel(), owner);
+        gradients.push_back(at::randn({weights.flat(i).numel()}).slice(0, range.begin, range.end));
+      }
+      optimizer.update(gradients, 1, 0.01, t);
+    }
+  }
+  std::vector<bool> all() const { return std::vector<bool>(table.tensors().size(), true); }
+  static AdamWOptions options_of(const StateFormat& format) {
+    AdamWOptions options;
+    options.format = format;
+    return options;
+  }
+  TensorTable table{small_config()};
+  ParameterBuffers weights;
+  AdamW optimizer;
+};
+
+void expect_same_state(const SmallMode& found, const SmallMode& expected, const World& world) {
+  for (const StoredPart& part : expected.optimizer.stored_parts()) {
+    for (int i = 0; i < expected.weights.num_segments(); ++i) {
+      for (const ShardPiece& piece : shard_pieces(expected.weights, i, world)) {
+        EXPECT_TRUE(at::equal(found.optimizer.stored(part, piece.tensor, piece.elements),
+                              expected.optimizer.stored(part, piece.tensor, piece.elements)))
+            << part.name() << " of " << expected.table.tensors()[piece.tensor].name;
+      }
+    }
+  }
+  for (int i = 0; i < expected.weights.num_segments(); ++i) {
+    const ElementRange range = shard_range(expected.weights.flat(i).numel(), world);
+    EXPECT_TRUE(at::equal(found.weights.flat(i).slice(0, range.begin, range.end),
+                          expected.weights.flat(i).slice(0, range.begin, range.end)));
+  }
+}
+
+TEST(Snapshot, MemoryModesAreSlicedAgainCodeForCode) {
+  StateFormat split, smallest, bf16;
+  split.master_weights = MasterWeights::kSplit;
+  split.moments = OptimizerMoments::k8Bit;
+  smallest.master_weights = MasterWeights::kNone;
+  smallest.moments = OptimizerMoments::k8Bit;
+  bf16.master_weights = MasterWeights::kNone;
+  bf16.moments = OptimizerMoments::kBf16;
+  for (const StateFormat& format : {split, smallest, bf16}) {
+    const TemporaryDirectory directory;
+    const fs::path folder = directory / snapshot_name(1);
+    run_as_ranks(3, [&](RankOfTest& rank) {
+      static std::mutex one_generator;
+      std::unique_lock lock(one_generator);
+      const SmallMode part(format, rank.world);
+      lock.unlock();
+      // From a copy, as background saves are.
+      const StateCopy copy(part.optimizer, rank.world);
+      write_snapshot(folder, copy.source(), {rank.world}, *rank.coordinator, small_state(), 1, false,
+                     posix_file_ops());
+    });
+    const SnapshotReader snapshot(folder);
+    const SmallMode whole(format);
+    EXPECT_LE(folder_bytes(folder), snapshot_bytes(whole.table, {}, whole.optimizer.stored_parts()));
+    SmallMode restored(format, {}, 0);
+    restore_optimizer(restored.optimizer, snapshot);
+    expect_same_state(restored, whole, {});
+    for (const World& half : {World{0, 2}, World{1, 2}}) {
+      SmallMode part(format, half, 0);
+      restore_optimizer(part.optimizer, snapshot);
+      expect_same_state(part, whole, half);
+    }
+    // What is exported, and what a snapshot without the optimizer's state holds.
+    const fs::path only_model = directory / snapshot_name(2);
+    write_snapshot(only_model, source_of(whole.optimizer), {}, alone(), small_state(), 2, true,
+                   posix_file_ops());
+    for (const size_t tensor : {size_t{0}, whole.table.tensors().size() - 1}) {
+      const int64_t numel = whole.table.tensors()[tensor].numel();
+      const at::Tensor exported = SnapshotReader(only_model).elements(tensor, 0, numel);
+      EXPECT_TRUE(at::equal(exported, whole.optimizer.part("master", tensor, {0, numel})));
+      EXPECT_TRUE(at::equal(exported.to(at::kBFloat16), whole.weights.tensor(tensor).flatten()));
+    }
   }
 }
 

@@ -8,6 +8,7 @@
 #include "model/flops.h"
 #include "trainer/device.h"
 #include "trainer/measured_rates.h"
+#include "trainer/optimizer_state.h"
 #include "trainer/run_plan.h"
 
 namespace satune {
@@ -39,6 +40,13 @@ void set_rates(Report& report, const PlanRequest& options) {
 
 bool rates_are_known(const Report& report) {
   return report.rates.flops > 0 && report.rates.bytes_per_second > 0;
+}
+
+ParameterBytes parameter_bytes(const Settings& settings, int64_t world_size) {
+  constexpr int64_t kMany = 1 << 20;  // so that blocks are whole
+  const OptimizerBytes bytes = optimizer_bytes(StateFormat(settings), settings.precision, kMany);
+  return {compute_element_bytes(settings.precision), gradient_element_bytes(settings, {0, world_size}),
+          static_cast<double>(bytes.master) / kMany, static_cast<double>(bytes.moments) / kMany};
 }
 
 void plan_stages(Report& report) {
@@ -185,6 +193,7 @@ Report make_report(const PlanRequest& options) {
     report.threads = operator_threads_unbound(report.settings, report.world_size);
   }
   set_rates(report, options);
+  report.parameter_bytes = parameter_bytes(report.settings, report.world_size);
   plan_stages(report);
   report.cards = fitting_modes(report.run(), report.world_size, report.shard_group);
   report.flops_per_token =
@@ -209,6 +218,12 @@ Json report_json(const Report& report) {
           {"tokens_per_micro_step", report.tokens},
           {"gradient_accumulation_steps", report.settings.gradient_accumulation_steps},
           {"device", {{"name", report.device.name}, {"available_bytes", report.available}}},
+          {"bytes_per_parameter",
+           {{"weights", report.parameter_bytes.weights},
+            {"gradients", report.parameter_bytes.gradients},
+            {"master", report.parameter_bytes.master},
+            {"moments", report.parameter_bytes.moments},
+            {"optimizer", report.parameter_bytes.optimizer()}}},
           {"zero_stage", report.choice.stage},
           {"reason", report.choice.reason},
           {"warning", report.warning.empty() ? Json(nullptr) : Json(report.warning)},

@@ -40,6 +40,14 @@ struct PolicyEstimate {
   std::optional<double> step_seconds;
 };
 
+/// What each trained parameter takes, before anything is cut over ranks.
+struct ParameterBytes {
+  int64_t weights = 0, gradients = 0;
+  double master = 0, moments = 0;
+
+  double optimizer() const { return master + moments; }
+};
+
 /// The run as a whole.
 struct WholeRun {
   std::optional<int64_t> steps;
@@ -53,6 +61,7 @@ struct Report {
   ModelPlan model;
   DeviceRates device;
   int64_t world_size = 1, shard_group = 1, available = 0, tokens = 0, threads = 1;
+  ParameterBytes parameter_bytes;
   std::array<StagePlan, kStages> stages;
   StageChoice choice;
   double flops_per_token = 0;

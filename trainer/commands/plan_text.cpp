@@ -101,13 +101,14 @@ std::string policy_table(const Report& report) {
 std::string card_table(const Report& report) {
   std::string text =
       fmt::format("\n{:<26}", report.world_size == 1 ? "fits one card of" : "lowest ZeRO stage on cards of");
-  for (const std::string_view mode : kMemoryModes) text += fmt::format("{:>18}", mode);
+  for (const std::string_view mode : kMemoryModes) text += fmt::format("  {}", mode);
   text += "\n";
   for (const CardFit& card : report.cards) {
     text += fmt::format("  {:<24}", card.name);
-    for (const std::optional<int64_t>& stage : card.lowest_stage) {
+    for (size_t mode = 0; mode < kMemoryModes.size(); ++mode) {
+      const std::optional<int64_t>& stage = card.lowest_stage[mode];
       const std::string fits = report.world_size == 1 ? "yes" : std::to_string(stage.value_or(0));
-      text += fmt::format("{:>18}", stage ? fits : "-");
+      text += fmt::format("{:>{}}", stage ? fits : "-", kMemoryModes[mode].size() + 2);
     }
     text += "\n";
   }
@@ -169,6 +170,13 @@ std::string report_text(const Report& report) {
                       settings.max_length, settings.gradient_accumulation_steps,
                       recording_text(report.chosen().memory.recording));
   text += fmt::format("               {}\n", report.choice.reason);
+  const ParameterBytes& each = report.parameter_bytes;
+  text += fmt::format(
+      "optimizer      {:.4g} bytes a trained parameter: master {:.4g}, moments {:.4g}; {:.4g} with weights "
+      "{} "
+      "and gradients {}\n",
+      each.optimizer(), each.master, each.moments,
+      each.optimizer() + static_cast<double>(each.weights + each.gradients), each.weights, each.gradients);
   if (!report.warning.empty()) text += fmt::format("WARNING        {}\n", report.warning);
   text += "\n" + memory_table(report);
   if (report.world_size > 1) text += traffic_table(report);
