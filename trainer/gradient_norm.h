@@ -7,8 +7,8 @@
 
 namespace satune {
 
-/// Sum of squares of gradients that lie in several 1-D buffers of one device. Its order depends on their sizes alone, not
-/// on the number of threads. Not finite when any gradient is not.
+/// Sum of squares of gradients that lie in several 1-D buffers of one device. Its order depends on their
+/// sizes alone, not on the number of threads. Not finite when any gradient is not.
 double gradient_sum_of_squares(std::span<const at::Tensor> gradients);
 double gradient_sum_of_squares(const ParameterBuffers& gradients);
 

@@ -1,8 +1,8 @@
 // RMSNorm: y = w * round(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps), statistics in fp32 (fp64 for fp64),
 // rounded to the model's dtype before the weight as transformers does.
 //
-// The residual stream's addition is no part of it: the projection before it adds while it writes, which leaves
-// one array less to read and write than a norm that adds.
+// The residual stream's addition is no part of it: the projection before it adds while it writes, which
+// leaves one array less to read and write than a norm that adds.
 #pragma once
 
 #include <ATen/core/Tensor.h>
