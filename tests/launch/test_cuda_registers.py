@@ -1,6 +1,8 @@
 """Kernels keep what they hold in registers: ptxas reports no spill and no stack frame for any card we name."""
 
 import concurrent.futures
+import json
+import os
 import pathlib
 import re
 import shutil
@@ -88,3 +90,20 @@ def test_no_kernel_spills(tmp_path, capsys):
         print("\nregisters a thread for sm_" + ", sm_".join(ARCHITECTURES))
         print("\n".join(lines))
     assert not spilled, "\n".join(spilled)
+
+
+def test_the_build_compiles_kernels_for_the_cards_asked_for_and_adamw_unfused():
+    commands = pathlib.Path(os.environ.get("SATUNE_BUILD_DIR", ROOT / "build/release")) / "compile_commands.json"
+    if not commands.exists():
+        pytest.skip("no build")
+    found = {pathlib.Path(entry["file"]).name: entry["command"] for entry in json.loads(commands.read_text())
+             if entry["file"].endswith(".cu") and "nvcc" in entry["command"].split()[0]}
+    if not found:
+        pytest.skip("built without nvcc")
+    assert sorted(found) == sorted(source.name for source in SOURCES)
+    # The default of launch/torch.cmake, which the variable overrides.
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX").replace("+PTX", "").replace(".", "")
+    for name, command in found.items():
+        built = set(re.findall(r"code=sm_(\w+)", command))
+        assert built == set(re.split(r"[; ]+", wanted)), name
+    assert "--fmad=false" in found["adamw.cu"]
