@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "model/ops/cuda_stream.h"
 #include "trainer/adamw_kernels.h"
 #include "trainer/state_kernels.h"
 
@@ -135,7 +136,7 @@ at::Tensor StateArray::values(int64_t begin, int64_t end) const {
   // From a border that every form has.
   const int64_t from = begin / kStateBlock * kStateBlock;
   const int64_t to = std::min(numel(), blocks_of(end) * kStateBlock);
-  if (!device().is_cpu()) {
+  if (cuda::on_card(numbers_)) {
     return decode_tensor(form_, slices(from, to)).narrow(0, begin - from, end - begin);
   }
   const at::Tensor decoded = at::empty({to - from}, at::kFloat);
@@ -151,7 +152,7 @@ void StateArray::set(int64_t begin, const at::Tensor& values, const at::Tensor& 
     return;
   }
   TORCH_CHECK(begin % kStateBlock == 0, "state written from within a block");
-  if (!device().is_cpu()) return encode_tensor(form_, slices(begin, begin + n), values, noise);
+  if (cuda::on_card(numbers_)) return encode_tensor(form_, slices(begin, begin + n), values, noise);
   TORCH_CHECK(!noise.defined(), "noise of the CPU comes by the tile");
   const float* from = values.const_data_ptr<float>();
   for_tiles(n, [&](int64_t at, int64_t count) { encode(begin + at, count, from + at, nullptr); });
