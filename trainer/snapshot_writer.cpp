@@ -14,8 +14,9 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-// A card's buffers pass through the host in pieces of this many elements.
-constexpr int64_t kPiece = int64_t{16} << 20;
+// What lies on a card, and what is stored otherwise than it is kept, passes through the host in pieces of this
+// many elements.
+constexpr int64_t kPiece = int64_t{2} << 20;
 
 std::span<const StoredPart> parts_written(const SnapshotSource& source, bool only_model) {
   return std::span(source.parts).first(only_model ? 1 : source.parts.size());
