@@ -14,8 +14,8 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-// What lies on a card, and what is stored otherwise than it is kept, passes through the host in pieces of this
-// many elements.
+// What lies on a card, and what is stored otherwise than it is kept, passes through the host in pieces of
+// this many elements.
 constexpr int64_t kPiece = int64_t{2} << 20;
 
 std::span<const StoredPart> parts_written(const SnapshotSource& source, bool only_model) {
