@@ -91,7 +91,7 @@ format_program() {
 check_format() {
   local program
   program=$(format_program) || return 1
-  git ls-files '*.cpp' '*.h' '*.cu' | xargs -r "$program" --dry-run --Werror && echo "formatted"
+  git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -r "$program" --dry-run --Werror && echo "formatted"
 }
 
 # A parity test that skips because its program is missing would pass without testing anything.

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <utility>
 
-#include "data/files/hash.h"
 #include "model/decode.h"
+#include "trainer/percentile.h"
 #include "trainer/progress.h"
+#include "trainer/synthetic_data.h"
 
 namespace satune {
 namespace {
@@ -20,38 +22,28 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-std::vector<int32_t> random_tokens(int64_t count, int64_t vocab_size, uint64_t stream) {
-  std::vector<int32_t> tokens(static_cast<size_t>(count));
-  uint64_t counter = mix_bits(stream + 1);
-  for (int32_t& token : tokens)
-    token = static_cast<int32_t>(mix_bits(counter += kGoldenGamma) % static_cast<uint64_t>(vocab_size));
-  return tokens;
-}
-
 /// Logits come to the host at every step, so that the clock of the host is that of the card.
 DecodeTimes time_batch(const Llama& model, const DecodeLength& length, int64_t batch) {
   Decoder decoder(model, length.prompt + length.tokens, batch);
   const int64_t vocabulary = model.config().vocab_size;
+  uint64_t counter = 0;  // of the tokens
   DecodeTimes times;
   times.batch = batch;
   times.cache_bytes = decoder.cache_bytes();
   times.dense_cache_bytes = decoder.dense_cache_bytes();
   const auto start = Clock::now();
-  for (int64_t i = 0; i < batch; ++i)
-    decoder.append(random_tokens(length.prompt, vocabulary, static_cast<uint64_t>(i)), i);
+  for (int64_t i = 0; i < batch; ++i) decoder.append(random_tokens(length.prompt, vocabulary, counter), i);
   times.prompt_seconds = seconds_since(start) / static_cast<double>(batch);
   std::vector<int64_t> sequences(static_cast<size_t>(batch));
   std::iota(sequences.begin(), sequences.end(), 0);
   std::vector<double> seconds;
   for (int64_t step = 0; step < length.tokens; ++step) {
-    const std::vector<int32_t> tokens = random_tokens(batch, vocabulary, static_cast<uint64_t>(step));
+    const std::vector<int32_t> tokens = random_tokens(batch, vocabulary, counter);
     const auto begin = Clock::now();
     decoder.step(tokens, sequences);
     seconds.push_back(seconds_since(begin));
   }
-  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  times.step_seconds = *middle;
+  times.step_seconds = percentile(std::move(seconds), 0.5);
   return times;
 }
 

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 #include <vector>
 
+#include "trainer/percentile.h"
 #include "trainer/step_recorder.h"
 
 namespace satune {
@@ -15,7 +17,7 @@ constexpr int kGoes = 5;  // after one to warm up
 
 /// Of a product's sides and of what is copied. On the CPU a product of 0.1 s on two cores, and more than any
 /// cache holds.
-constexpr int64_t kSideOnCpu = 1536, kSideOnCard = 8192;
+constexpr int64_t kSideOnCpu = 1536, kSideOnCard = 8192, kSideOfProbe = 192;
 constexpr int64_t kCopyBytesOnCpu = int64_t{192} << 20, kCopyBytesOnCard = int64_t{1} << 30;
 
 double median_seconds(const at::Device& device, const std::function<void()>& work) {
@@ -27,12 +29,10 @@ double median_seconds(const at::Device& device, const std::function<void()>& wor
   std::vector<double> seconds;
   for (const RecordedPart& part : recorder.take().parts) seconds.push_back(part.device.length() / 1e6);
   seconds.erase(seconds.begin());
-  std::nth_element(seconds.begin(), seconds.begin() + kGoes / 2, seconds.end());
-  return seconds[kGoes / 2];
+  return percentile(std::move(seconds), 0.5);
 }
 
-double gemm_rate(const at::Device& device, at::ScalarType type) {
-  const int64_t side = device.is_cpu() ? kSideOnCpu : kSideOnCard;
+double gemm_rate(const at::Device& device, at::ScalarType type, int64_t side) {
   const at::Tensor a = at::full({side, side}, 0.01, at::TensorOptions(device).dtype(type));
   const at::Tensor b = at::full({side, side}, 0.01, a.options());
   at::Tensor out = at::empty({side, side}, a.options());
@@ -54,9 +54,11 @@ double Floors::seconds(double flops, double bytes) const {
 }
 
 Floors measure_floors(const at::Device& device, at::ScalarType type) {
-  Floors floors{gemm_rate(device, type), copy_rate(device)};
-  if (device.is_cpu() && type != at::kFloat)
-    floors.gemm_flops = std::max(floors.gemm_flops, gemm_rate(device, at::kFloat));
+  if (!device.is_cpu()) return {gemm_rate(device, type, kSideOnCard), copy_rate(device)};
+  Floors floors{gemm_rate(device, at::kFloat, kSideOnCpu), copy_rate(device)};
+  // Without instructions for it a large 16-bit product takes most of a minute.
+  if (type != at::kFloat && gemm_rate(device, type, kSideOfProbe) > floors.gemm_flops / 4)
+    floors.gemm_flops = std::max(floors.gemm_flops, gemm_rate(device, type, kSideOnCpu));
   return floors;
 }
 

@@ -109,13 +109,8 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
   malloc_trim(0);  // of what ran before in this process
   begin_peak_memory(device);
   times.memory_before = peak_memory_bytes(device);
-  const PlannedRun planned{settings,
-                           model.config,
-                           model.table,
-                           model.trained_mask,
-                           settings.per_device_train_batch_size * settings.max_length,
-                           !device.is_cpu(),
-                           operator_threads(settings, local_ranks)};
+  const PlannedRun planned =
+      planned_run(model, settings, !device.is_cpu(), operator_threads(settings, local_ranks));
   const int64_t world_size = ranks.world().size, available = available_memory(device, local_ranks);
   // All ranks take the highest stage that one of them needs.
   const double own[] = {static_cast<double>(choose_zero_stage(planned, world_size, available).stage)};

@@ -14,6 +14,7 @@
 #include "model/files/json_fields.h"
 #include "trainer/device.h"
 #include "trainer/model_plan.h"
+#include "trainer/percentile.h"
 #include "trainer/settings.h"
 #include "trainer/snapshot.h"
 #include "trainer/snapshot_store.h"
@@ -71,12 +72,6 @@ Sharded world_of(const fs::path& run, bool several_ranks) {
           world.integer("zero_stage", 0, kHighestStage), 0};
 }
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 }  // namespace
 
 double measured_flops(const fs::path& run) {
@@ -85,13 +80,7 @@ double measured_flops(const fs::path& run) {
   const ModelPlan model = plan_model(settings);
   const Sharded sharded = world_of(run, steps.several_ranks);
   const at::Device device = choose_device(settings.device);
-  const PlannedRun planned{settings,
-                           model.config,
-                           model.table,
-                           model.trained_mask,
-                           settings.per_device_train_batch_size * settings.max_length,
-                           !device.is_cpu(),
-                           1};
+  const PlannedRun planned = planned_run(model, settings, !device.is_cpu(), 1);
   // "auto" was settled by the memory of that time; as much as there is now is the best guess.
   const MemoryPlan memory = plan_memory(planned, sharded, available_memory(device, sharded.world_size));
   // At one FLOP a second and a link that costs nothing, seconds are FLOPs.
@@ -100,7 +89,7 @@ double measured_flops(const fs::path& run) {
   const std::vector<double> later(
       steps.tokens_per_second.begin() + static_cast<std::ptrdiff_t>(steps.tokens_per_second.size() / 2),
       steps.tokens_per_second.end());
-  return per_token * median(later) / static_cast<double>(sharded.world_size);
+  return per_token * percentile(later, 0.5) / static_cast<double>(sharded.world_size);
 }
 
 }  // namespace satune

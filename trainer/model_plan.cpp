@@ -65,4 +65,14 @@ ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> lay
   return plan;
 }
 
+PlannedRun planned_run(const ModelPlan& model, const Settings& settings, bool on_card, int64_t threads) {
+  return {settings,
+          model.config,
+          model.table,
+          model.trained_mask,
+          settings.per_device_train_batch_size * settings.max_length,
+          on_card,
+          threads};
+}
+
 }  // namespace satune

@@ -7,6 +7,7 @@
 
 #include "model/files/model_config.h"
 #include "model/files/tensor_table.h"
+#include "trainer/memory_plan.h"
 #include "trainer/settings.h"
 
 namespace satune {
@@ -29,6 +30,9 @@ ModelPlan plan_model(const Settings& settings);
 /// The same where model_name_or_path may also be a JSON file with the keys of a config.json, as `satune init`
 /// takes it: then there are no tensors to check.
 ModelPlan plan_model_or_architecture(const Settings& settings);
+
+/// What the memory plan takes of a run of full rows. `model` and `settings` must outlive it.
+PlannedRun planned_run(const ModelPlan& model, const Settings& settings, bool on_card, int64_t threads);
 
 /// The architecture alone, of such a file or of a model directory's config.json, which is all that is read.
 /// `layers`: instead of its own number of them (of the first ones, where it has a sharing plan).

@@ -2,10 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "data/batches.h"
 
 namespace satune {
+
+/// Ids below `vocab_size`, a function of `counter`, which it moves on.
+std::vector<int32_t> random_tokens(int64_t count, int64_t vocab_size, uint64_t& counter);
 
 struct SyntheticRows {
   int64_t rows = 1;

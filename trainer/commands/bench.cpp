@@ -13,6 +13,7 @@
 #include "trainer/commands/bench_report.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/model_options.h"
+#include "trainer/commands/number_checks.h"
 #include "trainer/commands/standard_output.h"
 #include "trainer/compute_types.h"
 #include "trainer/device.h"
@@ -34,9 +35,10 @@ BenchPlace place_of(const at::Device& device, const Settings& settings, const Ra
 }
 
 void print_report(const BenchRequest& request, const Json& json, const std::string& text) {
-  fmt::print("{}", request.json ? write_json(json) : text);
-  finish_standard_output();
-  if (request.output) write_file_atomic(*request.output, write_json(json));
+  finish_after({[&] {
+                 if (request.output) write_file_atomic(*request.output, write_json(json));
+               }},
+               [&] { fmt::print("{}", request.json ? write_json(json) : text); });
 }
 
 /// The variants in turns, each built and given back: two models need not fit at one time.
@@ -162,7 +164,7 @@ std::vector<CLI::Option*> add_training_options(CLI::App& command, BenchRequest& 
       command
           .add_option("--peak-tflops", options.peak_tflops,
                       "Peak of one device for the MFU (default: the matmul rate measured in this run)")
-          ->check(CLI::PositiveNumber)};
+          ->check(positive())};
 }
 
 std::vector<CLI::Option*> add_decoding_options(CLI::App& command, BenchRequest& options) {

@@ -10,6 +10,7 @@
 #include "model/flops.h"
 #include "model/kv_cache.h"
 #include "trainer/memory_plan.h"
+#include "trainer/percentile.h"
 
 namespace satune {
 namespace {
@@ -62,14 +63,6 @@ void check_shape(const BenchRequest& request, const ModelConfig& own) {
                     fmt::format("a divisor of --sequence-length {}", request.sequence_length));
   if (request.anchor && request.sharing.empty())
     throw bad_input("--anchor", *request.anchor, "--sharing LAYERS beside it");
-}
-
-double percentile(std::vector<double> sorted, double share) {
-  std::sort(sorted.begin(), sorted.end());
-  const double place = share * static_cast<double>(sorted.size() - 1);
-  const auto low = static_cast<size_t>(place);
-  const size_t high = std::min(low + 1, sorted.size() - 1);
-  return sorted[low] + (sorted[high] - sorted[low]) * (place - static_cast<double>(low));
 }
 
 Json place_json(const BenchPlace& place) {

@@ -34,11 +34,11 @@ std::string formula_line(const BenchRequest& request, const BenchVariant& varian
   return fmt::format(
       "  FLOP a token  6 x {} weights in products + {} x {} x (6 x {} + 3 x {} layers) of causal attention = "
       "{}\n"
-      "  MFU           FLOP a token x tokens/s / {} FLOP/s ({}{}) = {:.1f} %\n",
+      "  MFU           FLOP a token x tokens/s / {} FLOP/s ({}) = {:.1f} %\n",
       format_count((result.flops_per_token - attention) / 6), request.length.document_length,
       config.query_size(), config.num_hidden_layers - config.sharing.num_shared(),
       config.sharing.num_shared(), format_count(result.flops_per_token), format_count(result.peak_flops),
-      request.peak_tflops ? "--peak-tflops" : "measured: a large matmul", "", 100 * result.mfu);
+      request.peak_tflops ? "--peak-tflops" : "measured: a large matmul", 100 * result.mfu);
 }
 
 std::string memory_line(const TrainingTimes& times) {

@@ -73,9 +73,7 @@ struct Report {
   WholeRun whole;
   std::string warning;  ///< why_it_will_not_fit()
 
-  PlannedRun run() const {
-    return {settings, model.config, model.table, model.trained_mask, tokens, device.on_card, threads};
-  }
+  PlannedRun run() const { return planned_run(model, settings, device.on_card, threads); }
   Sharded sharded() const { return {world_size, choice.stage, shard_group}; }
   const StagePlan& chosen() const { return stages[static_cast<size_t>(choice.stage)]; }
 };
