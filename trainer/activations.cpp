@@ -5,13 +5,12 @@
 
 #include "model/ops/linear_cross_entropy.h"
 #include "model/ops/linear_fp32.h"
+#include "trainer/host_allocator.h"
 
 namespace satune {
 namespace {
 
 constexpr int64_t kFloatBytes = 4;
-
-constexpr int64_t kHeapLimit = int64_t{32} << 20;  // bytes: M_MMAP_THRESHOLD of main.cpp
 
 using Buffers = std::vector<int64_t>;
 
@@ -152,8 +151,8 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
     embedding.add((shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes);
     most.raise_to(embedding);
   }
-  return {kept.total(), most.total() - kept.total(), in_layers - kept.total(), in_loss.total() - kept.total(),
-          shape.on_card ? 0 : kHeapLimit};
+  return {kept.total(), most.total() - kept.total(), in_layers - kept.total(),
+          in_loss.total() - kept.total()};
 }
 
 std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available) {

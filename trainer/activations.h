@@ -33,15 +33,12 @@ struct PassBytes {
   /// Of these moments, the worst with a layer in progress, and with a chunk of the loss (its logits, the
   /// gradient of the head) in progress. On the CPU what both leave behind can be more than either.
   int64_t layer = 0, loss = 0;
-  /// On the CPU: holes of the heap, counted as one buffer of the largest size that it takes. glibc
-  /// before 2.38 does not put an aligned buffer where one of its size was (bug 14581). Twenty runs of 50 to
-  /// 2,040 tokens had from none to 76 MiB of them, 25 in the middle, whatever the shapes.
-  int64_t holes = 0;
-  int64_t total() const { return kept + working + holes; }
+  int64_t total() const { return kept + working; }
 };
 
-/// Bytes of a pass over all layers. On the CPU freed buffers below glibc's threshold for maps (main.cpp) stay
-/// with the process: what they need at their worst is there for good, beside the large ones of the moment.
+/// Bytes of a pass over all layers. On the CPU freed buffers below glibc's threshold for maps
+/// (host_allocator.h) stay with the process: what they need at their worst is there for good, beside the
+/// large ones of the moment.
 PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording);
 
 /// `choice` for every layer. "auto": as many layers as fit into `available` bytes keep everything, the first

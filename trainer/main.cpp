@@ -1,5 +1,4 @@
 // The program: its subcommands, and the one place where errors become a line and an exit code.
-#include <malloc.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -14,6 +13,7 @@
 #include "trainer/commands/commands.h"
 #include "trainer/commands/standard_output.h"
 #include "trainer/failure_report.h"
+#include "trainer/host_allocator.h"
 #include "trainer/parent_death.h"
 #include "trainer/rank_environment.h"
 
@@ -21,13 +21,6 @@ namespace satune {
 namespace {
 
 constexpr const char* kVersion = SATUNE_VERSION;
-
-// Buffers of activations come and go every layer. Below these sizes glibc would hand each back to the kernel
-// and fault it in again (measured: 20 % of a step).
-void keep_freed_memory() {
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the largest that glibc takes
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
-}
 
 void set_up_log(const std::string& level) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("satune"));
@@ -153,7 +146,7 @@ int run(CLI::App& app, int argc, char** argv) {
 
 int main(int argc, char** argv) {
   satune::die_with_launcher();
-  satune::keep_freed_memory();
+  satune::set_up_host_memory();
   CLI::App app("satune fine-tunes Llama-family models with Shared Attention.", "satune");
   int exit_code = satune::kExitFailure;
   try {

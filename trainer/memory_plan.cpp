@@ -73,18 +73,10 @@ int64_t gradient_element_bytes(const Settings& settings, const World& world) {
 }
 
 std::vector<std::pair<std::string, int64_t>> MemoryPlan::items() const {
-  return {{"weights", weights},
-          {"gathered weights", gathered},
-          {"gradients", gradients},
-          {"summed gradients", sums},
-          {"gathered sums", gathered_sums},
-          {"master", master},
-          {"moments", moments},
-          {"snapshot copy", snapshot_copy},
-          {"activations", activations},
-          {"working", working},
-          {"holes", holes},
-          {"libraries", libraries}};
+  return {{"weights", weights},       {"gathered weights", gathered},   {"gradients", gradients},
+          {"summed gradients", sums}, {"gathered sums", gathered_sums}, {"master", master},
+          {"moments", moments},       {"snapshot copy", snapshot_copy}, {"activations", activations},
+          {"working", working},       {"libraries", libraries}};
 }
 
 int64_t MemoryPlan::total() const {
@@ -111,8 +103,6 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   plan.working = pass.working;
   plan.working_layer = pass.layer;
   plan.working_loss = pass.loss;
-  // Where segments' buffers come and go as well, they leave holes of their own.
-  plan.holes = pass.holes * (sharded.world_size > 1 && sharded.stage >= 2 ? 2 : 1);
   return plan;
 }
 

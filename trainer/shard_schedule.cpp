@@ -206,11 +206,16 @@ ShardSchedule shard_schedule(const SegmentSizes& sizes, const Sharded& sharded) 
   ShardSchedule schedule;
   schedule.first = replay.micro_step();
   schedule.later = replay.micro_step();
-  // An evaluation and one more step: the pools are as large as they get.
+  // An evaluation, and steps until the pools have grown, and each buffer is written, as far as they ever are.
   replay.end_step();
   replay.forward();
   replay.forward();
-  replay.micro_step();
+  for (int64_t before = -1; replay.gradient_pool_touched() > before;) {
+    before = replay.gradient_pool_touched();
+    replay.micro_step();
+    replay.micro_step();
+    replay.end_step();
+  }
   schedule.parameter_pool = replay.parameter_pool();
   schedule.gradient_pool = replay.gradient_pool();
   schedule.gradient_pool_touched = replay.gradient_pool_touched();

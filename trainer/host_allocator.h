@@ -1,0 +1,22 @@
+// Where LibTorch gets the memory of CPU tensors.
+#pragma once
+
+#include <cstdint>
+
+namespace satune {
+
+/// Freed buffers below this size stay with the process, for the next of their size; larger ones have a
+/// mapping of their own. The largest threshold that glibc takes, in bytes.
+inline constexpr int64_t kHeapLimit = int64_t{32} << 20;
+
+/// From now on, by malloc with the header of an alignment in front, and glibc keeps what is freed. Once,
+/// before there is any tensor.
+///
+/// LibTorch itself asks posix_memalign, which looks for a hole of the size plus the alignment: a buffer freed
+/// between two others is too small for its own successor, and each further one of that size takes new memory
+/// (glibc's bug 14581; measured: up to 10 % of a small run's peak, more or less of it in each run). And glibc
+/// would hand each buffer of a layer's activations back to the kernel and fault it in again (measured: 20 %
+/// of a step).
+void set_up_host_memory();
+
+}  // namespace satune
