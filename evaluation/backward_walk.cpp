@@ -33,12 +33,12 @@ std::vector<size_t> backward_order(const TensorTable& table) {
 }  // namespace
 
 void walk_backward(Llama& model, const DeviceBatch& batch, const Observer& observer) {
-  TORCH_CHECK(batch.target_count > 0, "a batch without targets has no gradients");
+  TORCH_CHECK(batch.targets.count() > 0, "a batch without targets has no gradients");
   ParameterBuffers gradients = model.make_gradients(model.weights().type());
   const std::vector<Recording> recording(static_cast<size_t>(model.config().num_hidden_layers),
                                          Recording::kRecompute);
   SegmentHooks none;
-  const double scale = 1.0 / static_cast<double>(batch.target_count);
+  const double scale = 1.0 / static_cast<double>(batch.targets.count());
   const LossSums sums = model.forward_backward(batch, scale, gradients, false, recording, none);
   observer("loss", sums.loss * scale);
   for (const size_t i : backward_order(model.table())) {

@@ -8,7 +8,8 @@
 
 namespace satune {
 
-/// Copies the batch to `device`, ids as int64.
+/// Copies the batch to `device`, ids as int64. To a card on its current stream, in one piece, and without
+/// waiting for what is queued there.
 DeviceBatch to_device(const Batch& batch, at::Device device);
 
 }  // namespace satune

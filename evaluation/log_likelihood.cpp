@@ -183,10 +183,8 @@ Scores score_sequences(Llama& model, std::span<const ScoredSequence* const> sequ
       targets.push_back(tokens[i]);
     }
   }
-  const at::Tensor losses_M =
-      model.target_losses(batch, int64_tensor(rows, device), int64_tensor(targets, device))
-          .to(at::kCPU, at::kDouble)
-          .contiguous();
+  batch.targets = {int64_tensor(rows, device), int64_tensor(targets, device)};
+  const at::Tensor losses_M = model.target_losses(batch).to(at::kCPU, at::kDouble).contiguous();
   Scores scores;
   scores.tokens = static_cast<int64_t>(tree.tokens.size());
   const double* loss = losses_M.const_data_ptr<double>();

@@ -100,9 +100,9 @@ at::Tensor PlanProbe::losses(const at::Tensor& x_NC) const {
   const at::Tensor normed_NC =
       rms_norm_forward(x_NC, weights.tensor("model.norm.weight"), model_.config().rms_norm_eps).y_NC;
   const char* head = model_.config().tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  at::Tensor losses_N;
-  linear_cross_entropy_forward(normed_NC, weights.tensor(head), batch_.targets_N, &losses_N);
-  return losses_N;
+  at::Tensor losses_M;
+  linear_cross_entropy_forward(normed_NC, weights.tensor(head), batch_.targets, &losses_M);
+  return losses_by_row(losses_M, batch_.targets, normed_NC.size(0));
 }
 
 }  // namespace satune

@@ -100,7 +100,7 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
   }
   record.attention = traced(context.trace, part::kAttention, [&] {
     return attention_forward(record.q_NHD, record.k_NKD, record.v_NKD, context.batch.document_starts,
-                             context.batch.parents);
+                             context.batch.parents, context.batch.document_starts_on_card);
   });
   record.mid_NC = traced(context.trace, part::kOutput, [&] {
     return linear_residual_forward(record.attention.out_NHD.flatten(1),

@@ -151,7 +151,7 @@ CrossEntropyGradients Pass::head(const at::Tensor& x_NC, double loss_scale, at::
   hooks_.before_backward(segment);
   const at::Tensor d_head = gradients_.selected(model_.head) ? gradients_.tensor(model_.head) : at::Tensor();
   CrossEntropyGradients out = traced(context_.trace, part::kLoss, [&] {
-    return linear_cross_entropy_backward(norm.y_NC, model_.weights.tensor(model_.head), batch_.targets_N,
+    return linear_cross_entropy_backward(norm.y_NC, model_.weights.tensor(model_.head), batch_.targets,
                                          loss_scale, d_head, accumulate_);
   });
   const at::Tensor d_norm =
@@ -301,7 +301,7 @@ ParameterBuffers Llama::make_gradients(at::ScalarType type, const BufferLayout& 
 LossSums Llama::forward_backward(const DeviceBatch& batch, double loss_scale, ParameterBuffers& gradients,
                                  bool accumulate, const std::vector<Recording>& recording,
                                  SegmentHooks& hooks) {
-  if (batch.target_count == 0) return idle_pass(*impl_, gradients, accumulate, hooks);
+  if (batch.targets.count() == 0) return idle_pass(*impl_, gradients, accumulate, hooks);
   impl_->extend_rope(batch);
   return Pass(*impl_, batch, recording, hooks, gradients, accumulate).run(loss_scale);
 }
@@ -317,7 +317,7 @@ LossSums Llama::evaluate(const DeviceBatch& batch, SegmentHooks& hooks) {
   impl_->extend_rope(batch);
   const at::Tensor hidden_NC = impl_->hidden_states(batch, hooks, {});
   const CrossEntropySums sums = traced(hooks.trace(), part::kLoss, [&] {
-    return linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets_N);
+    return linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets);
   });
   hooks.after_forward(impl_->head_segment());
   return {sums.loss, sums.correct};
@@ -329,21 +329,15 @@ LossSums Llama::evaluate(const DeviceBatch& batch) {
 }
 
 at::Tensor Llama::token_losses(const DeviceBatch& batch) {
+  return losses_by_row(target_losses(batch), batch.targets, batch.tokens_N.size(0));
+}
+
+at::Tensor Llama::target_losses(const DeviceBatch& batch) {
   SegmentHooks none;
   impl_->extend_rope(batch);
   const at::Tensor hidden_NC = impl_->hidden_states(batch, none, {});
-  at::Tensor losses_N;
-  linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets_N, &losses_N);
-  return losses_N;
-}
-
-at::Tensor Llama::target_losses(const DeviceBatch& batch, const at::Tensor& rows_M,
-                                const at::Tensor& targets_M) {
-  SegmentHooks none;
-  impl_->extend_rope(batch);
-  const at::Tensor hidden_MC = impl_->hidden_states(batch, none, {}).index_select(0, rows_M);
   at::Tensor losses_M;
-  linear_cross_entropy_forward(hidden_MC, impl_->weights.tensor(impl_->head), targets_M, &losses_M);
+  linear_cross_entropy_forward(hidden_NC, impl_->weights.tensor(impl_->head), batch.targets, &losses_M);
   return losses_M;
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/files/model_config.h"
+#include "model/ops/linear_cross_entropy.h"
 #include "model/parameters.h"
 #include "model/step_trace.h"
 
@@ -20,11 +21,11 @@ namespace satune {
 
 /// The Batch of data/batch.h on a device. The model room does not know the data room; trainer converts.
 struct DeviceBatch {
-  at::Tensor tokens_N;                   ///< int64
-  at::Tensor targets_N;                  ///< int64, -100 = no target
-  at::Tensor positions_N;                ///< int64
+  at::Tensor tokens_N;     ///< int64
+  at::Tensor positions_N;  ///< int64
+  Targets targets;
   std::vector<int64_t> document_starts;  ///< [documents + 1], on the host
-  int64_t target_count = 0;
+  at::Tensor document_starts_on_card;    ///< the same, int32; undefined on the CPU
   /// By document, the earlier one that it continues (-1 = none): its tokens attend to that document and to
   /// what that one continues. Depth-first order, no empty document. Empty = none does. For passes without a
   /// backward, on the CPU.
@@ -96,10 +97,8 @@ class Llama {
   LossSums evaluate(const DeviceBatch& batch);
   /// Per-token losses [N] (0 where there is no target), fp32 (fp64 for an fp64 model).
   at::Tensor token_losses(const DeviceBatch& batch);
-  /// -log p(targets_M[i]) after row rows_M[i] of the batch, [M], fp32 (fp64 for an fp64 model). A row may
-  /// stand there several times; only rows that do are projected to the vocabulary. Targets of the batch are
-  /// not read.
-  at::Tensor target_losses(const DeviceBatch& batch, const at::Tensor& rows_M, const at::Tensor& targets_M);
+  /// The loss of each target of the batch [M], fp32 (fp64 for an fp64 model). A row may have several.
+  at::Tensor target_losses(const DeviceBatch& batch);
   /// Logits [N, V] in the model's dtype; for tests, `diff` and small evaluations. Targets may be undefined.
   at::Tensor logits(const DeviceBatch& batch, const Observer& observer = {});
 

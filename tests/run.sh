@@ -115,9 +115,11 @@ stage "format" 'formatted|error' check_format
 if [[ $SATUNE_FULL == 1 ]]; then stage "lint" 'error|files linted' tests/lint.sh; fi
 stage "ctest release" "$CTEST_LINES" run_ctest release
 stage "ctest asan-ubsan" "$CTEST_LINES" run_ctest asan-ubsan
-# Two at a time, but those of one group (large memory) one after another. The quickstart alone: it is timed.
+# Two at a time, but those of one group (large memory) one after another.
 stage "pytest parity" "$PYTEST_LINES" run_pytest tests/parity -n "$JOBS" --dist loadgroup
 # Ranks that are hung or dead leave the cores idle half of the time.
 stage "pytest distributed" "$PYTEST_LINES" run_pytest tests/distributed -n "$JOBS" --dist loadgroup
-stage "pytest launch" "$PYTEST_LINES" run_pytest tests/launch
+stage "pytest launch" "$PYTEST_LINES" run_pytest tests/launch -n "$JOBS" --dist loadgroup --ignore tests/launch/test_quickstart.py
+# Alone: it is timed.
+stage "pytest quickstart" "$PYTEST_LINES" run_pytest tests/launch/test_quickstart.py
 finish

@@ -70,12 +70,12 @@ Buffers kept_of(const PassShape& shape, int layer, Recording recording) {
           shape.tokens * config.key_value_size() * shape.element};
 }
 
-/// While the gradient of a weight [outputs, inputs] is made: where it is wider than the operands, the product
-/// in their type, then added; through fp32, tiles of the tokens' two sides, and of the gradient where it is
-/// narrower.
+/// While the gradient of a weight [outputs, inputs] is made: on the CPU, where it is wider than the operands,
+/// the product in their type, then added; through fp32, tiles of the tokens' two sides, and of the gradient
+/// where it is narrower.
 Buffers weight_gradient(const PassShape& shape, int64_t outputs, int64_t inputs, int64_t gradient_element) {
   if (!shape.widened) {
-    if (gradient_element == shape.element) return {};
+    if (shape.on_card || gradient_element == shape.element) return {};
     return {outputs * inputs * shape.element};
   }
   const Fp32Tile tile(shape.tokens, outputs, inputs);

@@ -17,9 +17,19 @@
 namespace satune {
 namespace {
 
-// Where the host waits for the card, and so for every collective that the card's streams wait for.
+// Where the host waits for the card, and so for every collective that the card's streams wait for: once a
+// step. While pinned memory for uploads is first made it may wait as well.
 constexpr const char* kUpload = "upload of a micro-batch";
 constexpr const char* kNorm = "norm of the gradients";
+
+/// Loss and right answers of each, one after another.
+std::vector<double> read_sums(const std::vector<LossSums>& sums) {
+  std::vector<at::Tensor> scalars;
+  for (const LossSums& sum : sums) scalars.insert(scalars.end(), {sum.loss, sum.correct.to(at::kDouble)});
+  const at::Tensor numbers = at::stack(scalars).cpu();
+  const auto* first = numbers.const_data_ptr<double>();
+  return {first, first + numbers.numel()};
+}
 
 }  // namespace
 
@@ -68,23 +78,23 @@ DeviceBatch TrainingStep::upload(const Batch& batch) {
 }
 
 TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double loss_scale) {
-  // Sum of squares of the share, then loss and right answers of each micro-batch.
-  std::vector<double> mine(1);
+  std::vector<LossSums> micro_batch_sums;
   sharding_.begin_step();
   for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, groups_.all.world())) {
     const Batch batch = traced(coordinator_.trace(), "data",
                                [&] { return data_.make_batch(rows.epoch, rows.first_row, rows.rows); });
-    const LossSums sums = model_.forward_backward(upload(batch), loss_scale, sharding_.gradients(),
-                                                  sharding_.accumulate(), recording_, sharding_);
-    in_collective(coordinator_, "loss of a micro-batch", [&] {
-      mine.push_back(sums.loss.item<double>());
-      mine.push_back(sums.correct.item<double>());
-    });
+    micro_batch_sums.push_back(model_.forward_backward(upload(batch), loss_scale, sharding_.gradients(),
+                                                       sharding_.accumulate(), recording_, sharding_));
     sharding_.end_micro_batch();
   }
   sharding_.finish_gradients();
-  mine[0] = in_collective(coordinator_, kNorm,
-                          [&] { return gradient_sum_of_squares(sharding_.gradient_shares()); });
+  // Sum of squares of the share, then loss and right answers of each micro-batch.
+  std::vector<double> mine(1);
+  in_collective(coordinator_, kNorm, [&] {
+    mine[0] = gradient_sum_of_squares(sharding_.gradient_shares());
+    const std::vector<double> sums = read_sums(micro_batch_sums);
+    mine.insert(mine.end(), sums.begin(), sums.end());
+  });
 
   const std::vector<double> all =
       in_collective(coordinator_, "exchange of loss and norm", [&] { return groups_.all.exchange(mine); });

@@ -106,12 +106,12 @@ void backward_cpu(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at
 
 AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
                                const std::vector<int64_t>& document_starts,
-                               const std::vector<int64_t>& parents) {
+                               const std::vector<int64_t>& parents, const at::Tensor& starts_on_card) {
   TORCH_CHECK(q_NHD.size(1) % k_NKD.size(1) == 0 && document_starts.back() == q_NHD.size(0));
   TORCH_CHECK(parents.empty() || (q_NHD.is_cpu() && parents.size() + 1 == document_starts.size()));
   if (!parents.empty()) return {forward_tree(q_NHD, k_NKD, v_NKD, document_starts, parents), {}};
   if (q_NHD.is_cpu()) return forward_cpu(q_NHD, k_NKD, v_NKD, document_starts);
-  return attention_forward_cuda(q_NHD, k_NKD, v_NKD, document_starts);
+  return attention_forward_cuda(q_NHD, k_NKD, v_NKD, document_starts, starts_on_card);
 }
 
 void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,

@@ -18,10 +18,12 @@ struct AttentionOut {
 
 /// q [N, H, D], k and v [N, K, D]; rows may be strided (views into a fused projection).
 /// document_starts [documents + 1]: offsets into N, last = N. parents: DeviceBatch::parents; with any, on the
-/// CPU only, and nothing is saved.
+/// CPU only, and nothing is saved. starts_on_card: the offsets as int32 on the card of q, for which the host
+/// waits where they are undefined.
 AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
                                const std::vector<int64_t>& document_starts,
-                               const std::vector<int64_t>& parents = {});
+                               const std::vector<int64_t>& parents = {},
+                               const at::Tensor& starts_on_card = {});
 
 /// Writes d_q [N, H, D], d_k and d_v [N, K, D] (preallocated, rows may be strided). d_q and d_k are undefined
 /// where nobody needs them.

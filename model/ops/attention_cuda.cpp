@@ -49,9 +49,10 @@ void backward_document(const at::Tensor& d_out_THD, const at::Tensor& q_THD, con
 }  // namespace
 
 AttentionOut attention_forward_cuda(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
-                                    const std::vector<int64_t>& starts) {
+                                    const std::vector<int64_t>& starts, const at::Tensor& starts_on_card) {
   if (has_flash_kernel(q_NHD)) {
-    const at::Tensor lengths = cumulative_lengths(starts, q_NHD.device());
+    const at::Tensor lengths =
+        starts_on_card.defined() ? starts_on_card : cumulative_lengths(starts, q_NHD.device());
     const int64_t longest = longest_document(starts);
     const auto [out, log_sum_exp, rng_state, unused, debug] = at::_flash_attention_forward(
         q_NHD, k_NKD, v_NKD, lengths, lengths, longest, longest, 0.0, /*is_causal=*/true,

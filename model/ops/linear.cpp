@@ -41,7 +41,14 @@ void linear_backward_weight(const at::Tensor& d_y_NO, const at::Tensor& x_NI, co
                             bool accumulate) {
   if (through_fp32(x_NI)) return linear_fp32_backward_weight(d_y_NO, x_NI, d_weight_OI, accumulate);
   at::Tensor gradient = d_weight_OI;
-  if (gradient.scalar_type() != x_NI.scalar_type()) {
+  const bool wider = gradient.scalar_type() != x_NI.scalar_type();
+  if (wider && !x_NI.is_cpu()) {  // cuBLAS writes and adds fp32 as it has summed it
+    if (accumulate) {
+      at::addmm_out(gradient, gradient, d_y_NO.t(), x_NI, gradient.scalar_type());
+    } else {
+      at::mm_out(gradient, d_y_NO.t(), x_NI, gradient.scalar_type());
+    }
+  } else if (wider) {
     write_gradient(gradient, at::mm(d_y_NO.t(), x_NI), accumulate);
   } else if (accumulate) {
     at::addmm_out(gradient, gradient, d_y_NO.t(), x_NI);

@@ -16,9 +16,9 @@ at::Tensor linear_residual_forward(const at::Tensor& x_NI, const at::Tensor& wei
 /// d_x [N, in] = d_y W.
 at::Tensor linear_backward_input(const at::Tensor& d_y_NO, const at::Tensor& weight_OI);
 
-/// d_weight = d_y^T x (or += with `accumulate`), straight from the GEMM where the element types agree; a
-/// gradient buffer of a wider type takes the product in the model's type, or unrounded out of an fp32
-/// product.
+/// d_weight = d_y^T x (or += with `accumulate`), straight from the GEMM where the element types agree, and on
+/// a card where the gradient is fp32. On the CPU a gradient of a wider type takes the product in the model's
+/// type, or unrounded out of an fp32 product.
 void linear_backward_weight(const at::Tensor& d_y_NO, const at::Tensor& x_NI, const at::Tensor& d_weight_OI,
                             bool accumulate);
 

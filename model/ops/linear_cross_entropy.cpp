@@ -48,16 +48,14 @@ CrossEntropySums zero_sums(const at::Tensor& hidden_NC) {
           at::zeros({}, hidden_NC.options().dtype(at::kLong))};
 }
 
-/// Indices of the rows that have a target.
-at::Tensor target_rows(const at::Tensor& targets_N) {
-  return targets_N.ge(0).nonzero().squeeze(1);
-}
-
-/// Calls f(first, count) over chunks of the rows with targets.
+/// Calls f(rows, ids, first) over chunks of the targets.
 template <typename F>
-void for_each_chunk(int64_t rows, const at::Tensor& weight_VC, F&& f) {
+void for_each_chunk(const Targets& targets, const at::Tensor& weight_VC, F&& f) {
   const int64_t chunk = cross_entropy_chunk_rows(weight_VC.size(0), cuda::on_card(weight_VC));
-  for (int64_t first = 0; first < rows; first += chunk) f(first, std::min(chunk, rows - first));
+  for (int64_t first = 0; first < targets.count(); first += chunk) {
+    const int64_t count = std::min(chunk, targets.count() - first);
+    f(targets.rows_M.narrow(0, first, count), targets.ids_M.narrow(0, first, count), first);
+  }
 }
 
 /// Where the head's gradient is summed: the buffer itself, or fp32 beside it when several chunks would be
@@ -98,45 +96,46 @@ int64_t cross_entropy_chunk_rows(int64_t vocabulary, bool on_card) {
 }
 
 CrossEntropySums linear_cross_entropy_forward(const at::Tensor& hidden_NC, const at::Tensor& weight_VC,
-                                              const at::Tensor& targets_N, at::Tensor* losses_N) {
+                                              const Targets& targets, at::Tensor* losses_M) {
   CrossEntropySums sums = zero_sums(hidden_NC);
-  const at::Tensor rows = target_rows(targets_N);
-  if (losses_N != nullptr) {
-    *losses_N =
-        at::zeros({targets_N.size(0)}, hidden_NC.options().dtype(statistics_type(hidden_NC.scalar_type())));
+  if (losses_M != nullptr) {
+    *losses_M =
+        at::empty({targets.count()}, hidden_NC.options().dtype(statistics_type(hidden_NC.scalar_type())));
   }
-  for_each_chunk(rows.size(0), weight_VC, [&](int64_t first, int64_t count) {
-    const at::Tensor index = rows.narrow(0, first, count);
-    at::Tensor logits = linear_forward(hidden_NC.index_select(0, index), weight_VC);
-    const ChunkOut out = cross_entropy_chunk(logits, targets_N.index_select(0, index), nullptr);
+  for_each_chunk(targets, weight_VC, [&](const at::Tensor& rows_n, const at::Tensor& ids_n, int64_t first) {
+    at::Tensor logits = linear_forward(hidden_NC.index_select(0, rows_n), weight_VC);
+    const ChunkOut out = cross_entropy_chunk(logits, ids_n, nullptr);
     sums.loss.add_(out.loss_n.sum(at::kDouble));
     sums.correct.add_(out.correct_n.sum());
-    if (losses_N != nullptr) losses_N->index_copy_(0, index, out.loss_n);
+    if (losses_M != nullptr) losses_M->narrow(0, first, rows_n.size(0)).copy_(out.loss_n);
   });
   return sums;
 }
 
+at::Tensor losses_by_row(const at::Tensor& losses_M, const Targets& targets, int64_t rows) {
+  const at::Tensor losses_N = at::zeros({rows}, losses_M.options());
+  return targets.count() > 0 ? losses_N.index_copy(0, targets.rows_M, losses_M) : losses_N;
+}
+
 CrossEntropyGradients linear_cross_entropy_backward(const at::Tensor& hidden_NC, const at::Tensor& weight_VC,
-                                                    const at::Tensor& targets_N, double scale,
+                                                    const Targets& targets, double scale,
                                                     const at::Tensor& d_weight_VC, bool accumulate) {
   CrossEntropyGradients result{zero_sums(hidden_NC), at::zeros_like(hidden_NC)};
-  const at::Tensor rows = target_rows(targets_N);
-  const int64_t count_all = rows.size(0);
-  if (count_all == 0) {
+  if (targets.count() == 0) {
     if (d_weight_VC.defined() && !accumulate) d_weight_VC.zero_();
     return result;
   }
-  WeightGradient d_weight(d_weight_VC, accumulate,
-                          count_all > cross_entropy_chunk_rows(weight_VC.size(0), cuda::on_card(weight_VC)));
-  for_each_chunk(count_all, weight_VC, [&](int64_t first, int64_t count) {
-    const at::Tensor index = rows.narrow(0, first, count);
-    const at::Tensor hidden_nC = hidden_NC.index_select(0, index);
+  WeightGradient d_weight(
+      d_weight_VC, accumulate,
+      targets.count() > cross_entropy_chunk_rows(weight_VC.size(0), cuda::on_card(weight_VC)));
+  for_each_chunk(targets, weight_VC, [&](const at::Tensor& rows_n, const at::Tensor& ids_n, int64_t) {
+    const at::Tensor hidden_nC = hidden_NC.index_select(0, rows_n);
     at::Tensor logits = linear_forward(hidden_nC, weight_VC);
-    const ChunkOut out = cross_entropy_chunk(logits, targets_N.index_select(0, index), &scale);
+    const ChunkOut out = cross_entropy_chunk(logits, ids_n, &scale);
     result.sums.loss.add_(out.loss_n.sum(at::kDouble));
     result.sums.correct.add_(out.correct_n.sum());
     d_weight.add(logits, hidden_nC);
-    result.d_hidden_NC.index_copy_(0, index, linear_backward_input(logits, weight_VC));
+    result.d_hidden_NC.index_copy_(0, rows_n, linear_backward_input(logits, weight_VC));
   });
   d_weight.finish();
   return result;

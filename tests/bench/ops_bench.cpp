@@ -157,7 +157,7 @@ Case decode_projection(const Shape& s, at::ScalarType type) {
 Case head_pass_and_gradients(const Shape& s, at::ScalarType type) {
   const at::Tensor hidden = noise({s.head_tokens, s.hidden}, type);
   const at::Tensor w = noise({s.vocabulary, s.hidden}, type) * 0.02, d_w = at::empty_like(w);
-  const at::Tensor targets = at::arange(s.head_tokens, at::kLong);
+  const Targets targets{at::arange(s.head_tokens, at::kLong), at::arange(s.head_tokens, at::kLong)};
   return {
       [=] { benchmark::DoNotOptimize(linear_cross_entropy_backward(hidden, w, targets, 1.0, d_w, false)); },
       0, 6.0 * s.head_tokens * s.hidden * s.vocabulary};

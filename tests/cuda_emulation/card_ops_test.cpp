@@ -30,12 +30,13 @@ TEST(CardOps, EveryOpLaunchesItsKernels) {
   EXPECT_EQ(launches([&] { swiglu_forward(x); }), 1);
   EXPECT_EQ(launches([&] { swiglu_backward(x.narrow(1, 0, 4).contiguous(), x); }), 1);
   const at::Tensor tokens = at::tensor({3, 1, 1, 0, 2, 3}, at::kLong);
+  const Targets targets{at::arange(6, at::kLong), tokens};
   const RopeTable table{at::ones({4, 2}, at::kFloat), at::zeros({4, 2}, at::kFloat)};
   EXPECT_EQ(launches([&] { rope_apply(x.view({6, 2, 4}), tokens, table, false); }), 1);
   EXPECT_EQ(launches([&] { embedding_backward(x, tokens, at::zeros({4, 8}, at::kFloat), true); }), 1);
   const at::Tensor head = at::ones({4, 8}, at::kBFloat16);
-  EXPECT_EQ(launches([&] { linear_cross_entropy_forward(x, head, tokens); }), 1);
-  EXPECT_EQ(launches([&] { linear_cross_entropy_backward(x, head, tokens, 1, {}, false); }), 1);
+  EXPECT_EQ(launches([&] { linear_cross_entropy_forward(x, head, targets); }), 1);
+  EXPECT_EQ(launches([&] { linear_cross_entropy_backward(x, head, targets, 1, {}, false); }), 1);
 }
 
 /// The layers' calls, not only the tests'.

@@ -18,6 +18,8 @@ from programs import ROOT, built
 sys.path.insert(0, str(ROOT / "docs"))
 import generate_settings
 
+# Later tests look at what the pages' commands have recorded.
+pytestmark = pytest.mark.xdist_group("docs")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # What a page has to make itself before its later commands use it.
 ABSENT = {

@@ -5,6 +5,7 @@
 
 #include "model/llama.h"
 #include "model/ops/embedding.h"
+#include "model/ops/linear.h"
 #include "model/ops/linear_cross_entropy.h"
 #include "model/ops/rms_norm.h"
 #include "model/ops/rope.h"
@@ -65,14 +66,25 @@ TEST_P(Cuda, RmsNormEqualsTheCpu) {
   }
 }
 
+TEST_P(Cuda, WeightGradientsAreAddedInFp32) {
+  if (GetParam() == at::kDouble) GTEST_SKIP() << "its gradients are fp64";
+  const at::Tensor d_y = wave({70, 24}, GetParam()), x = wave({70, 16}, GetParam());
+  const at::Tensor expected = at::mm(d_y.to(at::kDouble).t(), x.to(at::kDouble));
+  const at::Tensor d_weight = at::zeros({24, 16}, at::kFloat).cuda();
+  linear_backward_weight(d_y.cuda(), x.cuda(), d_weight, false);
+  EXPECT_LT(relative_difference(d_weight.cpu(), expected), 1e-6);
+  linear_backward_weight(d_y.cuda(), x.cuda(), d_weight, true);
+  EXPECT_LT(relative_difference(d_weight.cpu(), 2 * expected), 1e-6);
+}
+
 TEST_P(Cuda, HeadAndEmbeddingEqualTheCpuAndRepeatTheirBits) {
   for (const int64_t vocabulary : {1000, 333}) {
     const at::Tensor hidden = wave({50, 24}, GetParam()), weight = wave({vocabulary, 24}, GetParam());
-    const at::Tensor targets = at::arange(50, at::kLong).mul(7).remainder(vocabulary);
+    const Targets targets{at::arange(50, at::kLong), at::arange(50, at::kLong).mul(7).remainder(vocabulary)};
     at::Tensor d_weight = at::zeros_like(weight), there = d_weight.cuda();
     const auto cpu = linear_cross_entropy_backward(hidden, weight, targets, 0.3, d_weight, false);
-    const auto card =
-        linear_cross_entropy_backward(hidden.cuda(), weight.cuda(), targets.cuda(), 0.3, there, false);
+    const auto card = linear_cross_entropy_backward(
+        hidden.cuda(), weight.cuda(), {targets.rows_M.cuda(), targets.ids_M.cuda()}, 0.3, there, false);
     EXPECT_NEAR(card.sums.loss.item<double>() / cpu.sums.loss.item<double>(), 1, tolerance());
     EXPECT_LT(relative_difference(card.d_hidden_NC.cpu(), cpu.d_hidden_NC), tolerance());
     EXPECT_LT(relative_difference(there.cpu(), d_weight), tolerance());
@@ -98,7 +110,7 @@ TEST_P(Cuda, LossAndGradientsEqualTheCpu) {
   const DeviceBatch batch = testing::make_batch({30, 4, 17}, config.vocab_size);
   DeviceBatch there = batch;
   there.tokens_N = batch.tokens_N.cuda();
-  there.targets_N = batch.targets_N.cuda();
+  there.targets = {batch.targets.rows_M.cuda(), batch.targets.ids_M.cuda()};
   there.positions_N = batch.positions_N.cuda();
   SegmentHooks hooks;
   for (const Recording recording : {Recording::kKeep, Recording::kSelective, Recording::kRecompute}) {

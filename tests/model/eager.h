@@ -96,10 +96,12 @@ inline at::Tensor document_logits(const ModelConfig& config, const Tensors& weig
 /// Sum of -log p over the batch's targets.
 inline at::Tensor loss_sum(const ModelConfig& config, const Tensors& weights, const DeviceBatch& batch) {
   at::Tensor total = at::zeros({}, weights.begin()->second.options());
+  const at::Tensor targets_N = at::full({batch.tokens_N.size(0)}, -100, at::kLong)
+                                   .index_copy(0, batch.targets.rows_M, batch.targets.ids_M);
   for (size_t i = 0; i + 1 < batch.document_starts.size(); ++i) {
     const int64_t start = batch.document_starts[i], length = batch.document_starts[i + 1] - start;
     const at::Tensor logits = document_logits(config, weights, batch.tokens_N.narrow(0, start, length));
-    const at::Tensor targets = batch.targets_N.narrow(0, start, length);
+    const at::Tensor targets = targets_N.narrow(0, start, length);
     const at::Tensor rows = targets.ge(0).nonzero().squeeze(1);
     const at::Tensor chosen = at::log_softmax(logits.index_select(0, rows), -1)
                                   .gather(1, targets.index_select(0, rows).unsqueeze(1));

@@ -49,7 +49,7 @@ TEST_P(AgainstEager, LossAndEveryGradientInDouble) {
   const ModelConfig& config = GetParam().config;
   Llama model = make_model(config, at::kDouble);
   const DeviceBatch batch = make_batch({13, 1, 22, 7}, config.vocab_size);
-  const double scale = 1.0 / static_cast<double>(batch.target_count);
+  const double scale = 1.0 / static_cast<double>(batch.targets.count());
 
   const eager::Tensors leaves = eager::leaves(model);
   const at::Tensor expected = eager::loss_sum(config, leaves, batch);
@@ -200,7 +200,7 @@ TEST(Llama, AccumulatedMicroBatchesEqualOneBatch) {
   ParameterBuffers whole = model.make_gradients(at::kDouble), parts = model.make_gradients(at::kDouble);
   const auto recording = all_layers(config, Recording::kKeep);
   const DeviceBatch both = make_batch({12, 20}, config.vocab_size);
-  const double scale = 1.0 / static_cast<double>(both.target_count);
+  const double scale = 1.0 / static_cast<double>(both.targets.count());
   model.forward_backward(both, scale, whole, false, recording, hooks);
   // The second document's tokens depend on its place: `salt` moves it there.
   model.forward_backward(make_batch({12}, config.vocab_size), scale, parts, false, recording, hooks);
@@ -214,8 +214,7 @@ TEST(Llama, BatchWithoutTargetsGivesExactZeros) {
   const ModelConfig config = shared_config("2-3", AnchorRule::kBefore, 4);
   Llama model = make_model(config, at::kFloat);
   DeviceBatch masked = make_batch({11, 6}, config.vocab_size);
-  masked.targets_N.fill_(-100);
-  masked.target_count = 0;
+  masked.targets = {};
   ParameterBuffers gradients = model.make_gradients(at::kFloat);
   for (int segment = 0; segment < gradients.num_segments(); ++segment) gradients.flat(segment).fill_(3.0);
   SegmentHooks hooks;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/llama.h"
+#include "tests/model/targets.h"
 #include "tests/model_configs.h"
 
 namespace satune::testing {
@@ -62,12 +63,11 @@ inline DeviceBatch make_batch(const std::vector<int64_t>& lengths, int64_t vocab
     for (int64_t i = 0; i < length; ++i) {
       const bool target = i + 1 < length && i + 1 >= prompt;
       targets.push_back(target ? tokens[first + i + 1] : -100);
-      batch.target_count += target ? 1 : 0;
     }
     batch.document_starts.push_back(static_cast<int64_t>(tokens.size()));
   }
   batch.tokens_N = at::tensor(tokens, at::kLong);
-  batch.targets_N = at::tensor(targets, at::kLong);
+  batch.targets = targets_of(at::tensor(targets, at::kLong));
   batch.positions_N = at::tensor(positions, at::kLong);
   return batch;
 }

@@ -166,25 +166,30 @@ TEST(LinearCrossEntropy, AgainstAutograd) {
   const at::Tensor h = leaf(values({23, 9}, 1)), w = leaf(values({31, 9}, 2));
   at::Tensor targets = at::arange(23, at::kLong).mul(5).remainder(31);
   targets.narrow(0, 4, 6).fill_(-100);
-  const at::Tensor rows = targets.ge(0).nonzero().squeeze(1);
+  const Targets some = testing::targets_of(targets);
+  const at::Tensor rows = some.rows_M;
   const at::Tensor logits = at::matmul(h, w.t()).index_select(0, rows);
   const at::Tensor chosen = targets.index_select(0, rows);
   const at::Tensor losses = -at::log_softmax(logits, -1).gather(1, chosen.unsqueeze(1)).squeeze(1);
   (losses.sum() * 0.3).backward();
   at::Tensor d_w = at::full({31, 9}, 2.0, at::kDouble);
   const CrossEntropyGradients out =
-      linear_cross_entropy_backward(h.detach(), w.detach(), targets, 0.3, d_w, false);
+      linear_cross_entropy_backward(h.detach(), w.detach(), some, 0.3, d_w, false);
   EXPECT_NEAR(out.sums.loss.item<double>(), losses.sum().item<double>(), 1e-12);
   EXPECT_EQ(out.sums.correct.item<int64_t>(), logits.argmax(-1).eq(chosen).sum().item<int64_t>());
   EXPECT_LT(relative_difference(out.d_hidden_NC, h.grad()), 1e-13);
   EXPECT_LT(relative_difference(d_w, w.grad()), 1e-13);
-  linear_cross_entropy_backward(h.detach(), w.detach(), targets, 0.3, d_w, true);
+  linear_cross_entropy_backward(h.detach(), w.detach(), some, 0.3, d_w, true);
   EXPECT_LT(relative_difference(d_w, 2 * w.grad()), 1e-13);
-  at::Tensor per_row;
-  const CrossEntropySums forward = linear_cross_entropy_forward(h.detach(), w.detach(), targets, &per_row);
+  at::Tensor per_target;
+  const CrossEntropySums forward = linear_cross_entropy_forward(h.detach(), w.detach(), some, &per_target);
   EXPECT_EQ(forward.loss.item<double>(), out.sums.loss.item<double>());
-  EXPECT_LT(relative_difference(per_row.index_select(0, rows), losses.detach()), 1e-13);
+  EXPECT_LT(relative_difference(per_target, losses.detach()), 1e-13);
+  const at::Tensor per_row = losses_by_row(per_target, some, 23);
+  EXPECT_TRUE(at::equal(per_row.index_select(0, rows), per_target));
   EXPECT_EQ(per_row.narrow(0, 4, 6).abs().sum().item<double>(), 0.0);
+  EXPECT_EQ(linear_cross_entropy_forward(h.detach(), w.detach(), {}, &per_target).loss.item<double>(), 0.0);
+  EXPECT_TRUE(at::equal(losses_by_row(per_target, {}, 3), at::zeros({3}, at::kDouble)));
 }
 
 TEST(LinearCrossEntropy, ChunksAreLargeEnoughForTheProductsAndBounded) {
@@ -198,7 +203,7 @@ TEST(LinearCrossEntropy, ChunksAreLargeEnoughForTheProductsAndBounded) {
 TEST(LinearCrossEntropy, SeveralChunksSumInFullPrecision) {
   // 70,000 words x 1,000 rows: two chunks; the gradient buffer is bf16.
   const at::Tensor h = values({1000, 4}, 1, at::kBFloat16), w = values({70000, 4}, 2, at::kBFloat16);
-  const at::Tensor targets = at::arange(1000, at::kLong);
+  const Targets targets{at::arange(1000, at::kLong), at::arange(1000, at::kLong)};
   at::Tensor narrow = at::zeros({70000, 4}, at::kBFloat16), wide = at::zeros({70000, 4}, at::kFloat);
   linear_cross_entropy_backward(h, w, targets, 1.0, narrow, false);
   linear_cross_entropy_backward(h, w, targets, 1.0, wide, false);
@@ -208,8 +213,8 @@ TEST(LinearCrossEntropy, SeveralChunksSumInFullPrecision) {
 TEST(LinearCrossEntropy, NonFiniteHiddenStatesReachTheLoss) {
   at::Tensor h = values({3, 4}, 1, at::kFloat);
   h[1][2] = std::numeric_limits<float>::quiet_NaN();
-  const auto sums =
-      linear_cross_entropy_forward(h, values({20, 4}, 2, at::kFloat), at::tensor({1, 2, 3}, at::kLong));
+  const auto sums = linear_cross_entropy_forward(
+      h, values({20, 4}, 2, at::kFloat), {at::arange(3, at::kLong), at::tensor({1, 2, 3}, at::kLong)});
   EXPECT_TRUE(std::isnan(sums.loss.item<double>()));
 }
 

@@ -10,6 +10,7 @@
 #include "data/files/error.h"
 #include "model/files/hf_directory.h"
 #include "model/llama.h"
+#include "tests/model/targets.h"
 #include "trainer/adamw.h"
 #include "trainer/gradient_norm.h"
 
@@ -61,12 +62,11 @@ Llama load(const Options& options) {
 DeviceBatch read_batch(const SafetensorsFile& file, const std::string& suffix) {
   DeviceBatch batch;
   batch.tokens_N = read(file, "tokens" + suffix);
-  batch.targets_N = read(file, "targets" + suffix);
+  batch.targets = testing::targets_of(read(file, "targets" + suffix));
   batch.positions_N = read(file, "positions" + suffix);
   const at::Tensor starts = read(file, "document_starts" + suffix);
   batch.document_starts.assign(starts.const_data_ptr<int64_t>(),
                                starts.const_data_ptr<int64_t>() + starts.numel());
-  batch.target_count = batch.targets_N.ne(-100).sum().item<int64_t>();
   return batch;
 }
 
@@ -80,7 +80,7 @@ std::vector<Recording> recording_of(const Options& options, const Llama& model) 
 double mean_loss_backward(Llama& model, const DeviceBatch& batch, const Options& options,
                           ParameterBuffers& gradients) {
   SegmentHooks none;
-  const double count = std::max<double>(1, static_cast<double>(batch.target_count));
+  const double count = std::max<double>(1, static_cast<double>(batch.targets.count()));
   const LossSums sums =
       model.forward_backward(batch, 1 / count, gradients, false, recording_of(options, model), none);
   return sums.loss.item<double>() / count;
