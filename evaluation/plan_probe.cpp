@@ -47,7 +47,7 @@ PlanProbe::PlanProbe(const Llama& model) : model_(model) {
 
 at::Tensor PlanProbe::pass(const SharingPlan& plan, const std::vector<HeadMap>& heads, int first,
                            at::Tensor x_NC, LayerTraces* kept) const {
-  const LayerContext context{model_.config(), model_.weights(), rope_, batch_};
+  const LayerContext context{model_.config(), model_.weights(), rope_, batch_, model_.attention()};
   int source = first - 1;
   LayerRecord anchor;  // the last layer that computed its own q and k: that of any span above it
   if (first > 0) {

@@ -99,8 +99,9 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
     if (wanted != kv) record.v_NKD = record.v_NKD.repeat_interleave(wanted / kv, 1);
   }
   record.attention = traced(context.trace, part::kAttention, [&] {
-    return attention_forward(record.q_NHD, record.k_NKD, record.v_NKD, context.batch.document_starts,
-                             context.batch.parents, context.batch.document_starts_on_card);
+    return attention_forward(
+        record.q_NHD, record.k_NKD, record.v_NKD, context.batch.document_starts,
+        {context.attention, context.batch.document_starts_on_card, &context.batch.parents});
   });
   record.mid_NC = traced(context.trace, part::kOutput, [&] {
     return linear_residual_forward(record.attention.out_NHD.flatten(1),

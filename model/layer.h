@@ -65,6 +65,7 @@ struct LayerContext {
   const Weights& weights;
   const RopeTable& rope;
   const DeviceBatch& batch;
+  AttentionChoice attention = {};
   StepTrace* trace = nullptr;
 };
 

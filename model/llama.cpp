@@ -19,11 +19,12 @@ struct Llama::Impl {
   std::vector<LayerWeights> layers;
   size_t embedding = 0, final_norm = 0, head = 0;  ///< table indices; a tied head is the embedding
   RopeTable rope;
+  AttentionChoice attention;
 
   int num_layers() const { return static_cast<int>(layers.size()); }
   int head_segment() const { return num_layers() + 1; }
   LayerContext context(const DeviceBatch& batch, SegmentHooks& hooks) {
-    return {config, weights, rope, batch, hooks.trace()};
+    return {config, weights, rope, batch, attention, hooks.trace()};
   }
 
   /// Makes the table reach the batch's longest document, with what it continues.
@@ -286,6 +287,14 @@ Weights& Llama::weights() {
 }
 const Weights& Llama::weights() const {
   return impl_->weights;
+}
+
+const AttentionChoice& Llama::attention() const {
+  return impl_->attention;
+}
+
+void Llama::attend_by(const AttentionChoice& choice) {
+  impl_->attention = choice;
 }
 
 bool Llama::tied() const {

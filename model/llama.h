@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/files/model_config.h"
+#include "model/ops/attention.h"
 #include "model/ops/linear_cross_entropy.h"
 #include "model/parameters.h"
 #include "model/step_trace.h"
@@ -84,6 +85,10 @@ class Llama {
   /// The head is the embedding matrix: segment 0 is read by the head's passes too, and its gradient is
   /// complete only after segment 0's backward.
   bool tied() const;
+
+  const AttentionChoice& attention() const;
+  /// From now on, in the passes of this class.
+  void attend_by(const AttentionChoice& choice);
 
   /// Forward and backward of one micro-batch. Gradients of (loss sum * loss_scale) are written into
   /// `gradients` (accumulate = false) or added to it. `recording` holds one entry per layer. The backward

@@ -8,6 +8,7 @@
 
 #include "data/files/error.h"
 #include "trainer/adamw.h"
+#include "trainer/attention_choice.h"
 #include "trainer/compute_types.h"
 #include "trainer/device.h"
 #include "trainer/failure_report.h"
@@ -44,6 +45,10 @@ class SteppedModel {
                   gradient_type(settings, ranks.world())) {
     fill_synthetic(model_, sharding_, model.config.initializer_range);
     // The optimizer takes its master from the weights.
+    const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config,
+                                                    model_.weights().type(), device, settings.max_length);
+    model_.attend_by(chosen.choice);
+    attention_ = fmt::format("{} ({})", chosen.name, chosen.reason);
     const bool offload = settings.optimizer_offload == OptimizerOffload::kCpu;
     optimizer_.emplace(model_.weights().trained, sharding_.weight_shards(), AdamWOptions(settings),
                        sharding_.optimizer_owner(), offload ? at::Device(at::kCPU) : device);
@@ -51,6 +56,8 @@ class SteppedModel {
     step_.emplace(model_, sharding_, *optimizer_, ranks.groups(), ranks.coordinator(), data_, settings,
                   std::move(recording));
   }
+
+  const std::string& attention() const { return attention_; }
 
   StepResult step() {
     const StepResult result = step_->run({0, 0, rows_}, kLearningRate, updates_ + 1, loss_scale_.value);
@@ -68,6 +75,7 @@ class SteppedModel {
   Sharding sharding_;
   std::optional<AdamW> optimizer_;
   std::optional<TrainingStep> step_;
+  std::string attention_;
   int64_t updates_ = 0;
 };
 
@@ -120,6 +128,7 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
   times.plan = plan_memory(planned, sharded, available);
   try {
     SteppedModel stepped(model, settings, length, device, ranks, times.zero_stage, times.plan.recording);
+    times.attention = stepped.attention();
     take_steps(stepped, length, device, ranks.coordinator(), times);
     times.memory_peak = peak_memory_bytes(device);
   } catch (...) {

@@ -4,6 +4,7 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "trainer/bench_floors.h"
@@ -30,6 +31,7 @@ struct TrainingTimes {
   int64_t memory_before = 0, memory_peak = 0;  ///< bytes
   MemoryPlan plan;
   int64_t zero_stage = 0;
+  std::string attention;  ///< kernel, and why this one
   double final_loss = 0;
 };
 

@@ -85,6 +85,16 @@ int64_t MemoryPlan::total() const {
   return bytes;
 }
 
+std::vector<std::string> memory_table(const MemoryPlan& plan, int64_t available) {
+  const auto bytes = [](int64_t value) { return format_bytes(static_cast<double>(value)); };
+  std::vector<std::string> lines = {"memory of a rank, planned"};
+  for (const auto& [name, item] : plan.items()) {
+    if (item > 0) lines.push_back(fmt::format("  {:<17} {:>10}", name, bytes(item)));
+  }
+  lines.push_back(fmt::format("  {:<17} {:>10} of {}", "in all", bytes(plan.total()), bytes(available)));
+  return lines;
+}
+
 MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t available) {
   const SegmentSizes sizes(run.table, run.trained_mask, sharded.world_size);
   MemoryPlan plan;

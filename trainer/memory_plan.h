@@ -57,6 +57,9 @@ struct MemoryPlan {
 /// gradient_checkpointing "auto" is settled by `available`, the bytes of the device.
 MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t available);
 
+/// The parts that are not empty, a line each, and their sum beside `available` bytes.
+std::vector<std::string> memory_table(const MemoryPlan& plan, int64_t available);
+
 inline constexpr int64_t kHighestStage = 3;  ///< of ZeRO
 
 /// A stage and why.

@@ -27,6 +27,7 @@ enum class DeviceChoice { kAuto, kCpu, kCuda };                   // "auto" "cpu
 enum class ExportDtype { kAuto, kFloat32, kBfloat16, kFloat16 };  // "auto" "float32" "bfloat16" "float16"
 enum class OptimizerOffload { kNone, kCpu };                      // "none" "cpu"
 enum class MasterWeights { kFp32, kSplit, kNone };                // "fp32" "split" "none"
+enum class AttnImplementation { kAuto, kCudnn, kFlash, kEager };  // "auto" "cudnn" "flash" "eager"
 enum class OptimizerMoments { kFp32, kBf16, k8Bit };              // "fp32" "bf16" "8bit"
 
 /// Defaults are those of the JSON keys of the same name (nested keys: "sharing.layers" is sharing_layers).
@@ -74,6 +75,7 @@ struct Settings {
   DeviceChoice device = DeviceChoice::kAuto;
   std::optional<int64_t> num_threads;  ///< unset = all that the process may use
   Precision precision = Precision::kBf16;
+  AttnImplementation attn_implementation = AttnImplementation::kAuto;  ///< trainer/attention_choice.h
   Checkpointing gradient_checkpointing = Checkpointing::kOn;
   std::optional<int64_t> zero_stage;        ///< 0-3; unset = "auto". One process: all the same
   std::optional<int64_t> shard_group_size;  ///< ranks that hold one model together; unset = all

@@ -67,6 +67,7 @@ ChoiceNames<ExportDtype> choice_names(ExportDtype);
 ChoiceNames<OptimizerOffload> choice_names(OptimizerOffload);
 ChoiceNames<MasterWeights> choice_names(MasterWeights);
 ChoiceNames<OptimizerMoments> choice_names(OptimizerMoments);
+ChoiceNames<AttnImplementation> choice_names(AttnImplementation);
 
 /// " | null", or " | \"auto\"": how an optional is left unset.
 std::string describe_unset(const Rule& rule);

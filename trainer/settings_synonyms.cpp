@@ -35,9 +35,6 @@ constexpr auto kSynonyms = std::to_array<Synonym>({
     {"stage", "no such key: supervised fine-tuning is what satune train does"},
     {"do_train", "no such key: satune train trains, satune eval evaluates"},
     {"do_eval", "eval_file or val_size"},
-    {"attn_implementation", "no such key: attention is always fused"},
-    {"flash_attn", "no such key: attention is always fused"},
-    {"flash_attention", "no such key: attention is always fused"},
     {"trust_remote_code", "no such key: no code of a model is ever run"},
     // Data.
     {"dataset", "train_file (a path)"},
@@ -128,6 +125,8 @@ constexpr auto kSynonyms = std::to_array<Synonym>({
     {"fsdp", "zero_stage"},
     {"zero", "zero_stage"},
     {"fsdp_cpu_offload", "optimizer_offload"},
+    {"flash_attn", "attn_implementation"},
+    {"flash_attention", "attn_implementation"},
     {"enable_activation_checkpointing", "gradient_checkpointing"},
     {"activation_checkpointing", "gradient_checkpointing"},
     {"disable_gradient_checkpointing", "gradient_checkpointing"},

@@ -52,6 +52,12 @@ ChoiceNames<OptimizerMoments> choice_names(OptimizerMoments) {
           {OptimizerMoments::kBf16, "bf16"},
           {OptimizerMoments::k8Bit, "8bit"}};
 }
+ChoiceNames<AttnImplementation> choice_names(AttnImplementation) {
+  return {{AttnImplementation::kAuto, "auto"},
+          {AttnImplementation::kCudnn, "cudnn"},
+          {AttnImplementation::kFlash, "flash"},
+          {AttnImplementation::kEager, "eager"}};
+}
 
 namespace {
 
@@ -183,6 +189,12 @@ std::vector<Field> machine_fields() {
                               "of the computation; master_weights and optimizer_moments say what the "
                               "optimizer keeps",
                               kTrajectory));
+  fields.push_back(
+      make_field("attn_implementation", SATUNE_MEMBER(attn_implementation),
+                 "the attention kernel, tried out at the start; \"auto\": on a card the first of "
+                 "cudnn (rows of one document of max_length tokens; flash for others) and flash "
+                 "that agrees with eager, which holds S x S matrices and is for checks",
+                 kTrajectory));
   fields.push_back(
       make_field("gradient_checkpointing", SATUNE_MEMBER(gradient_checkpointing),
                  "compute layers again in the backward pass: all, none, norms and SwiGLU only, or "

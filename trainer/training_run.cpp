@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "data/files/error.h"
+#include "trainer/attention_choice.h"
 #include "trainer/collective.h"
 #include "trainer/compute_types.h"
 #include "trainer/data_statistics.h"
@@ -47,7 +48,21 @@ MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordi
   }
   const int64_t stage = std::stoll(coordinator.wait_for("zero stage"));
   const Sharded sharded{world_size, stage, shard_group_size(settings, world_size)};
-  return {static_cast<int>(stage), plan_memory(run, sharded, available).recording};
+  const MemoryPlan memory = plan_memory(run, sharded, available);
+  if (coordinator.world().rank == 0) {
+    for (const std::string& line : memory_table(memory, available)) spdlog::info("{}", line);
+  }
+  return {static_cast<int>(stage), memory.recording};
+}
+
+void attend(Llama& model, const Settings& settings, bool log) {
+  const Weights& weights = model.weights();
+  const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config(),
+                                                  weights.type(), weights.device(), settings.max_length);
+  model.attend_by(chosen.choice);
+  if (!log) return;
+  spdlog::log(chosen.first ? spdlog::level::info : spdlog::level::warn, "attention: {} ({})", chosen.name,
+              chosen.reason);
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -74,6 +89,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
+  attend(model_, settings_, ranks.is_leader());
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;

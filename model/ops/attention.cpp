@@ -3,9 +3,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <cmath>
-#include <limits>
-
 #include "model/ops/attention_devices.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/product_type.h"
@@ -102,51 +99,49 @@ void backward_cpu(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at
   });
 }
 
+bool has_flash_kernel(const at::Tensor& q_NHD) {
+  return q_NHD.is_cpu() || q_NHD.scalar_type() == at::kBFloat16 || q_NHD.scalar_type() == at::kHalf;
+}
+
+/// Whether every document has so many tokens.
+bool all_of_length(const std::vector<int64_t>& starts, int64_t length) {
+  for (size_t i = 0; i + 1 < starts.size(); ++i) {
+    if (starts[i + 1] - starts[i] != length) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
-                               const std::vector<int64_t>& document_starts,
-                               const std::vector<int64_t>& parents, const at::Tensor& starts_on_card) {
+                               const std::vector<int64_t>& document_starts, const AttentionOptions& options) {
   TORCH_CHECK(q_NHD.size(1) % k_NKD.size(1) == 0 && document_starts.back() == q_NHD.size(0));
-  TORCH_CHECK(parents.empty() || (q_NHD.is_cpu() && parents.size() + 1 == document_starts.size()));
-  if (!parents.empty()) return {forward_tree(q_NHD, k_NKD, v_NKD, document_starts, parents), {}};
+  if (options.parents != nullptr && !options.parents->empty()) {
+    TORCH_CHECK(q_NHD.is_cpu() && options.parents->size() + 1 == document_starts.size());
+    return {forward_tree(q_NHD, k_NKD, v_NKD, document_starts, *options.parents), {}};
+  }
+  const AttentionChoice& choice = options.choice;
+  if (choice.kernel == AttentionKernel::kEager || !has_flash_kernel(q_NHD))
+    return eager_forward(q_NHD, k_NKD, v_NKD, document_starts);
   if (q_NHD.is_cpu()) return forward_cpu(q_NHD, k_NKD, v_NKD, document_starts);
-  return attention_forward_cuda(q_NHD, k_NKD, v_NKD, document_starts, starts_on_card);
+  if (choice.kernel == AttentionKernel::kCudnn && all_of_length(document_starts, choice.full_row))
+    return cudnn_forward(q_NHD, k_NKD, v_NKD, choice.full_row);
+  return flash_forward(q_NHD, k_NKD, v_NKD, document_starts, options.starts_on_card);
 }
 
 void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
                         const at::Tensor& v_NKD, const AttentionOut& forward,
                         const std::vector<int64_t>& document_starts, const at::Tensor& d_q_NHD,
                         const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD) {
-  if (q_NHD.is_cpu()) {
+  if (forward.kernel == AttentionKernel::kEager) {
+    eager_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
+  } else if (q_NHD.is_cpu()) {
     backward_cpu(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
+  } else if (forward.kernel == AttentionKernel::kCudnn) {
+    cudnn_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts[1], d_q_NHD, d_k_NKD, d_v_NKD);
   } else {
-    attention_backward_cuda(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD,
-                            d_v_NKD);
+    flash_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
   }
-}
-
-at::Tensor attention_probabilities(const at::Tensor& q_THD, const at::Tensor& k_SKD, bool causal) {
-  const int64_t groups = q_THD.size(1) / k_SKD.size(1);
-  const at::ScalarType wide = statistics_type(q_THD.scalar_type());
-  const at::Tensor q_HTD = q_THD.to(wide).transpose(0, 1);
-  const at::Tensor k_HSD = k_SKD.to(wide).repeat_interleave(groups, 1).transpose(0, 1);
-  at::Tensor scores_HTS =
-      at::matmul(q_HTD, k_HSD.transpose(1, 2)) / std::sqrt(static_cast<double>(q_THD.size(2)));
-  if (causal) {
-    // Query t sits at position S - T + t.
-    const int64_t query = q_THD.size(0), key = k_SKD.size(0);
-    const at::Tensor future = at::ones({query, key}, q_THD.options().dtype(at::kBool)).triu(key - query + 1);
-    scores_HTS.masked_fill_(future, -std::numeric_limits<double>::infinity());
-  }
-  return at::softmax(scores_HTS, -1);
-}
-
-at::Tensor apply_probabilities(const at::Tensor& probabilities_HTS, const at::Tensor& v_SKD) {
-  const int64_t groups = probabilities_HTS.size(0) / v_SKD.size(1);
-  const at::Tensor v_HSD =
-      v_SKD.to(probabilities_HTS.scalar_type()).repeat_interleave(groups, 1).transpose(0, 1);
-  return at::matmul(probabilities_HTS, v_HSD).transpose(0, 1).to(v_SKD.scalar_type()).contiguous();
 }
 
 }  // namespace satune

@@ -1,5 +1,5 @@
 // Causal attention inside documents: softmax(Q K^T / sqrt(D)) V, never across a document border, with grouped
-// query heads (query head h reads key/value head h / (H / K)). No S x S tensor exists.
+// query heads (query head h reads key/value head h / (H / K)). No S x S tensor exists, but in kEager.
 //
 // Shared Attention uses the identity softmax(Q_a K_a^T) V_l = attention(Q_a, K_a, V_l): a shared layer calls
 // this with its anchor's q and k and its own v.
@@ -11,19 +11,38 @@
 
 namespace satune {
 
+enum class AttentionKernel {
+  kFlash,  ///< LibTorch's flash kernels; on a card all documents in one call (kEager for fp32 and fp64 there)
+  kCudnn,  ///< cuDNN's, which is built anew for every shape: of full rows; kFlash for others. Cards, 16-bit
+  kEager,  ///< probabilities of one document at a time, materialised (fp32; fp64 for fp64): for checks
+};
+
+/// How a model attends.
+struct AttentionChoice {
+  AttentionKernel kernel = AttentionKernel::kFlash;
+  int64_t full_row = 0;  ///< tokens; kCudnn takes batches whose documents all have so many
+};
+
+/// Of a call, beside its tensors.
+struct AttentionOptions {
+  AttentionChoice choice = {};
+  /// The offsets of documents as int32 on the card of q. Undefined: made there, for which the host waits.
+  at::Tensor starts_on_card = {};
+  /// DeviceBatch::parents. With any, on the CPU only, and nothing is saved.
+  const std::vector<int64_t>* parents = nullptr;
+};
+
 struct AttentionOut {
   at::Tensor out_NHD;             ///< contiguous
-  std::vector<at::Tensor> saved;  ///< log-sum-exp per document, for the backward
+  std::vector<at::Tensor> saved;  ///< for the backward of `kernel`: log-sum-exp, among others
+  AttentionKernel kernel = AttentionKernel::kFlash;  ///< that made it
 };
 
 /// q [N, H, D], k and v [N, K, D]; rows may be strided (views into a fused projection).
-/// document_starts [documents + 1]: offsets into N, last = N. parents: DeviceBatch::parents; with any, on the
-/// CPU only, and nothing is saved. starts_on_card: the offsets as int32 on the card of q, for which the host
-/// waits where they are undefined.
+/// document_starts [documents + 1]: offsets into N, last = N.
 AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
                                const std::vector<int64_t>& document_starts,
-                               const std::vector<int64_t>& parents = {},
-                               const at::Tensor& starts_on_card = {});
+                               const AttentionOptions& options = {});
 
 /// Writes d_q [N, H, D], d_k and d_v [N, K, D] (preallocated, rows may be strided). d_q and d_k are undefined
 /// where nobody needs them.
@@ -32,8 +51,8 @@ void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, co
                         const std::vector<int64_t>& document_starts, const at::Tensor& d_q_NHD,
                         const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
 
-/// The oracle: the probabilities [H, N, N] of one document, materialised (fp32 softmax, fp64 for fp64); tests
-/// and decode only.
+/// The oracle: the probabilities [H, N, N] of one document, materialised (fp32 softmax, fp64 for fp64);
+/// tests, decode and kEager.
 at::Tensor attention_probabilities(const at::Tensor& q_NHD, const at::Tensor& k_NKD, bool causal);
 
 /// probabilities [H, T, S] times v [S, K, D] -> [T, H, D].

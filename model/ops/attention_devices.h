@@ -1,19 +1,29 @@
-// The attention of cards; attention.h is the contract.
+// The kernels behind attention.h, each a forward and its backward with that contract. Backwards leave d_q and
+// d_k alone where they are undefined.
 #pragma once
 
 #include "model/ops/attention.h"
 
 namespace satune {
 
-/// bf16 and fp16: the variable-length flash kernel over all documents at once. fp32 and fp64: one document at
-/// a time with materialised scores (there is no flash kernel of these types); meant for checks, not for
-/// speed.
-AttentionOut attention_forward_cuda(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
-                                    const std::vector<int64_t>& document_starts,
-                                    const at::Tensor& starts_on_card);
-void attention_backward_cuda(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
-                             const at::Tensor& v_NKD, const AttentionOut& forward,
-                             const std::vector<int64_t>& document_starts, const at::Tensor& d_q_NHD,
-                             const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
+AttentionOut eager_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
+                           const std::vector<int64_t>& starts);
+void eager_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
+                    const at::Tensor& v_NKD, const std::vector<int64_t>& starts, const at::Tensor& d_q_NHD,
+                    const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
+
+/// On a card, bf16 and fp16: the variable-length kernel over all documents at once.
+AttentionOut flash_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
+                           const std::vector<int64_t>& starts, const at::Tensor& starts_on_card);
+void flash_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
+                    const at::Tensor& v_NKD, const AttentionOut& forward, const std::vector<int64_t>& starts,
+                    const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
+
+/// On a card, bf16 and fp16, documents of one length each: a batch of them.
+AttentionOut cudnn_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
+                           int64_t document_length);
+void cudnn_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
+                    const at::Tensor& v_NKD, const AttentionOut& forward, int64_t document_length,
+                    const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
 
 }  // namespace satune

@@ -128,11 +128,12 @@ TEST(Linear, AgainstAutograd) {
 }
 
 /// Lengths that exercise both ways of spreading documents over threads.
-class Attention : public ::testing::TestWithParam<std::vector<int64_t>> {};
+class Attention : public ::testing::TestWithParam<std::tuple<std::vector<int64_t>, AttentionKernel>> {};
 
-TEST_P(Attention, FlashPathAgreesWithMaterialisedOracleAndAutograd) {
+TEST_P(Attention, AgreesWithMaterialisedOracleAndAutograd) {
+  const auto& [lengths, kernel] = GetParam();
   std::vector<int64_t> starts{0};
-  for (int64_t length : GetParam()) starts.push_back(starts.back() + length);
+  for (int64_t length : lengths) starts.push_back(starts.back() + length);
   const int64_t tokens = starts.back(), heads = 6, kv = 2, dim = 8;
   const at::Tensor q = leaf(values({tokens, heads, dim}, 1)), k = leaf(values({tokens, kv, dim}, 2)),
                    v = leaf(values({tokens, kv, dim}, 3)), d_out = values({tokens, heads, dim}, 4);
@@ -148,7 +149,10 @@ TEST_P(Attention, FlashPathAgreesWithMaterialisedOracleAndAutograd) {
   const at::Tensor fused = at::cat({q.detach(), k.detach(), v.detach()}, 1);
   const at::Tensor q_view = fused.narrow(1, 0, heads), k_view = fused.narrow(1, heads, kv),
                    v_view = fused.narrow(1, heads + kv, kv);
-  const AttentionOut out = attention_forward(q_view, k_view, v_view, starts);
+  AttentionOptions options;
+  options.choice.kernel = kernel;
+  const AttentionOut out = attention_forward(q_view, k_view, v_view, starts, options);
+  EXPECT_EQ(out.kernel, kernel);
   EXPECT_LT(relative_difference(out.out_NHD, expected.detach()), 1e-13);
   at::Tensor d_fused = at::empty_like(fused);
   attention_backward(d_out, q_view, k_view, v_view, out, starts, d_fused.narrow(1, 0, heads),
@@ -156,11 +160,17 @@ TEST_P(Attention, FlashPathAgreesWithMaterialisedOracleAndAutograd) {
   EXPECT_LT(relative_difference(d_fused.narrow(1, 0, heads), q.grad()), 1e-12);
   EXPECT_LT(relative_difference(d_fused.narrow(1, heads, kv), k.grad()), 1e-12);
   EXPECT_LT(relative_difference(d_fused.narrow(1, heads + kv, kv), v.grad()), 1e-12);
+  if (kernel == AttentionKernel::kFlash) return;  // makes all three anyway
+  at::Tensor d_v = at::zeros_like(v_view);
+  attention_backward(d_out, q_view, k_view, v_view, out, starts, {}, {}, d_v);
+  EXPECT_TRUE(at::equal(d_v, d_fused.narrow(1, heads + kv, kv)));
 }
 
-INSTANTIATE_TEST_SUITE_P(Documents, Attention,
-                         ::testing::Values(std::vector<int64_t>{29}, std::vector<int64_t>{700, 1, 40},
-                                           std::vector<int64_t>(40, 7)));
+INSTANTIATE_TEST_SUITE_P(
+    Documents, Attention,
+    ::testing::Combine(::testing::Values(std::vector<int64_t>{29}, std::vector<int64_t>{700, 1, 40},
+                                         std::vector<int64_t>(40, 7)),
+                       ::testing::Values(AttentionKernel::kFlash, AttentionKernel::kEager)));
 
 TEST(LinearCrossEntropy, AgainstAutograd) {
   const at::Tensor h = leaf(values({23, 9}, 1)), w = leaf(values({31, 9}, 2));

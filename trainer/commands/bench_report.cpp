@@ -106,6 +106,7 @@ Json training_json(const BenchVariant& variant, const TrainingResult& result) {
       {"skipped_updates", times.skipped_updates},
       {"final_loss", times.final_loss},
       {"memory", memory_json(times)},
+      {"attention", times.attention},
       {"floors",
        {{"gemm_flops_per_s", times.floors.gemm_flops}, {"copy_bytes_per_s", times.floors.copy_bytes}}},
       {"segments", rows_json(result.rows)}};

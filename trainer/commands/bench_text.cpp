@@ -56,6 +56,7 @@ std::string training_lines(const BenchRequest& request, const BenchVariant& vari
       variant.name(), result.median, times.step_seconds.size(), result.p10, result.p90,
       format_count(result.tokens_per_second));
   text += formula_line(request, variant, result) + memory_line(times);
+  text += fmt::format("  attention     {}\n", times.attention);
   text += fmt::format("  floors        GEMM {} FLOP/s, copy {} B/s, measured in this run\n",
                       format_count(times.floors.gemm_flops), format_count(times.floors.copy_bytes));
   if (times.skipped_updates > 0)

@@ -1,0 +1,123 @@
+// Which attention kernel a run takes. What cards would answer is put in their place.
+#include "trainer/attention_choice.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "data/files/error.h"
+#include "tests/model_configs.h"
+#include "tests/trainer/tiny_run.h"
+
+namespace satune::trainer_test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+const at::Device kCard(at::kCUDA, 0);
+
+ModelConfig grouped() {
+  return model_configs::config_of(
+      {.vocabulary = 50, .hidden = 64, .ffn = 96, .layers = 2, .heads = 8, .kv_heads = 2, .head_dim = 16});
+}
+
+/// By kernel, how far its results are off; one that is not there throws.
+using Errors = std::map<AttentionKernel, double>;
+
+ChosenAttention choose(AttnImplementation wanted, const at::Device& device, at::ScalarType type,
+                       const Errors& errors) {
+  return choose_attention(wanted, grouped(), type, device, 512, [&](AttentionKernel kernel) {
+    const auto found = errors.find(kernel);
+    if (found == errors.end()) throw std::runtime_error("no such kernel here\nat some line");
+    return found->second;
+  });
+}
+
+template <typename Error>
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no such error";
+}
+
+TEST(AttentionChoice, TheFirstKernelOfACardThatAgreesIsTaken) {
+  const Errors both = {{AttentionKernel::kCudnn, 1e-3}, {AttentionKernel::kFlash, 1e-3}};
+  ChosenAttention chosen = choose(AttnImplementation::kAuto, kCard, at::kBFloat16, both);
+  EXPECT_EQ(chosen.choice.kernel, AttentionKernel::kCudnn);
+  EXPECT_EQ(chosen.choice.full_row, 512);
+  EXPECT_EQ(chosen.name, "cudnn");
+  EXPECT_TRUE(chosen.first);
+
+  const double off[] = {0.5, std::nan("")};
+  for (const double error : off) {
+    chosen = choose(AttnImplementation::kAuto, kCard, at::kBFloat16,
+                    {{AttentionKernel::kCudnn, error}, {AttentionKernel::kFlash, 1e-3}});
+    EXPECT_EQ(chosen.choice.kernel, AttentionKernel::kFlash);
+    EXPECT_FALSE(chosen.first);
+    EXPECT_THAT(chosen.reason, AllOf(HasSubstr("cudnn: results"), HasSubstr("off the reference")));
+  }
+  chosen = choose(AttnImplementation::kAuto, kCard, at::kHalf, {});
+  EXPECT_EQ(chosen.choice.kernel, AttentionKernel::kEager);
+  EXPECT_EQ(chosen.reason, "cudnn: no such kernel here; flash: no such kernel here");
+  EXPECT_EQ(choose(AttnImplementation::kAuto, kCard, at::kFloat, both).choice.kernel,
+            AttentionKernel::kEager);
+  EXPECT_EQ(choose(AttnImplementation::kAuto, at::kCPU, at::kFloat, {}).choice.kernel,
+            AttentionKernel::kFlash);
+}
+
+TEST(AttentionChoice, AForcedKernelIsTakenOrRefused) {
+  const Errors flash = {{AttentionKernel::kFlash, 1e-3}, {AttentionKernel::kCudnn, 0.1}};
+  EXPECT_EQ(choose(AttnImplementation::kFlash, kCard, at::kBFloat16, flash).name, "flash");
+  EXPECT_THAT(
+      error_of<EnvironmentError>([&] { choose(AttnImplementation::kCudnn, kCard, at::kBFloat16, flash); }),
+      AllOf(HasSubstr("attn_implementation"), HasSubstr("\"cudnn\" fails"), HasSubstr("1.0e-01")));
+  EXPECT_THAT(error_of<BadInput>([&] { choose(AttnImplementation::kCudnn, at::kCPU, at::kFloat, flash); }),
+              HasSubstr("\"cudnn\" on the CPU"));
+  EXPECT_THAT(error_of<BadInput>([&] { choose(AttnImplementation::kFlash, kCard, at::kFloat, flash); }),
+              HasSubstr("precision"));
+}
+
+TEST(AttentionChoice, KernelsOfTheCpuPassTheirTrial) {
+  for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (const AttnImplementation wanted : {AttnImplementation::kFlash, AttnImplementation::kEager}) {
+      const ChosenAttention chosen = choose_attention(wanted, grouped(), type, at::kCPU, 512);
+      EXPECT_EQ(chosen.name, wanted == AttnImplementation::kFlash ? "flash" : "eager");
+    }
+    EXPECT_GT(attention_error(AttentionKernel::kFlash, grouped(), type, at::kCPU), 0)
+        << "not compared with itself";
+  }
+}
+
+TEST(AttentionChoice, KernelsOfTheCardPassTheirTrial) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  for (const AttnImplementation wanted :
+       {AttnImplementation::kCudnn, AttnImplementation::kFlash, AttnImplementation::kEager}) {
+    EXPECT_TRUE(choose_attention(wanted, grouped(), at::kBFloat16, kCard, 512).first);
+  }
+}
+
+TEST(AttentionChoice, ARunTakesTheKernelOfItsSettings) {
+  const TinyRun tiny;
+  ASSERT_EQ(tiny.train("flash", {"attn_implementation=flash", "max_steps=3"}), kExitOk);
+  ASSERT_EQ(tiny.train("auto", {"max_steps=3"}), kExitOk);
+  ASSERT_EQ(tiny.train("eager", {"attn_implementation=eager", "max_steps=3"}), kExitOk);
+  const auto flash = repeatable_rows(tiny.output("flash"));
+  EXPECT_EQ(repeatable_rows(tiny.output("auto")), flash);
+  const std::vector<Json> a = metric_rows(tiny.output("flash")), b = metric_rows(tiny.output("eager"));
+  ASSERT_EQ(a.size(), 3U);
+  ASSERT_EQ(b.size(), 3U);
+  EXPECT_NE(repeatable_rows(tiny.output("eager")), flash) << "the last bits differ";
+  for (size_t i = 0; i < a.size(); ++i)
+    EXPECT_NEAR(b[i].at("loss").get<double>() / a[i].at("loss").get<double>(), 1, 1e-5);
+}
+
+}  // namespace
+}  // namespace satune::trainer_test

@@ -1,0 +1,36 @@
+// Which attention kernel a model takes on its device, tried out before a run relies on it.
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <functional>
+#include <string>
+
+#include "model/files/model_config.h"
+#include "model/ops/attention.h"
+#include "trainer/settings.h"
+
+namespace satune {
+
+/// The largest relative difference (L2) of a kernel's output and three gradients from those of kEager in
+/// fp64, over two documents with the config's heads. Throws what a kernel throws that does not take them.
+double attention_error(AttentionKernel kernel, const ModelConfig& config, at::ScalarType type,
+                       at::Device device);
+
+struct ChosenAttention {
+  AttentionChoice choice;
+  std::string name;    ///< "cudnn", "flash", "eager"
+  std::string reason;  ///< for the log; of a card's second or third choice what is wrong with those before
+  bool first = true;   ///< choice, or as configured
+};
+
+/// "auto": on the CPU flash; on a card the first of cuDNN, flash and eager that agrees with the reference, of
+/// bf16 and fp16; eager of other types. Another is taken as it stands, if it agrees. Throws BadInput for a
+/// kernel that the device or the type does not have, EnvironmentError for one that fails its trial.
+/// `full_row`: tokens of the rows that a kernel made for one shape is used for.
+ChosenAttention choose_attention(AttnImplementation wanted, const ModelConfig& config, at::ScalarType type,
+                                 at::Device device, int64_t full_row,
+                                 const std::function<double(AttentionKernel)>& error = nullptr);
+
+}  // namespace satune
