@@ -74,6 +74,18 @@ TEST(SplitMasters, RestoreEveryValueFromARoundedWeight) {
   EXPECT_GT(ties_seen, 1 << 14) << "16 bits alone would do";
 }
 
+TEST(SplitMasters, KeepNaNBesideATie) {
+  std::vector<float> masters(8, value(0x3f808000)), restored(8);  // rounded down to even
+  std::vector<uint16_t> weights(8), remainders(8);
+  uint8_t ties = 0;
+  masters[3] = value(0x7fff8000);  // as far from its upper half as a tie
+  split_masters(masters.data(), weights.data(), remainders.data(), &ties, 8);
+  join_masters(weights.data(), remainders.data(), &ties, restored.data(), 8);
+  EXPECT_EQ(ties, 0xf7);
+  EXPECT_TRUE(std::isnan(restored[3]));
+  EXPECT_EQ(restored[4], masters[4]);
+}
+
 // --- noise ---
 
 /// Philox4x32-10 as its paper has it.
