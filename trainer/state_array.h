@@ -1,5 +1,5 @@
 // One number of AdamW for each element of a share - master, first or second moment - in the form in which a
-// memory mode keeps it (trainer/state_kernels.h has the formats).
+// memory mode keeps it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,20 +7,10 @@
 #include <cstdint>
 
 #include "trainer/settings.h"
+#include "trainer/state_form.h"
 #include "trainer/state_tensors.h"
 
 namespace satune {
-
-enum class StateForm {
-  kFp32,
-  kSplit,       ///< bf16 weights, 16-bit remainders, a bit for ties: the fp32 numbers exactly
-  kBf16,        ///< rounded stochastically
-  kFirst8Bit,   ///< blocks of kStateBlock, rounded stochastically
-  kSecond8Bit,  ///< the same for what is never negative
-};
-
-/// Bytes of `elements` numbers, without the weights of kSplit.
-int64_t state_bytes(StateForm form, int64_t elements);
 
 class StateArray {
  public:
@@ -64,7 +54,5 @@ class StateArray {
   at::Tensor extra_;    ///< ties of kSplit, eight a byte | fp32 scales
   at::Tensor weights_;  ///< of kSplit
 };
-
-inline constexpr int64_t kStateTile = 1024;
 
 }  // namespace satune
