@@ -124,17 +124,24 @@ at::Tensor StateArray::values(int64_t begin, int64_t end) const {
   return decoded.narrow(0, begin - from, end - begin);
 }
 
-void StateArray::set(int64_t begin, const at::Tensor& values, const at::Tensor& noise) {
+void StateArray::set(int64_t begin, const at::Tensor& values) {
   const int64_t n = values.numel();
   if (form_ == StateForm::kFp32) {
     numbers_.narrow(0, begin, n).copy_(values);
     return;
   }
   TORCH_CHECK(begin % kStateBlock == 0, "state written from within a block");
-  if (cuda::on_card(numbers_)) return encode_tensor(form_, slices(begin, begin + n), values, noise);
-  TORCH_CHECK(!noise.defined(), "noise of the CPU comes by the tile");
+  if (cuda::on_card(numbers_)) return encode_tensor(form_, slices(begin, begin + n), values);
   const float* from = values.const_data_ptr<float>();
   for_tiles(n, [&](int64_t at, int64_t count) { encode(begin + at, count, from + at, nullptr); });
+}
+
+StateMemory StateArray::memory() const {
+  const auto address = [](const at::Tensor& tensor) {
+    TORCH_CHECK(!tensor.defined() || tensor.is_contiguous());
+    return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+  };
+  return {form_, address(numbers_), address(extra_), address(weights_)};
 }
 
 StateSlices StateArray::slices(int64_t begin, int64_t end) const {

@@ -30,9 +30,8 @@ class StateArray {
   /// fp32 numbers of elements [begin, end): a view of kFp32, else decoded.
   at::Tensor values(int64_t begin, int64_t end) const;
   /// Elements [begin, begin + values.numel()) from fp32, on borders of kStateBlock (but for the array's end).
-  /// Rounded to nearest; stochastically by `noise`, a word (0 to 2^32 - 1, as int64) an element. What
-  /// values() gave comes back to the bit.
-  void set(int64_t begin, const at::Tensor& values, const at::Tensor& noise = {});
+  /// Rounded to nearest. What values() gave comes back to the bit.
+  void set(int64_t begin, const at::Tensor& values);
 
   /// The same on the CPU, over plain memory, for one thread; at most kStateTile elements at a time and
   /// `begin` on its borders. kFp32 has no use for it.
@@ -45,6 +44,8 @@ class StateArray {
   at::Tensor stored_scales(int64_t begin, int64_t end) const;
 
   const at::Tensor& numbers() const { return numbers_; }
+  /// Where a kernel finds it; for kSplit with the weights.
+  StateMemory memory() const;
 
  private:
   StateSlices slices(int64_t begin, int64_t end) const;
