@@ -9,10 +9,12 @@
 #include "model/ops/cuda_stream.h"
 #include "trainer/adamw_kernels.h"
 #include "trainer/cuda_kernels.h"
-#include "trainer/state_kernels.h"
 
 namespace satune {
 namespace {
+
+// Elements that pass through fp32 at a time while state is filled: a multiple of kStateBlock.
+constexpr int64_t kFillPiece = int64_t{1} << 20;
 
 // Elements of one task: its four arrays fit the second-level cache.
 constexpr int64_t kChunk = 16384;
@@ -80,48 +82,27 @@ void update_on_card(const at::Tensor& master, const at::Tensor& exp_avg, const a
   cuda::adamw_update(arrays, end - begin, c, cuda::current_stream(master));
 }
 
-// Elements that pass through fp32 at a time: on a card between its forms, on the host when the state is
-// filled. Multiples of kStateBlock.
-constexpr int64_t kDevicePiece = int64_t{4} << 20;
-constexpr int64_t kFillPiece = int64_t{1} << 20;
-
-/// Words for elements [begin, end) of a share; 0 where no piece is.
-at::Tensor noise_on_device(std::span<const StatePiece> pieces, const StateUpdate& update, size_t array,
-                           int64_t begin, int64_t end, at::Device device) {
-  at::Tensor noise = at::zeros({end - begin}, at::TensorOptions(device).dtype(at::kLong));
+/// Of a whole share in a memory mode: one pass, the weights with it. `weights` may be part of the state.
+void update_state_on_card(StateArrays& state, const at::Tensor& gradient, const at::Tensor& weights,
+                          std::span<const StatePiece> pieces, const StateUpdate& update) {
+  TORCH_CHECK(gradient.is_contiguous() && weights.is_contiguous() && gradient.numel() == weights.numel());
+  cuda::AdamWState arrays{};
+  arrays.master = state.master.memory();
+  arrays.exp_avg = state.exp_avg.memory();
+  arrays.exp_avg_sq = state.exp_avg_sq.memory();
+  arrays.gradient = gradient.const_data_ptr();
+  arrays.gradient_element = cuda::element_of(gradient);
+  if (state.master.form() == StateForm::kFp32 && !state.master.numbers().is_alias_of(weights))
+    arrays.master.weights = weights.mutable_data_ptr();
+  arrays.weight_element = cuda::element_of(weights);
+  std::vector<cuda::AdamWPiece> places;
+  places.reserve(pieces.size());
   for (const StatePiece& piece : pieces) {
-    const int64_t from = std::max(begin, piece.begin()), to = std::min(end, piece.end());
-    if (from >= to) continue;
-    const int64_t first = piece.where.elements.begin + from - piece.begin();
-    noise.slice(0, from - begin, to - begin)
-        .copy_(rounding_noise_tensor(noise_key(update, piece, array), first, to - from, device));
+    places.push_back({piece.begin(), piece.end(), piece.where.elements.begin,
+                      static_cast<uint32_t>(piece.where.tensor), piece.decay});
   }
-  return noise;
-}
-
-/// update_tiles() with the kernel over fp32 forms, and tensor operations between the forms.
-void update_pieces_on_card(StateArrays& state, const at::Tensor& gradient, std::span<const StatePiece> pieces,
-                           const StateUpdate& update) {
-  for (int64_t begin = 0; begin < gradient.numel(); begin += kDevicePiece) {
-    const int64_t end = std::min(gradient.numel(), begin + kDevicePiece);
-    const auto arrays = state.all();
-    std::array<at::Tensor, 3> values;
-    for (size_t i = 0; i < arrays.size(); ++i) values[i] = arrays[i]->values(begin, end);
-    const at::Tensor wide = gradient.slice(0, begin, end).to(at::kFloat);
-    for (const StatePiece& piece : pieces) {
-      const int64_t from = std::max(begin, piece.begin()), to = std::min(end, piece.end());
-      if (from >= to) continue;
-      update_on_card(values[0], values[1], values[2], wide, /*weights=*/values[0], from - begin, to - begin,
-                     piece.decay ? update.decayed : update.undecayed);
-    }
-    for (size_t i = 0; i < arrays.size(); ++i) {
-      if (arrays[i]->form() == StateForm::kFp32) continue;
-      const bool noisy = arrays[i]->rounds_stochastically();
-      arrays[i]->set(
-          begin, values[i],
-          noisy ? noise_on_device(pieces, update, i, begin, end, gradient.device()) : at::Tensor());
-    }
-  }
+  cuda::adamw_update_state(arrays, gradient.numel(), places.data(), static_cast<int64_t>(places.size()),
+                           update, cuda::current_stream(gradient));
 }
 
 void round_weights(const at::Tensor& master, const at::Tensor& weights) {
@@ -227,9 +208,12 @@ void AdamW::update(std::span<const at::Tensor> gradients, double gradient_scale,
     const at::Tensor gradient = gradients[i].to(segment.numbers.device());
     const bool on_card = cuda::on_card(gradient);
     if (!segment.all_fp32()) {
-      const auto apply = on_card ? update_pieces_on_card : update_tiles;
-      apply(segment.arrays, gradient, segment.pieces, update);
-      write_weights(segment);
+      if (on_card) {
+        update_state_on_card(segment.arrays, gradient, segment.shard, segment.pieces, update);
+      } else {
+        update_tiles(segment.arrays, gradient, segment.pieces, update);
+        write_weights(segment);
+      }
       continue;
     }
     for (const Run& run : segment.runs) {

@@ -1,26 +1,12 @@
 // Compiled with --fmad=false: a product and a sum that are rounded one by one give the bits of the CPU's
 // path.
-#include "model/ops/cuda_elements.cuh"
 #include "trainer/cuda_kernels.h"
+#include "trainer/state_forms.cuh"
 
 namespace satune::cuda {
 namespace {
 
 constexpr int N = 4;  // 16 bytes of each fp32 array, so that a warp's accesses lie side by side
-
-/// As trainer/adamw_kernels.h rounds: NaN keeps its sign and payload.
-__device__ inline __nv_bfloat16 round_weight(float value, __nv_bfloat16) {
-  const uint32_t bits = __float_as_uint(value);
-  const bool nan = (bits & 0x7fffffffU) > 0x7f800000U;
-  const uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-  return __ushort_as_bfloat16(static_cast<unsigned short>(nan ? ((bits >> 16) | 0x0040U) : rounded));
-}
-__device__ inline __half round_weight(float value, __half) {
-  return __float2half_rn(value);
-}
-__device__ inline float round_weight(float value, float) {
-  return value;
-}
 
 template <typename G, typename W, bool kVector>
 __global__ void __launch_bounds__(kThreads)

@@ -18,6 +18,13 @@ struct AdamWCoefficients {
   float epsilon;
 };
 
+/// What an update of a share needs beside its arrays.
+struct StateUpdate {
+  AdamWCoefficients decayed, undecayed;  ///< the same but for `decay`
+  uint64_t seed = 0;                     ///< of stochastic rounding
+  int64_t update = 0;                    ///< its number
+};
+
 /// Elements [0, n) of fp32 master, moments and gradient.
 void adamw_update_f32(float* master, float* exp_avg, float* exp_avg_sq, const float* gradient, int64_t n,
                       const AdamWCoefficients& c);

@@ -30,12 +30,6 @@ struct StatePiece {
   int64_t end() const { return where.shard_offset + where.elements.size(); }
 };
 
-struct StateUpdate {
-  AdamWCoefficients decayed, undecayed;
-  uint64_t seed = 0;
-  int64_t update = 0;  ///< its number
-};
-
 /// Words of noise for elements [begin, end) of a share, for array 0 (master), 1 or 2.
 NoiseKey noise_key(const StateUpdate& update, const StatePiece& piece, size_t array);
 

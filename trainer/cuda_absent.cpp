@@ -15,6 +15,9 @@ namespace {
 void adamw_update(const AdamWArrays&, int64_t, const AdamWCoefficients&, Stream) {
   no_kernels();
 }
+void adamw_update_state(const AdamWState&, int64_t, const AdamWPiece*, int64_t, const StateUpdate&, Stream) {
+  no_kernels();
+}
 int64_t sum_of_squares_parts(int64_t) {
   no_kernels();
 }

@@ -7,6 +7,7 @@
 
 #include "model/ops/cuda_kernels.h"
 #include "trainer/adamw_kernels.h"
+#include "trainer/state_form.h"
 
 namespace satune::cuda {
 
@@ -21,6 +22,27 @@ struct AdamWArrays {
   Element weight_element;  ///< fp32 where `weights` is null
 };
 void adamw_update(const AdamWArrays& arrays, int64_t n, const AdamWCoefficients& coefficients, Stream stream);
+
+/// State in memory modes: every combination of forms that settings allow, but fp32 throughout.
+struct AdamWState {
+  /// `weights` of an fp32 master: to be rounded from it to nearest even; null where the master is the
+  /// weights.
+  StateMemory master;
+  StateMemory exp_avg, exp_avg_sq;
+  const void* gradient;
+  Element gradient_element;
+  Element weight_element;  ///< of the weights of an fp32 master; otherwise they are bf16
+};
+/// Elements [begin, end) of a share, which are those of a tensor from `first` on.
+struct AdamWPiece {
+  int64_t begin, end, first;
+  uint32_t tensor;  ///< index in the model's table
+  bool decay;
+};
+/// One update of a share of n elements in one pass: update_tiles() of trainer/adamw_tiles.h, to the same
+/// bits. `pieces` [count], ascending, are read on the host. One launch for 32 of them.
+void adamw_update_state(const AdamWState& state, int64_t n, const AdamWPiece* pieces, int64_t count,
+                        const StateUpdate& update, Stream stream);
 
 /// Sums of squares in fp64, one of each so many elements, into `parts` [sum_of_squares_parts(n)]; then that
 /// of all parts into one number. Not finite when a value is not.

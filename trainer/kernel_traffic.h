@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "trainer/state_form.h"
+
 namespace satune::traffic {
 
 struct Bytes {
@@ -52,6 +54,14 @@ constexpr Bytes sum_of_squares(int64_t elements, int64_t item) {
 /// the weights).
 constexpr Bytes adamw(int64_t elements, int64_t gradient_item, int64_t weight_item) {
   return {elements * (gradient_item + 12), elements * (12 + weight_item)};
+}
+/// The same of state in memory modes. `weight_item` as above for an fp32 master, otherwise 0.
+constexpr Bytes adamw_state(int64_t elements, int64_t gradient_item, StateForm master, StateForm exp_avg,
+                            StateForm exp_avg_sq, int64_t weight_item) {
+  const int64_t upper = master == StateForm::kSplit ? 2 : 0;  // of the masters, in the weights
+  const int64_t state = elements * upper + state_bytes(master, elements) + state_bytes(exp_avg, elements) +
+                        state_bytes(exp_avg_sq, elements);
+  return {elements * gradient_item + state, state + elements * weight_item};
 }
 /// The parts of all ranks in, and with `accumulate` the sum; the sum out.
 constexpr Bytes sum_ranks(int64_t elements, int64_t ranks, int64_t item, int64_t sum_item, bool accumulate) {

@@ -12,12 +12,6 @@
 namespace satune {
 namespace {
 
-constexpr int64_t kTieBits = 8;  // in a byte
-
-int64_t blocks_of(int64_t elements) {
-  return (elements + kStateBlock - 1) / kStateBlock;
-}
-
 bool in_blocks(StateForm form) {
   return form == StateForm::kFirst8Bit || form == StateForm::kSecond8Bit;
 }
@@ -53,25 +47,10 @@ void for_tiles(int64_t n, const F& f) {
 
 }  // namespace
 
-int64_t state_bytes(StateForm form, int64_t elements) {
-  switch (form) {
-    case StateForm::kFp32:
-      return elements * 4;
-    case StateForm::kSplit:
-      return elements * 2 + elements / kTieBits;
-    case StateForm::kBf16:
-      return elements * 2;
-    case StateForm::kFirst8Bit:
-    case StateForm::kSecond8Bit:
-      break;
-  }
-  return elements + blocks_of(elements) * 4;
-}
-
 StateArray::StateArray(StateForm form, int64_t elements, at::Device device) : form_(form) {
   const auto options = at::TensorOptions(device);
   numbers_ = at::zeros({elements}, options.dtype(number_type(form)));
-  if (in_blocks(form)) extra_ = at::zeros({blocks_of(elements)}, options.dtype(at::kFloat));
+  if (in_blocks(form)) extra_ = at::zeros({state_blocks(elements)}, options.dtype(at::kFloat));
   if (form == StateForm::kSplit) extra_ = at::zeros({elements / kTieBits}, options.dtype(at::kByte));
 }
 
@@ -135,7 +114,7 @@ at::Tensor StateArray::values(int64_t begin, int64_t end) const {
   if (form_ == StateForm::kFp32) return numbers_.slice(0, begin, end);
   // From a border that every form has.
   const int64_t from = begin / kStateBlock * kStateBlock;
-  const int64_t to = std::min(numel(), blocks_of(end) * kStateBlock);
+  const int64_t to = std::min(numel(), state_blocks(end) * kStateBlock);
   if (cuda::on_card(numbers_)) {
     return decode_tensor(form_, slices(from, to)).narrow(0, begin - from, end - begin);
   }
@@ -145,17 +124,24 @@ at::Tensor StateArray::values(int64_t begin, int64_t end) const {
   return decoded.narrow(0, begin - from, end - begin);
 }
 
-void StateArray::set(int64_t begin, const at::Tensor& values, const at::Tensor& noise) {
+void StateArray::set(int64_t begin, const at::Tensor& values) {
   const int64_t n = values.numel();
   if (form_ == StateForm::kFp32) {
     numbers_.narrow(0, begin, n).copy_(values);
     return;
   }
   TORCH_CHECK(begin % kStateBlock == 0, "state written from within a block");
-  if (cuda::on_card(numbers_)) return encode_tensor(form_, slices(begin, begin + n), values, noise);
-  TORCH_CHECK(!noise.defined(), "noise of the CPU comes by the tile");
+  if (cuda::on_card(numbers_)) return encode_tensor(form_, slices(begin, begin + n), values);
   const float* from = values.const_data_ptr<float>();
   for_tiles(n, [&](int64_t at, int64_t count) { encode(begin + at, count, from + at, nullptr); });
+}
+
+StateMemory StateArray::memory() const {
+  const auto address = [](const at::Tensor& tensor) {
+    TORCH_CHECK(!tensor.defined() || tensor.is_contiguous());
+    return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+  };
+  return {form_, address(numbers_), address(extra_), address(weights_)};
 }
 
 StateSlices StateArray::slices(int64_t begin, int64_t end) const {
@@ -164,7 +150,7 @@ StateSlices StateArray::slices(int64_t begin, int64_t end) const {
     slices.extra = extra_.slice(0, begin / kTieBits, end / kTieBits);
     slices.weights = weights_.slice(0, begin, end);
   } else if (in_blocks(form_)) {
-    slices.extra = extra_.slice(0, begin / kStateBlock, blocks_of(end));
+    slices.extra = extra_.slice(0, begin / kStateBlock, state_blocks(end));
   }
   return slices;
 }
@@ -174,7 +160,7 @@ at::Tensor StateArray::stored(int64_t begin, int64_t end) const {
 }
 
 at::Tensor StateArray::stored_scales(int64_t begin, int64_t end) const {
-  return in_blocks(form_) ? extra_.slice(0, begin / kStateBlock, blocks_of(end)) : at::Tensor();
+  return in_blocks(form_) ? extra_.slice(0, begin / kStateBlock, state_blocks(end)) : at::Tensor();
 }
 
 }  // namespace satune

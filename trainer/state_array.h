@@ -1,5 +1,5 @@
 // One number of AdamW for each element of a share - master, first or second moment - in the form in which a
-// memory mode keeps it (trainer/state_kernels.h has the formats).
+// memory mode keeps it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,20 +7,10 @@
 #include <cstdint>
 
 #include "trainer/settings.h"
+#include "trainer/state_form.h"
 #include "trainer/state_tensors.h"
 
 namespace satune {
-
-enum class StateForm {
-  kFp32,
-  kSplit,       ///< bf16 weights, 16-bit remainders, a bit for ties: the fp32 numbers exactly
-  kBf16,        ///< rounded stochastically
-  kFirst8Bit,   ///< blocks of kStateBlock, rounded stochastically
-  kSecond8Bit,  ///< the same for what is never negative
-};
-
-/// Bytes of `elements` numbers, without the weights of kSplit.
-int64_t state_bytes(StateForm form, int64_t elements);
 
 class StateArray {
  public:
@@ -40,9 +30,8 @@ class StateArray {
   /// fp32 numbers of elements [begin, end): a view of kFp32, else decoded.
   at::Tensor values(int64_t begin, int64_t end) const;
   /// Elements [begin, begin + values.numel()) from fp32, on borders of kStateBlock (but for the array's end).
-  /// Rounded to nearest; stochastically by `noise`, a word (0 to 2^32 - 1, as int64) an element. What
-  /// values() gave comes back to the bit.
-  void set(int64_t begin, const at::Tensor& values, const at::Tensor& noise = {});
+  /// Rounded to nearest. What values() gave comes back to the bit.
+  void set(int64_t begin, const at::Tensor& values);
 
   /// The same on the CPU, over plain memory, for one thread; at most kStateTile elements at a time and
   /// `begin` on its borders. kFp32 has no use for it.
@@ -55,6 +44,8 @@ class StateArray {
   at::Tensor stored_scales(int64_t begin, int64_t end) const;
 
   const at::Tensor& numbers() const { return numbers_; }
+  /// Where a kernel finds it; for kSplit with the weights.
+  StateMemory memory() const;
 
  private:
   StateSlices slices(int64_t begin, int64_t end) const;
@@ -64,7 +55,5 @@ class StateArray {
   at::Tensor extra_;    ///< ties of kSplit, eight a byte | fp32 scales
   at::Tensor weights_;  ///< of kSplit
 };
-
-inline constexpr int64_t kStateTile = 1024;
 
 }  // namespace satune

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "trainer/state_form.h"
+
 namespace satune {
 
 // --- An fp32 master as a bf16 weight and what is missing ---
@@ -37,8 +39,6 @@ void widen_bf16(const uint16_t* from, float* to, int64_t n);
 // first moment what lies below the lowest level becomes that or 0, stochastically too; the second moment is
 // raised to the lowest level, and is 0 only where it was 0: a denominator may come out too large there, never
 // much too small. A block that came out of decoding gives the same codes again, whatever the noise.
-
-inline constexpr int64_t kStateBlock = 256;  ///< elements that share a scale
 
 /// One block of n <= kStateBlock elements. `noise`: a word an element; nullptr rounds to nearest.
 void encode_first_moments(const float* from, const uint32_t* noise, uint8_t* codes, float* scale, int64_t n);

@@ -66,7 +66,8 @@ void split_masters(const float* __restrict masters, uint16_t* __restrict weights
   for (int64_t i = 0; i < n / 8; ++i) ties[i] = 0;
   if (any == 0) return;  // as is nearly always so: one number in 2^17 is such a tie
   for (int64_t i = 0; i < n; ++i) {
-    const bool tie = bits_of(masters[i]) - (static_cast<uint32_t>(weights[i]) << 16) == kTie;
+    const uint32_t bits = bits_of(masters[i]);
+    const bool tie = !is_nan(bits) && bits - (static_cast<uint32_t>(weights[i]) << 16) == kTie;
     ties[i / 8] = static_cast<uint8_t>(ties[i / 8] | ((tie ? 1U : 0U) << (i % 8)));
   }
 }

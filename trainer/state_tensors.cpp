@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "trainer/state_array.h"
 #include "trainer/state_kernels.h"
 
 namespace satune {
@@ -10,9 +9,7 @@ namespace {
 
 constexpr int64_t kInfinityBits = 0x7f800000;
 constexpr int64_t kMagnitude = 0x7fffffff;
-constexpr int64_t kWord = 0xffffffff;
-constexpr int64_t kHalfWord = 0x80000000;  // as noise: round to nearest
-constexpr int kLevelBits = 20;             // below a level
+constexpr int kLevelBits = 20;  // below a level
 
 at::Tensor bits_of(const at::Tensor& values) {
   return values.contiguous().view(at::kInt);
@@ -55,18 +52,6 @@ at::Tensor join_tensor(const StateSlices& slices) {
   return values_of(shifted_left(weights, 16) + slices.numbers.to(at::kInt) + shifted_left(ties, 16));
 }
 
-void round_tensor_to_bf16(const StateSlices& slices, const at::Tensor& values, const at::Tensor& noise) {
-  if (!noise.defined()) {
-    slices.numbers.copy_(values);
-    return;
-  }
-  const at::Tensor bits = bits_of(values), down = upper_half(bits);
-  const at::Tensor rounded = upper_half(bits + shifted_right(noise, 16).to(at::kInt));
-  const at::Tensor above = rounded.bitwise_and(0x7fff).ge(kInfinityBits >> 16);
-  const at::Tensor finite = at::where(above, down, rounded);
-  slices.numbers.view(at::kShort).copy_(at::where(is_nan_bits(bits), down.bitwise_or(0x0040), finite));
-}
-
 /// [blocks, kStateBlock], zeros at the end.
 at::Tensor by_block(const at::Tensor& values) {
   const int64_t missing = (kStateBlock - values.numel() % kStateBlock) % kStateBlock;
@@ -78,30 +63,25 @@ at::Tensor lowest_levels(const at::Tensor& tops, int64_t codes) {
   return (tops - (codes - 1)).clamp_min_(1);
 }
 
-at::Tensor levels_of_tensor(const at::Tensor& magnitudes, const at::Tensor& noise) {
+at::Tensor levels_of_tensor(const at::Tensor& magnitudes) {
   const at::Tensor down = shifted_right(magnitudes, kLevelBits);
-  const at::Tensor rounded =
-      shifted_right(magnitudes + shifted_right(noise, 32 - kLevelBits).to(at::kInt), kLevelBits);
+  const at::Tensor rounded = shifted_right(magnitudes + (int64_t{1} << (kLevelBits - 1)), kLevelBits);
   return at::minimum(rounded, down.clamp_min((kInfinityBits >> kLevelBits) - 1));
 }
 
-void encode_blocks(StateForm form, const StateSlices& slices, const at::Tensor& values,
-                   const at::Tensor& noise) {
+void encode_blocks(StateForm form, const StateSlices& slices, const at::Tensor& values) {
   const bool first = form == StateForm::kFirst8Bit;
   const int64_t n = values.numel();
   const at::Tensor blocks = by_block(values.contiguous()), bits = bits_of(blocks);
   const at::Tensor magnitudes = bits.bitwise_and(kMagnitude);
-  const at::Tensor words =
-      noise.defined() ? by_block(noise) : at::full({1, 1}, kHalfWord, magnitudes.options().dtype(at::kLong));
-  const at::Tensor levels = levels_of_tensor(magnitudes, words);
+  const at::Tensor levels = levels_of_tensor(magnitudes);
   const at::Tensor tops = levels.amax(1, /*keepdim=*/true).clamp_min_(1);
   const at::Tensor lowest = lowest_levels(tops, first ? 127 : 255);
   const at::Tensor above = levels - lowest + 1;
   at::Tensor codes, empty;
   if (first) {
     const at::Tensor step = values_of(shifted_left(lowest, kLevelBits));
-    const at::Tensor threshold = shifted_right(words, 8).to(at::kFloat).mul_(0x1p-24).mul(step);
-    const at::Tensor below = values_of(magnitudes).gt(threshold).to(at::kInt);
+    const at::Tensor below = values_of(magnitudes).gt(step.mul(0.5)).to(at::kInt);
     codes = at::where(levels.lt(lowest), below, above);
     empty = codes.eq(0).all(1, /*keepdim=*/true);
     codes = at::where(codes.eq(0), 0, codes + bits.lt(0).to(at::kInt) * 128);
@@ -124,15 +104,6 @@ at::Tensor decode_blocks(StateForm form, const StateSlices& slices) {
   return is_signed.flatten().narrow(0, 0, slices.numbers.numel());
 }
 
-/// The two halves of 32-bit words times a constant.
-struct Product {
-  at::Tensor high, low;
-};
-Product multiply(const at::Tensor& words, int64_t constant) {
-  const at::Tensor product = words * constant;  // modulo 2^64
-  return {shifted_right(product, 32).bitwise_and_(kWord), product.bitwise_and(kWord)};
-}
-
 }  // namespace
 
 at::Tensor decode_tensor(StateForm form, const StateSlices& slices) {
@@ -141,31 +112,13 @@ at::Tensor decode_tensor(StateForm form, const StateSlices& slices) {
   return decode_blocks(form, slices);
 }
 
-void encode_tensor(StateForm form, const StateSlices& slices, const at::Tensor& values,
-                   const at::Tensor& noise) {
+void encode_tensor(StateForm form, const StateSlices& slices, const at::Tensor& values) {
   if (form == StateForm::kSplit) return split_tensor(slices, values);
-  if (form == StateForm::kBf16) return round_tensor_to_bf16(slices, values, noise);
-  encode_blocks(form, slices, values, noise);
-}
-
-at::Tensor rounding_noise_tensor(const NoiseKey& key, int64_t first, int64_t n, at::Device device) {
-  constexpr int64_t kWords = 4;  // of one counter
-  const int64_t group = first / kWords, end = (first + n + kWords - 1) / kWords;
-  const auto options = at::TensorOptions(device).dtype(at::kLong);
-  at::Tensor c0 = at::arange(group, end, options).bitwise_and_(kWord);
-  at::Tensor c1 = at::full_like(c0, (int64_t{key.array} << 28) & kWord);
-  at::Tensor c2 = at::full_like(c0, int64_t{key.update}), c3 = at::full_like(c0, int64_t{key.tensor});
-  int64_t key0 = static_cast<int64_t>(key.seed & kWord), key1 = static_cast<int64_t>(key.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const Product a = multiply(c0, 0xD2511F53), b = multiply(c2, 0xCD9E8D57);
-    c0 = at::bitwise_xor(b.high, c1).bitwise_xor_(key0);
-    c2 = at::bitwise_xor(a.high, c3).bitwise_xor_(key1);
-    c1 = b.low;
-    c3 = a.low;
-    key0 = (key0 + 0x9E3779B9) & kWord;
-    key1 = (key1 + 0xBB67AE85) & kWord;
+  if (form == StateForm::kBf16) {
+    slices.numbers.copy_(values);
+    return;
   }
-  return at::stack({c0, c1, c2, c3}, 1).flatten().narrow(0, first - group * kWords, n);
+  encode_blocks(form, slices, values);
 }
 
 }  // namespace satune

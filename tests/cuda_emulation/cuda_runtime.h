@@ -49,6 +49,12 @@ inline unsigned __float_as_uint(float value) {
   return bits;
 }
 
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 inline float __expf(float x) {
   return expf(x);
 }

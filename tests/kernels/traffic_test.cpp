@@ -95,6 +95,52 @@ TEST(Traffic, Vocabulary) {
   });
 }
 
+TEST(Traffic, OptimizerInMemoryModes) {
+  constexpr int64_t kElements = 4104;
+  constexpr StateForm kMasters[] = {StateForm::kFp32, StateForm::kSplit, StateForm::kBf16};
+  constexpr StateForm kMoments[][2] = {{StateForm::kFp32, StateForm::kFp32},
+                                       {StateForm::kBf16, StateForm::kBf16},
+                                       {StateForm::kFirst8Bit, StateForm::kSecond8Bit}};
+  Array<T> gradient = array(kElements), weights = array(kElements);
+  Array<float> wide_gradient = floats(kElements);
+  // Large enough for every form.
+  Array<float> p = floats(kElements), m = floats(kElements), v = floats(kElements), scales_m = floats(17),
+               scales_v = floats(17), ties = floats(kElements / 32 + 1);
+  const cuda::AdamWPiece pieces[] = {{0, 3000, 64, 0, true}, {3000, kElements, 0, 1, false}};
+  const cuda::AdamWPiece shifted[] = {{0, 3000, 65, 0, true}, {3000, kElements, 0, 1, false}};
+  StateUpdate update;
+  update.decayed = {};
+  update.decayed.bias_correction2_sqrt = update.decayed.decay = update.decayed.epsilon = 1;
+  update.undecayed = update.decayed;
+  for (const StateForm master : kMasters) {
+    for (const auto& [first, second] : kMoments) {
+      if (master == StateForm::kFp32 && first == master) continue;
+      cuda::AdamWState state{{master, p.data(), ties.data(), weights.data()},
+                             {first, m.data(), scales_m.data(), nullptr},
+                             {second, v.data(), scales_v.data(), nullptr},
+                             gradient.data(),
+                             kBf16,
+                             kBf16};
+      const int64_t weight_item = master == StateForm::kFp32 ? kItem : 0;
+      const auto model = [&](int64_t gradient_item, int64_t item) {
+        return traffic::adamw_state(kElements, gradient_item, master, first, second, item);
+      };
+      for (const auto* places : {pieces, shifted}) {
+        expect_traffic(model(kItem, weight_item), 0,
+                       [&] { cuda::adamw_update_state(state, kElements, places, 2, update, nullptr); });
+      }
+      state.gradient = wide_gradient.data();
+      state.gradient_element = Element::kFloat32;
+      expect_traffic(model(4, weight_item), 0,
+                     [&] { cuda::adamw_update_state(state, kElements, pieces, 2, update, nullptr); });
+      if (master != StateForm::kFp32) continue;
+      state.master.weights = nullptr;
+      expect_traffic(model(4, 0), 0,
+                     [&] { cuda::adamw_update_state(state, kElements, pieces, 2, update, nullptr); });
+    }
+  }
+}
+
 TEST(Traffic, Optimizer) {
   constexpr int64_t kElements = 4099;
   Array<float> p = floats(kElements), m = floats(kElements), v = floats(kElements), sum = floats(kElements);
