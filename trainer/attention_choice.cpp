@@ -4,7 +4,9 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <vector>
 
 #include "data/files/error.h"
@@ -97,7 +99,8 @@ double attention_error(AttentionKernel kernel, const ModelConfig& config, at::Sc
   for (size_t i = 0; i < found.size(); ++i) {
     const at::Tensor difference = found[i].to(at::kDouble) - expected[i];
     const double error = (difference.norm() / expected[i].norm()).item<double>();
-    if (!(error <= largest)) largest = error;  // NaN stays
+    if (std::isnan(error)) return error;
+    largest = std::max(largest, error);
   }
   return largest;
 }

@@ -189,6 +189,12 @@ def recorded(sandboxes):
     return lambda name: [arguments for sandbox in sandboxes.values() for arguments in sandbox.recorded(name)]
 
 
+def test_groups_stay_together(request):
+    """Where tests are dealt out to workers, the mark above has to reach who deals them."""
+    if hasattr(request.config, "workerinput"):
+        assert request.node.nodeid.endswith("@docs")
+
+
 def options_of(arguments):
     return {word.split("=")[0] for word in arguments if word.startswith("-")}
 

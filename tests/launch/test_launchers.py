@@ -129,6 +129,8 @@ def test_ctrl_c_reaches_ranks_once(tmp_path):
     master, terminal = pty.openpty()
 
     def on_terminal():
+        # A shell's background job, as this may be in one, ignores it; no script can trap what it was born ignoring.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.setsid()
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
