@@ -217,9 +217,10 @@ for auto in (transformers.AutoConfig, transformers.AutoModel, transformers.AutoM
         try:
             auto.from_pretrained(sys.argv[1], **trust)
         except ValueError as error:
-            print(auto.__name__, "trust_remote_code" in str(error))
+            answer = "trust_remote_code" in str(error)
         else:
-            print(auto.__name__, "loads")
+            answer = "loads"
+        print("\\nanswer:", auto.__name__, answer)  # the question stands on a line that has no end
 """
 
 
@@ -228,8 +229,9 @@ def test_without_trust_it_fails(export):
     directory, _ = export()
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRUST, directory], stdin=subprocess.DEVNULL, capture_output=True,
                           text=True)
-    answers = [f"{auto} True" for auto in ("AutoConfig", "AutoModel", "AutoModelForCausalLM") for _ in range(2)]
-    assert done.stdout.splitlines() == answers, done.stdout + done.stderr
+    answers = [line for line in done.stdout.splitlines() if line.startswith("answer:")]
+    expected = [f"answer: {auto} True" for auto in ("AutoConfig", "AutoModel", "AutoModelForCausalLM") for _ in range(2)]
+    assert answers == expected, done.stdout + done.stderr
 
 
 def test_save_and_reload(export, tmp_path):
