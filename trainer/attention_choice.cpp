@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "data/files/error.h"
+#include "trainer/compute_types.h"
 
 namespace satune {
 namespace {
@@ -84,6 +85,11 @@ void refuse_what_is_not_there(AttentionKernel kernel, at::ScalarType type, at::D
 }
 
 }  // namespace
+
+void check_attention(const Settings& settings, const at::Device& device) {
+  if (settings.attn_implementation == AttnImplementation::kAuto) return;
+  refuse_what_is_not_there(kernel_of(settings.attn_implementation), weight_type(settings.precision), device);
+}
 
 double attention_error(AttentionKernel kernel, const ModelConfig& config, at::ScalarType type,
                        at::Device device) {

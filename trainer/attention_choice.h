@@ -18,6 +18,10 @@ namespace satune {
 double attention_error(AttentionKernel kernel, const ModelConfig& config, at::ScalarType type,
                        at::Device device);
 
+/// Throws BadInput for an attn_implementation that the device does not have, or not of the settings'
+/// precision.
+void check_attention(const Settings& settings, const at::Device& device);
+
 struct ChosenAttention {
   AttentionChoice choice;
   std::string name;    ///< "cudnn", "flash", "eager"

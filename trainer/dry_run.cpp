@@ -10,6 +10,7 @@
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
 #include "data/preview.h"
+#include "trainer/attention_choice.h"
 #include "trainer/device.h"
 #include "trainer/memory_modes.h"
 #include "trainer/progress.h"
@@ -166,6 +167,17 @@ at::Device device_of(const Settings& settings, std::string& warning) {
   }
 }
 
+// A card that is not here is not asked.
+std::string attention_line(const Settings& settings, const at::Device& device) {
+  if (settings.device == DeviceChoice::kCuda && device.is_cpu()) return "";
+  try {
+    check_attention(settings, device);
+    return "";
+  } catch (const BadInput& error) {
+    return fmt::format("WARNING     a run here would stop: {}\n", error.what());
+  }
+}
+
 // Of one rank: what TrainingRun would plan, but with the longest row that there is.
 std::string memory_lines(RunPlan& plan, const at::Device& device, int64_t local_ranks) {
   const Settings& settings = plan.settings();
@@ -232,7 +244,8 @@ std::string dry_run_report(RunPlan& plan, int64_t local_ranks) {
   std::string warning;
   const at::Device device = device_of(plan.settings(), warning);
   return model_lines(plan) + data_lines(plan) + step_lines(plan) + disk_lines(plan) + warning +
-         memory_lines(plan, device, local_ranks) + resume_line(plan, device) + example_lines(plan);
+         attention_line(plan.settings(), device) + memory_lines(plan, device, local_ranks) +
+         resume_line(plan, device) + example_lines(plan);
 }
 
 }  // namespace satune

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "data/files/error.h"
+#include "trainer/attention_choice.h"
 #include "trainer/common_ground.h"
 #include "trainer/data_statistics.h"
 #include "trainer/device.h"
@@ -44,6 +45,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   const int64_t shard_group = shard_group_size(settings, ranks.world().size);
   use_threads(settings, options.ranks.local_world_size);
   const at::Device device = choose_device(settings.device, options.ranks.local_rank);
+  check_attention(settings, device);
   if (ranks.is_leader()) refuse_used_folder(settings);
   const RunFolder folder(settings, ranks.is_leader());
   check_one_folder(folder, ranks.coordinator());

@@ -12,6 +12,7 @@
 #include "data/files/error.h"
 #include "tests/model_configs.h"
 #include "tests/trainer/tiny_run.h"
+#include "trainer/dry_run.h"
 
 namespace satune::trainer_test {
 namespace {
@@ -102,6 +103,17 @@ TEST(AttentionChoice, KernelsOfTheCardPassTheirTrial) {
        {AttnImplementation::kCudnn, AttnImplementation::kFlash, AttnImplementation::kEager}) {
     EXPECT_TRUE(choose_attention(wanted, grouped(), at::kBFloat16, kCard, 512).first);
   }
+}
+
+TEST(AttentionChoice, ARunWithoutItsKernelEndsBeforeItMakesAnything) {
+  const TinyRun tiny;
+  EXPECT_THAT(error_of<BadInput>([&] { tiny.train("refused", {"attn_implementation=cudnn"}); }),
+              HasSubstr("\"cudnn\" on the CPU"));
+  EXPECT_FALSE(std::filesystem::exists(tiny.output("refused")));
+  RunPlan plan(tiny.settings("refused", {"attn_implementation=cudnn"}));
+  EXPECT_THAT(dry_run_report(plan), HasSubstr("WARNING     a run here would stop: attn_implementation"));
+  RunPlan fine(tiny.settings("refused", {"attn_implementation=eager"}));
+  EXPECT_THAT(dry_run_report(fine), ::testing::Not(HasSubstr("attn_implementation")));
 }
 
 TEST(AttentionChoice, ARunTakesTheKernelOfItsSettings) {
