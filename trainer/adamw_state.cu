@@ -98,16 +98,6 @@ struct Gradient {
   bool wide;  ///< fp32
 };
 
-template <bool kVector, typename T>
-__device__ inline void read_gradient(const Gradient& gradient, Values& values, const Place& place) {
-#pragma unroll
-  for (int q = 0; q < kQuads; ++q) {
-    const auto pack = read_quad<kVector>(static_cast<const T*>(gradient.values), place, q);
-#pragma unroll
-    for (int i = 0; i < kQuad; ++i) values[q * kQuad + i] = load(pack.values[i]);
-  }
-}
-
 /// kWhole: quads are moved at once and have all of their noise from one counter, as where every tensor's size
 /// is a multiple of four.
 template <bool kWhole, typename A>
@@ -126,10 +116,11 @@ __global__ void __launch_bounds__(kBlockThreads, kWhole ? 5 : 4)
   arrays.master.template read_into<kWhole>(p, place);
   arrays.exp_avg.template read_into<kWhole>(m, place);
   arrays.exp_avg_sq.template read_into<kWhole>(v, place);
+  const auto widen = [](auto number) { return load(number); };
   if (gradient.wide) {
-    read_gradient<kWhole, float>(gradient, g, place);
+    read_values<kWhole>(static_cast<const float*>(gradient.values), g, place, widen);
   } else {
-    read_gradient<kWhole, typename A::Weight>(gradient, g, place);
+    read_values<kWhole>(static_cast<const typename A::Weight*>(gradient.values), g, place, widen);
   }
 
 #pragma unroll 1

@@ -46,6 +46,17 @@ __device__ inline void write_quad(T* array, const Pack<T, kQuad>& pack, const Pl
   if (left > 0) write<kVector, kQuad>(array + place.begin() + place.quad(q), pack, left);
 }
 
+/// What a thread owns of an array, each number through `widen`.
+template <bool kVector, typename T, typename F>
+__device__ inline void read_values(const T* array, Values& values, const Place& place, F&& widen) {
+#pragma unroll
+  for (int q = 0; q < kQuads; ++q) {
+    const auto pack = read_quad<kVector>(array, place, q);
+#pragma unroll
+    for (int i = 0; i < kQuad; ++i) values[q * kQuad + i] = widen(pack.values[i]);
+  }
+}
+
 // --- rounding ---
 
 constexpr uint32_t kInfinity = 0x7f800000U;
@@ -154,12 +165,7 @@ struct Fp32State {
 
   template <bool kVector>
   __device__ void read_into(Values& values, const Place& place) const {
-#pragma unroll
-    for (int q = 0; q < kQuads; ++q) {
-      const auto pack = read_quad<kVector>(numbers, place, q);
-#pragma unroll
-      for (int i = 0; i < kQuad; ++i) values[q * kQuad + i] = pack.values[i];
-    }
+    read_values<kVector>(numbers, values, place, [](float number) { return number; });
   }
   template <bool kVector>
   __device__ void write_from(const Values& values, const Words&, const Place& place) const {
@@ -275,14 +281,9 @@ struct Bf16State {
 
   template <bool kVector>
   __device__ void read_into(Values& values, const Place& place) const {
-#pragma unroll
-    for (int q = 0; q < kQuads; ++q) {
-      const auto pack = read_quad<kVector>(numbers, place, q);
-#pragma unroll
-      for (int i = 0; i < kQuad; ++i) {
-        values[q * kQuad + i] = __uint_as_float(static_cast<uint32_t>(pack.values[i]) << 16);
-      }
-    }
+    read_values<kVector>(numbers, values, place, [](uint16_t number) {
+      return __uint_as_float(static_cast<uint32_t>(number) << 16);
+    });
   }
   template <bool kVector>
   __device__ void write_from(const Values& values, const Words& noise, const Place& place) const {

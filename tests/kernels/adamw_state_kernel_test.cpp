@@ -336,11 +336,7 @@ void expect_the_cpus_state() {
 }
 
 TEST(AdamWStateKernel, GivesTheBitsOfTheCpu) {
-  expect_the_cpus_state<float, float>();
-  expect_the_cpus_state<float, __nv_bfloat16>();
-  expect_the_cpus_state<__nv_bfloat16, __nv_bfloat16>();
-  expect_the_cpus_state<float, __half>();
-  expect_the_cpus_state<__half, __half>();
+  for_gradients_and_weights([]<typename G, typename W>() { expect_the_cpus_state<G, W>(); });
 }
 
 TEST(AdamWStateKernel, TakesManyPiecesInSeveralLaunches) {

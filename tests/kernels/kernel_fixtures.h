@@ -142,6 +142,16 @@ inline constexpr Element kElement<__half> = Element::kFloat16;
 
 using AllElements = ::testing::Types<float, double, __nv_bfloat16, __half>;
 
+/// Calls f<G, W>() for the types of a gradient and of the weights that optimizer kernels are built for.
+template <typename F>
+void for_gradients_and_weights(F&& f) {
+  f.template operator()<float, float>();
+  f.template operator()<float, __nv_bfloat16>();
+  f.template operator()<__nv_bfloat16, __nv_bfloat16>();
+  f.template operator()<float, __half>();
+  f.template operator()<__half, __half>();
+}
+
 struct ElementName {
   template <typename T>
   static std::string GetName(int) {

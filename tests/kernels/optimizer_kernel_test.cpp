@@ -84,11 +84,7 @@ void expect_the_bits_of_the_cpu() {
 }
 
 TEST(AdamWKernel, GivesTheBitsOfTheCpu) {
-  expect_the_bits_of_the_cpu<float, float>();
-  expect_the_bits_of_the_cpu<float, __nv_bfloat16>();
-  expect_the_bits_of_the_cpu<__nv_bfloat16, __nv_bfloat16>();
-  expect_the_bits_of_the_cpu<float, __half>();
-  expect_the_bits_of_the_cpu<__half, __half>();
+  for_gradients_and_weights([]<typename G, typename W>() { expect_the_bits_of_the_cpu<G, W>(); });
 }
 
 TEST(AdamWKernel, RefusesTypesThatItWasNotBuiltFor) {
