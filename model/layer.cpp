@@ -297,6 +297,15 @@ void thin(LayerRecord& record, Recording recording, bool is_anchor) {
   record = std::move(kept);
 }
 
+std::vector<at::Tensor*> own_activations(LayerRecord& record, bool is_anchor, bool is_shared) {
+  std::vector<at::Tensor*> tensors = {
+      &record.x_NC,   &record.normed_in_NC,   &record.v_NKD,       &record.attention.out_NHD,
+      &record.mid_NC, &record.normed_post_NC, &record.gate_up_N2F, &record.act_NF};
+  if (!is_anchor && !is_shared) tensors.insert(tensors.end(), {&record.q_NHD, &record.k_NKD});
+  std::erase_if(tensors, [](const at::Tensor* tensor) { return !tensor->defined(); });
+  return tensors;
+}
+
 at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weights, int layer,
                           LayerRecord& record, const LayerRecord* anchor, Recording recording,
                           const at::Tensor& d_out_NC, SpanGradient& span, const ParameterBuffers& gradients,

@@ -80,6 +80,10 @@ at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weight
 /// Drops what `recording` says is computed again; an anchor keeps the q and k that its span still reads.
 void thin(LayerRecord& record, Recording recording, bool is_anchor);
 
+/// Of a record, thinned or not, the tensors that grow with the width of the model and that only this layer's
+/// backward reads: what may wait elsewhere until then. Not the q and k that a span shares.
+std::vector<at::Tensor*> own_activations(LayerRecord& record, bool is_anchor, bool is_shared);
+
 /// Gradients with respect to the anchor's post-RoPE q and k, summed over the span in descending order of
 /// layers (fp32, fp64 for fp64 models). Undefined until a shared layer of the span has added to it.
 struct SpanGradient {

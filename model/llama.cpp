@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 
+#include "model/activation_offload.h"
 #include "model/layer.h"
 #include "model/ops/embedding.h"
 #include "model/ops/linear.h"
@@ -20,6 +22,7 @@ struct Llama::Impl {
   size_t embedding = 0, final_norm = 0, head = 0;  ///< table indices; a tied head is the embedding
   RopeTable rope;
   AttentionChoice attention;
+  std::optional<ActivationOffload> offload;
 
   int num_layers() const { return static_cast<int>(layers.size()); }
   int head_segment() const { return num_layers() + 1; }
@@ -77,6 +80,9 @@ class Pass {
  public:
   Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recording>& recording,
        SegmentHooks& hooks, ParameterBuffers& gradients, bool accumulate);
+  ~Pass();
+  Pass(const Pass&) = delete;
+  Pass& operator=(const Pass&) = delete;
 
   LossSums run(double loss_scale);
 
@@ -98,6 +104,7 @@ class Pass {
   LayerContext context_;
   std::vector<LayerRecord> records_;
   std::vector<SpanGradient> spans_;  ///< by anchor
+  ActivationOffload* offload_;       ///< nullptr = records stay on the device
 };
 
 Pass::Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recording>& recording,
@@ -111,8 +118,13 @@ Pass::Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recor
       lowest_(model.lowest_trained_segment()),
       context_(model.context(batch, hooks)),
       records_(model.layers.size()),
-      spans_(model.layers.size()) {
+      spans_(model.layers.size()),
+      offload_(model.offload ? &*model.offload : nullptr) {
   TORCH_CHECK(recording.size() == model.layers.size(), "one recording policy per layer");
+}
+
+Pass::~Pass() {
+  if (offload_ != nullptr) offload_->forget();  // records_ are its slots
 }
 
 const LayerRecord* Pass::anchor_of(int layer) const {
@@ -129,6 +141,10 @@ void Pass::forward_layer(int layer, at::Tensor& x_NC) {
   const bool is_anchor = model_.layers[layer].is_anchor;
   if (segment >= lowest_) {
     thin(record, recording_[layer], is_anchor);
+    // The last layer's backward is next.
+    if (offload_ != nullptr && layer + 1 < model_.num_layers()) {
+      offload_->store(layer, own_activations(record, is_anchor, anchor_of(layer) != nullptr));
+    }
   } else {
     // No backward will reach this layer; what its span reads is all that stays.
     thin(record, Recording::kRecompute, is_anchor);
@@ -141,6 +157,7 @@ at::Tensor Pass::forward() {
   at::Tensor x_NC = model_.embed(batch_);
   hooks_.after_forward(0);
   for (int layer = 0; layer < model_.num_layers(); ++layer) forward_layer(layer, x_NC);
+  if (offload_ != nullptr) offload_->settle();
   return x_NC;
 }
 
@@ -169,6 +186,10 @@ void Pass::backward_layer(int layer, at::Tensor& d_x_NC) {
   const int segment = layer + 1;
   const int source = model_.config.sharing.source(layer);
   hooks_.before_backward(segment);
+  if (offload_ != nullptr) {
+    offload_->restore(layer);
+    if (segment > std::max(lowest_, 1)) offload_->fetch(layer - 1);
+  }
   d_x_NC =
       layer_backward(context_, model_.layers[layer], layer, records_[layer], anchor_of(layer),
                      recording_[layer], d_x_NC, spans_[source], gradients_, accumulate_, segment > lowest_);
@@ -295,6 +316,13 @@ const AttentionChoice& Llama::attention() const {
 
 void Llama::attend_by(const AttentionChoice& choice) {
   impl_->attention = choice;
+}
+
+void Llama::offload_activations_by(std::unique_ptr<CopyQueue> copies) {
+  impl_->offload.reset();
+  if (copies != nullptr) {
+    impl_->offload.emplace(impl_->weights.device(), impl_->num_layers(), std::move(copies));
+  }
 }
 
 bool Llama::tied() const {

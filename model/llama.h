@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "model/copy_queue.h"
 #include "model/files/model_config.h"
 #include "model/ops/attention.h"
 #include "model/ops/linear_cross_entropy.h"
@@ -89,6 +90,9 @@ class Llama {
   const AttentionChoice& attention() const;
   /// From now on, in the passes of this class.
   void attend_by(const AttentionChoice& choice);
+  /// From now on what a layer keeps for its backward waits for it in host memory, where `copies` bring it and
+  /// from where they bring it back a layer ahead (model/activation_offload.h). nullptr: on the device.
+  void offload_activations_by(std::unique_ptr<CopyQueue> copies);
 
   /// Forward and backward of one micro-batch. Gradients of (loss sum * loss_scale) are written into
   /// `gradients` (accumulate = false) or added to it. `recording` holds one entry per layer. The backward

@@ -1,6 +1,7 @@
 #include "trainer/activations.h"
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 
 #include "model/ops/linear_cross_entropy.h"
@@ -41,33 +42,47 @@ class Live {
   int64_t heap_ = 0, mapped_ = 0;
 };
 
-/// LayerRecord, buffer by buffer.
-Buffers record_of(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
-                  int64_t element) {
+/// LayerRecord, buffer by buffer: own_activations(), each with the memory that it is a view of, and the
+/// others.
+struct RecordBuffers {
+  Buffers own, others;
+};
+
+RecordBuffers record_of(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
+                        int64_t element) {
   const int64_t stream = tokens * config.hidden_size * element;
   const int64_t mlp = tokens * config.intermediate_size * element;
   const int64_t query = tokens * config.query_size() * element;
   const int64_t key = tokens * config.key_value_size() * element;
   const int64_t scalar = tokens * kFloatBytes;
-  Buffers buffers = {stream};
-  if (config.sharing.is_anchor(layer)) buffers.insert(buffers.end(), {query, key});  // copies for its span
-  if (recording == Recording::kRecompute) return buffers;
-  buffers.push_back(config.sharing.is_shared(layer) ? key : query + 2 * key);
-  // Attention's output, the stream between attention and MLP, gate and up; 1 / rms of both norms and the
-  // attention's log-sum-exp per head.
-  buffers.insert(buffers.end(),
-                 {query, stream, 2 * mlp, scalar, scalar, scalar * config.num_attention_heads});
-  if (recording == Recording::kKeep) buffers.insert(buffers.end(), {stream, stream, mlp});  // norms, SwiGLU
-  return buffers;
+  RecordBuffers record{{stream}, {}};
+  if (config.sharing.is_anchor(layer)) record.others = {query, key};  // copies for its span
+  if (recording == Recording::kRecompute) return record;
+  // The projection's output, attention's, the stream between attention and MLP, gate and up.
+  record.own.insert(record.own.end(),
+                    {config.sharing.is_shared(layer) ? key : query + 2 * key, query, stream, 2 * mlp});
+  // 1 / rms of both norms and the attention's log-sum-exp per head.
+  record.others.insert(record.others.end(), {scalar, scalar, scalar * config.num_attention_heads});
+  if (recording == Recording::kKeep)
+    record.own.insert(record.own.end(), {stream, stream, mlp});  // norms, SwiGLU
+  return record;
 }
 
-Buffers kept_of(const PassShape& shape, int layer, Recording recording) {
+RecordBuffers kept_of(const PassShape& shape, int layer, Recording recording) {
   const ModelConfig& config = shape.config;
   if (layer + 1 >= shape.lowest_trained)
     return record_of(config, layer, recording, shape.tokens, shape.element);
   if (!config.sharing.is_anchor(layer)) return {};
-  return {shape.tokens * config.query_size() * shape.element,
-          shape.tokens * config.key_value_size() * shape.element};
+  return {{},
+          {shape.tokens * config.query_size() * shape.element,
+           shape.tokens * config.key_value_size() * shape.element}};
+}
+
+int64_t pinned_bytes(const Buffers& buffers) {
+  int64_t bytes = 0;
+  for (const int64_t size : buffers)
+    bytes += static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(size)));
+  return bytes;
 }
 
 /// While the gradient of a weight [outputs, inputs] is made: on the CPU, where it is wider than the operands,
@@ -107,6 +122,27 @@ void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live)
   most.raise_to(weights);
 }
 
+/// Attention of one document with its matrices, which wants most in its backward, where what the MLP recorded
+/// is gone: probabilities, their gradient, and four on the way to the scores'; what reads and makes them in
+/// the statistics' type, with the heads of keys and values repeated. `live`: without the layer's record.
+void raise_to_eager(Live& most, const PassShape& shape, int layer, Live live) {
+  const ModelConfig& config = shape.config;
+  const int64_t wide = std::max(shape.element, kFloatBytes), T = shape.eager_tokens;
+  const int64_t stream = shape.tokens * config.hidden_size * shape.element;
+  const int64_t query = shape.tokens * config.query_size(), key = shape.tokens * config.key_value_size();
+  const int64_t projected = config.sharing.is_shared(layer) ? key : query + 2 * key;
+  const int64_t e = shape.element;
+  live.add(record_of(config, layer, Recording::kKeep, shape.tokens, e).others);
+  live.add({stream, stream, stream, stream, query * e, projected * e});
+  live.add({stream, query * e, projected * e});  // gradients of the stream, of attention's output, of q, k, v
+  if (config.sharing.is_shared(layer) || config.sharing.is_anchor(layer)) {
+    live.add({query * kFloatBytes, key * kFloatBytes});
+  }
+  for (int matrix = 0; matrix < 6; ++matrix) live.add(config.num_attention_heads * T * T * wide);
+  for (int operand = 0; operand < 4; ++operand) live.add(T * config.query_size() * wide);
+  most.raise_to(live);
+}
+
 /// The head: input, norm and gradient of the stream, one chunk of logits, the gradient of the matrix. Every
 /// token may be a target.
 void raise_to_head(Live& most, const PassShape& shape, Live live) {
@@ -128,21 +164,37 @@ void raise_to_head(Live& most, const PassShape& shape, Live live) {
 
 int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
                                int64_t element) {
-  const Buffers buffers = record_of(config, layer, recording, tokens, element);
-  return std::accumulate(buffers.begin(), buffers.end(), int64_t{0});
+  const RecordBuffers record = record_of(config, layer, recording, tokens, element);
+  return std::accumulate(record.own.begin(), record.own.end(), int64_t{0}) +
+         std::accumulate(record.others.begin(), record.others.end(), int64_t{0});
 }
 
 PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording) {
   Live kept(shape.on_card), most(shape.on_card), in_loss(shape.on_card);
+  Buffers on_its_way;  // offloaded: what the layer before has of its own
+  int64_t host = 0;
   for (size_t i = 0; i < recording.size(); ++i) {
     const auto layer = static_cast<int>(i);
+    Live before = kept;
+    before.add(on_its_way);
     // Under every policy the layer in progress has its whole record, in the forward and in the backward.
-    Live live = kept;
-    live.add(record_of(shape.config, layer, Recording::kKeep, shape.tokens, shape.element));
+    const RecordBuffers whole = record_of(shape.config, layer, Recording::kKeep, shape.tokens, shape.element);
+    Live live = before;
+    live.add(whole.own);
+    live.add(whole.others);
     most.raise_to(live);
     if (layer + 1 >= shape.lowest_trained) raise_to_backward(most, shape, layer, live);
-    kept.add(kept_of(shape, layer, recording[i]));
+    if (shape.eager_tokens > 0) raise_to_eager(most, shape, layer, before);
+    const RecordBuffers record = kept_of(shape, layer, recording[i]);
+    kept.add(record.others);
+    if (shape.offloads) {
+      on_its_way = record.own;
+      if (i + 1 < recording.size()) host += pinned_bytes(record.own);
+    } else {
+      kept.add(record.own);
+    }
   }
+  kept.add(on_its_way);  // the last layer's stays
   const int64_t in_layers = most.total();
   raise_to_head(in_loss, shape, kept);
   most.raise_to(in_loss);
@@ -151,8 +203,8 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
     embedding.add((shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes);
     most.raise_to(embedding);
   }
-  return {kept.total(), most.total() - kept.total(), in_layers - kept.total(),
-          in_loss.total() - kept.total()};
+  return {kept.total(), most.total() - kept.total(), in_layers - kept.total(), in_loss.total() - kept.total(),
+          host};
 }
 
 std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available) {
@@ -167,6 +219,7 @@ std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& s
     case Checkpointing::kAuto:
       break;
   }
+  if (shape.offloads) return std::vector<Recording>(layers, Recording::kRecompute);
   std::vector<Recording> recording(layers, Recording::kKeep);
   for (const Recording thinner : {Recording::kSelective, Recording::kRecompute}) {
     for (size_t i = 0; i < layers; ++i) {

@@ -18,8 +18,10 @@ struct PassShape {
   int64_t element = 0;           ///< bytes of an activation
   int64_t gradient_element = 0;  ///< bytes of a weight's gradient as the backward writes it
   bool on_card = false;
-  bool widened = false;    ///< 16-bit products go through fp32 tiles (linear_fp32.h)
-  int lowest_trained = 0;  ///< segment where the backward ends
+  bool widened = false;      ///< 16-bit products go through fp32 tiles (linear_fp32.h)
+  int lowest_trained = 0;    ///< segment where the backward ends
+  bool offloads = false;     ///< activation_offloading: a layer's own go to the host (activation_offload.h)
+  int64_t eager_tokens = 0;  ///< of the longest document, where attention is materialised; 0 = it is not
 };
 
 /// What one layer's forward keeps until its backward, for `tokens` tokens (see LayerRecord). An anchor keeps
@@ -33,16 +35,19 @@ struct PassBytes {
   /// Of these moments, the worst with a layer in progress, and with a chunk of the loss (its logits, the
   /// gradient of the head) in progress. On the CPU what both leave behind can be more than either.
   int64_t layer = 0, loss = 0;
+  int64_t host = 0;  ///< pinned, where activations are offloaded: LibTorch takes powers of two
   int64_t total() const { return kept + working; }
 };
 
-/// Bytes of a pass over all layers. On the CPU freed buffers below glibc's threshold for maps
-/// (host_allocator.h) stay with the process: what they need at their worst is there for good, beside the
-/// large ones of the moment.
+/// Bytes of a pass over all layers. Offloaded, the card has what stays of every layer, beside the own
+/// activations of the layer in progress and of one on its way, or of the last layer while the loss is in
+/// progress. On the CPU freed buffers below glibc's threshold for maps (host_allocator.h) stay with the
+/// process: what they need at their worst is there for good, beside the large ones of the moment.
 PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recording);
 
 /// `choice` for every layer. "auto": as many layers as fit into `available` bytes keep everything, the first
-/// ones selective where that is enough, else recomputed; all recomputed where nothing fits.
+/// ones selective where that is enough, else recomputed; all recomputed where nothing fits, and where
+/// activations are offloaded, so that the least has to travel.
 std::vector<Recording> choose_recording(Checkpointing choice, const PassShape& shape, int64_t available);
 
 }  // namespace satune

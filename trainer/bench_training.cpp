@@ -48,6 +48,8 @@ class SteppedModel {
     const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config,
                                                     model_.weights().type(), device, settings.max_length);
     model_.attend_by(chosen.choice);
+    if (settings.activation_offloading && !device.is_cpu())
+      model_.offload_activations_by(make_copy_queue(device));
     attention_ = fmt::format("{} ({})", chosen.name, chosen.reason);
     const bool offload = settings.optimizer_offload == OptimizerOffload::kCpu;
     optimizer_.emplace(model_.weights().trained, sharding_.weight_shards(), AdamWOptions(settings),

@@ -183,13 +183,9 @@ std::string memory_lines(RunPlan& plan, const at::Device& device, int64_t local_
   const Settings& settings = plan.settings();
   const int64_t row = settings.packing ? settings.max_length : plan.train_summary().longest;
   const int64_t available = available_memory(device, local_ranks), world = plan.world_size();
-  const PlannedRun run{settings,
-                       plan.config(),
-                       plan.table(),
-                       plan.trained_mask(),
-                       settings.per_device_train_batch_size * row,
-                       !device.is_cpu(),
-                       operator_threads(settings, local_ranks)};
+  PlannedRun run =
+      planned_run(plan.model(), settings, !device.is_cpu(), operator_threads(settings, local_ranks));
+  run.tokens = settings.per_device_train_batch_size * row;
   const StageChoice choice = choose_zero_stage(run, world, available);
   const Sharded sharded{world, choice.stage, shard_group_size(settings, world)};
   const MemoryPlan memory = plan_memory(run, sharded, available);

@@ -49,6 +49,14 @@ class Proposal {
     if (before - after < before / 100) return false;
     return fits_with(std::move(text), [&](Settings& settings, Sharded&) { change(settings); });
   }
+  /// The same, where that is enough; left out otherwise.
+  template <typename Change>
+  bool fits_at_once_with(std::string text, Change&& change) {
+    Settings changed = settings_;
+    change(changed);
+    if (plan_memory(with_settings(run_, changed), sharded_, available_).total() > available_) return false;
+    return fits_with(std::move(text), [&](Settings& settings, Sharded&) { change(settings); });
+  }
   /// Undoes what has turned out to be of no use: `key` is as the run has it again.
   template <typename Restore>
   void take_back(std::string_view key, Restore&& restore) {
@@ -113,6 +121,11 @@ bool checkpointing_fits(Proposal& proposal) {
   return settings.gradient_checkpointing == Checkpointing::kSelective && policy("true", Checkpointing::kOn);
 }
 
+/// Costs nothing where the copies are faster than the layers, as those of layer inputs are.
+void offload_activations(Settings& settings) {
+  settings.activation_offloading = true;
+}
+
 bool fewer_tokens_fit(Proposal& proposal) {
   const Settings& settings = proposal.settings();
   while (settings.per_device_train_batch_size > 1) {
@@ -141,6 +154,9 @@ bool propose(Proposal& proposal, bool on_card, Optimizer optimizer) {
       return true;
   }
   if (split_masters_fit(proposal) || checkpointing_fits(proposal)) return true;
+  const bool may_move = on_card && !proposal.settings().activation_offloading;
+  constexpr const char* kMove = "activation_offloading=true";
+  if (may_move && proposal.fits_at_once_with(kMove, offload_activations)) return true;
   const bool can_offload = on_card && proposal.settings().optimizer_offload == OptimizerOffload::kNone;
   if (can_offload && optimizer == Optimizer::kOffload) {
     // Masters that leave the card take nothing there.
@@ -153,6 +169,7 @@ bool propose(Proposal& proposal, bool on_card, Optimizer optimizer) {
       return true;
   }
   if (smaller_state_fits(proposal)) return true;
+  if (may_move && proposal.fits_with_less(kMove, offload_activations)) return true;
   return fewer_tokens_fit(proposal);
 }
 

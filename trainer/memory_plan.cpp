@@ -26,6 +26,12 @@ bool products_are_widened(Precision precision) {
   return cpu_product_type(precision == Precision::kFp16 ? at::kHalf : at::kBFloat16) == at::kFloat;
 }
 
+/// attention_forward() in the run's type: cards have kernels for 16 bits alone.
+bool attention_is_materialised(const Settings& settings, bool on_card) {
+  return settings.attn_implementation == AttnImplementation::kEager ||
+         (on_card && settings.precision == Precision::kFp32);
+}
+
 /// Weights, gradients and optimizer state: what a stage cuts.
 void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded, const SegmentSizes& sizes) {
   const Settings& settings = run.settings;
@@ -100,19 +106,23 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   MemoryPlan plan;
   plan_state(plan, run, sharded, sizes);
   if (!run.on_card) plan.libraries = run.threads * kMklBytesPerThread;
-  const PassShape shape{run.config,
-                        run.tokens,
-                        compute_element_bytes(run.settings.precision),
-                        gradient_element_bytes(run.settings, {0, sharded.world_size}),
-                        run.on_card,
-                        !run.on_card && products_are_widened(run.settings.precision),
-                        sizes.lowest_trained()};
+  const Settings& settings = run.settings;
+  PassShape shape{run.config, run.tokens};
+  shape.element = compute_element_bytes(settings.precision);
+  shape.gradient_element = gradient_element_bytes(settings, {0, sharded.world_size});
+  shape.on_card = run.on_card;
+  shape.widened = !run.on_card && products_are_widened(settings.precision);
+  shape.lowest_trained = sizes.lowest_trained();
+  shape.offloads = run.on_card && settings.activation_offloading;
+  if (attention_is_materialised(settings, run.on_card))
+    shape.eager_tokens = std::max<int64_t>(1, run.tokens / settings.per_device_train_batch_size);
   plan.recording = choose_recording(run.settings.gradient_checkpointing, shape, available - plan.total());
   const PassBytes pass = pass_bytes(shape, plan.recording);
   plan.activations = pass.kept;
   plan.working = pass.working;
   plan.working_layer = pass.layer;
   plan.working_loss = pass.loss;
+  plan.host += pass.host;
   return plan;
 }
 

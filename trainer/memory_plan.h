@@ -22,7 +22,7 @@ struct PlannedRun {
   const ModelConfig& config;
   const TensorTable& table;
   const std::vector<bool>& trained_mask;  ///< per table tensor; empty = all trained
-  int64_t tokens = 0;  ///< of the largest micro-batch: per_device_train_batch_size * max_length at most
+  int64_t tokens = 0;  ///< of the largest micro-batch, whose per_device_train_batch_size rows are full
   bool on_card = false;
   int64_t threads = 1;  ///< of this rank, on the CPU
 };
@@ -42,7 +42,8 @@ struct MemoryPlan {
   int64_t working = 0;        ///< the layer in progress, or the loss's chunk of logits: the larger
   int64_t libraries = 0;      ///< what the CPU's matrix library keeps for its threads
 
-  int64_t host = 0;  ///< beside a card: optimizer_offload "cpu", the copy of async_save
+  int64_t host =
+      0;  ///< beside a card: optimizer_offload "cpu", activation_offloading, the copy of async_save
 
   std::vector<Recording> recording;  ///< per layer
   /// What `working` is the larger of (PassBytes).

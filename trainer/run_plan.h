@@ -35,6 +35,7 @@ class RunPlan {
                    std::optional<int64_t> rows_per_step = std::nullopt);
 
   const Settings& settings() const { return settings_; }
+  const ModelPlan& model() const { return model_; }
   const std::filesystem::path& model_directory() const { return model_.directory; }
   /// With the run's sharing plan.
   const ModelConfig& config() const { return model_.config; }

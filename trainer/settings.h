@@ -77,6 +77,7 @@ struct Settings {
   Precision precision = Precision::kBf16;
   AttnImplementation attn_implementation = AttnImplementation::kAuto;  ///< trainer/attention_choice.h
   Checkpointing gradient_checkpointing = Checkpointing::kOn;
+  bool activation_offloading = false;       ///< model/activation_offload.h
   std::optional<int64_t> zero_stage;        ///< 0-3; unset = "auto". One process: all the same
   std::optional<int64_t> shard_group_size;  ///< ranks that hold one model together; unset = all
   OptimizerOffload optimizer_offload = OptimizerOffload::kNone;

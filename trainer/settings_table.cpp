@@ -200,6 +200,11 @@ std::vector<Field> machine_fields() {
                  "compute layers again in the backward pass: all, none, norms and SwiGLU only, or "
                  "what memory asks for; the numbers are bitwise the same",
                  kFree));
+  fields.push_back(make_field("activation_offloading", SATUNE_MEMBER(activation_offloading),
+                              "what layers of a model on a card keep for the backward pass waits for it in "
+                              "pinned host memory; with gradient_checkpointing \"auto\" that is each "
+                              "layer's input alone",
+                              kFree));
   fields.push_back(
       make_field("zero_stage", SATUNE_MEMBER(zero_stage),
                  "what is cut over the processes: 1 optimizer, 2 and gradients, 3 and weights; one "

@@ -29,13 +29,8 @@ namespace {
 MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordinator& coordinator,
                            int64_t local_ranks) {
   const Settings& settings = plan.settings();
-  const PlannedRun run{settings,
-                       plan.config(),
-                       plan.table(),
-                       plan.trained_mask(),
-                       settings.per_device_train_batch_size * settings.max_length,
-                       !device.is_cpu(),
-                       operator_threads(settings, local_ranks)};
+  const PlannedRun run =
+      planned_run(plan.model(), settings, !device.is_cpu(), operator_threads(settings, local_ranks));
   const int64_t available = available_memory(device, local_ranks);  // none has taken any yet
   const int64_t world_size = coordinator.world().size;
   if (coordinator.world().rank == 0) {
@@ -65,6 +60,15 @@ void attend(Llama& model, const Settings& settings, bool log) {
               chosen.reason);
 }
 
+void offload_activations(Llama& model, bool log) {
+  const at::Device device = model.weights().device();
+  if (!device.is_cpu()) {
+    model.offload_activations_by(make_copy_queue(device));
+  } else if (log) {
+    spdlog::info("activation_offloading: nothing to move, the model is in host memory");
+  }
+}
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -90,6 +94,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
   attend(model_, settings_, ranks.is_leader());
+  if (settings_.activation_offloading) offload_activations(model_, ranks.is_leader());
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;

@@ -236,6 +236,16 @@ def test_offloaded_optimizer_is_in_host_memory(satune):
     assert there["host_bytes"] == optimizer and here["total_bytes"] - there["total_bytes"] == optimizer
 
 
+def test_offloaded_activations_are_in_host_memory(satune):
+    """What a long row's layers keep, and the proposal of it where nothing else is needed."""
+    long = (*SHAPES, "max_length=131072", "gradient_accumulation_steps=1", "master_weights=none", "optimizer_moments=8bit")
+    here = plan(satune, *long, "--device", "h200")["stages"][0]
+    there = plan(satune, *long, "--device", "h200", "activation_offloading=true")["stages"][0]
+    layer = 131072 * 4096 * 2
+    assert here["total_bytes"] - there["total_bytes"] == 30 * layer and there["host_bytes"] == 31 * layer
+    assert "; with activation_offloading=true it needs" in call(satune, "plan", *long, "--device", "h100").stdout
+
+
 def test_errors_are_one_line(satune, tmp_path):
     assert "--device" in refused(satune, "plan", *SHAPES, "--device", "h300")
     assert "--device" in refused(satune, "plan", *SHAPES, "--device", "80TB")

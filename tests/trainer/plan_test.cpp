@@ -277,6 +277,48 @@ TEST(MemoryPlan, TilesOfANarrowModelAreThoseOfItsProducts) {
   EXPECT_EQ(working(true, 4) - working(true, 2), -4 * 4096 * 64);
 }
 
+// The card has one layer on its way, the host all but the last.
+TEST(MemoryPlan, OffloadedActivationsAreOnTheHost) {
+  ShapeRun shape("8b");
+  shape.settings.max_length = 65536;  // shorter, what is summed for the embedding's gradient is the peak
+  const int64_t stream = shape.settings.max_length * 4096 * 2;  // bytes of a layer's input in bf16
+  shape.settings.gradient_checkpointing = Checkpointing::kOn;
+  const MemoryPlan here = plan_memory(shape.run(), {}, 0);
+  shape.settings.activation_offloading = true;
+  const MemoryPlan there = plan_memory(shape.run(), {}, 0);
+  EXPECT_EQ(here.activations, 32 * stream);
+  EXPECT_EQ(there.activations, stream);  // the last layer's, while the loss is computed
+  EXPECT_EQ(here.total() - there.total(), 30 * stream);
+  EXPECT_EQ(there.host - here.host, 31 * stream);                // 512 MiB each, a power of two
+  shape.settings.gradient_checkpointing = Checkpointing::kAuto;  // the least to move, however much fits
+  EXPECT_EQ(plan_memory(shape.run(), {}, int64_t{1} << 50).host, there.host);
+
+  shape.settings.gradient_checkpointing = Checkpointing::kSelective;
+  const MemoryPlan more = plan_memory(shape.run(), {}, 0);
+  // Input, attention's output and the stream behind it; q, k and v of 6,144 and gate and up of 28,672 columns
+  // in the next powers of two. 1 / rms twice and 32 log-sum-exps of each token stay.
+  EXPECT_EQ(more.host - here.host, 31 * (3 + 2 + 8) * stream);
+  const int64_t stays = 32 * shape.settings.max_length * 4 * 34;
+  EXPECT_EQ(more.activations, stays + stream / 4096 * (3 * 4096 + 6144 + 28672));
+
+  PlannedRun on_cpu = shape.run();
+  on_cpu.on_card = false;
+  EXPECT_EQ(plan_memory(on_cpu, {}, 0).host, 0);
+}
+
+TEST(MemoryPlan, EagerAttentionHoldsItsMatrices) {
+  ShapeRun shape("8b");
+  const int64_t flash = plan_memory(shape.run(), {}, 0).working;
+  shape.settings.attn_implementation = AttnImplementation::kEager;
+  const int64_t matrices = int64_t{6} * 32 * shape.settings.max_length * shape.settings.max_length * 4;
+  const int64_t eager = plan_memory(shape.run(), {}, 0).working;
+  EXPECT_GT(eager, matrices);
+  EXPECT_LT(eager, matrices + flash + (int64_t{1} << 30));
+  shape.settings.attn_implementation = AttnImplementation::kAuto;  // cards have no other kernel for fp32
+  shape.settings.precision = Precision::kFp32;
+  EXPECT_GT(plan_memory(shape.run(), {}, 0).working, matrices);
+}
+
 TEST(MemoryPlan, OneProcessHasNoCommunicationBuffers) {
   const ShapeRun shape("8b");
   const MemoryPlan plan = plan_memory(shape.run(), {}, 0);

@@ -1,0 +1,28 @@
+// Copies between a card and the host that run beside the work on the card, and how the two wait for each
+// other.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <memory>
+
+namespace satune {
+
+/// Copies run one after another, in the order in which they were asked for. The host waits for none of them.
+class CopyQueue {
+ public:
+  virtual ~CopyQueue() = default;
+
+  /// `to` becomes `from` once all work that was queued on the device before this call is done. Both of one
+  /// type and size, contiguous, the host's side pinned; both stay alive until wait_for(). Returns the copy's
+  /// number.
+  virtual size_t copy(const at::Tensor& to, const at::Tensor& from) = 0;
+  /// Work queued on the device from here on runs after that copy.
+  virtual void wait_for(size_t copy) = 0;
+};
+
+/// Beside LibTorch's current stream of `device`, on a stream of its own. On the CPU copies are made at once.
+std::unique_ptr<CopyQueue> make_copy_queue(at::Device device);
+
+}  // namespace satune
