@@ -90,8 +90,8 @@ Step<T>::Step(const Llama& model, const std::vector<LayerWeights>& layers, const
     layer.post_attention_norm = weights.tensor(layers[l].post_attention_norm).template const_data_ptr<T>();
     for (const at::Tensor& weight : layers[l].qkv.weights()) layer.qkv.add(weight);
     for (const at::Tensor& weight : layers[l].gate_up.weights()) layer.gate_up.add(weight);
-    layer.output.add(weights.tensor(layers[l].output));
-    layer.down.add(weights.tensor(layers[l].down));
+    layer.output.add(layers[l].output.weights().at(0));
+    layer.down.add(layers[l].down.weights().at(0));
     if (cache.keys[l].defined()) layer.keys = cache.keys[l].template mutable_data_ptr<T>();
     layer.values = cache.values[l].template mutable_data_ptr<T>();
     for (const Projection<T>* projection : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) {

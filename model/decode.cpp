@@ -137,9 +137,9 @@ at::Tensor Decoder::forward(std::span<const int32_t> tokens, std::span<const int
     const LayerWeights& layer = layers_[l];
     const at::Tensor attended =
         attention(static_cast<int>(l), norm(x_NC, weights.tensor(layer.input_norm)), rows, span_inputs);
-    x_NC = linear_residual_forward(attended, weights.tensor(layer.output), x_NC);
+    x_NC = layer.output.forward(attended, x_NC);
     const at::Tensor gate_up = layer.gate_up.forward(norm(x_NC, weights.tensor(layer.post_attention_norm)));
-    x_NC = linear_residual_forward(swiglu_forward(gate_up), weights.tensor(layer.down), x_NC);
+    x_NC = layer.down.forward(swiglu_forward(gate_up), x_NC);
   }
   for (const int64_t sequence : sequences) lengths_[sequence] += step ? 1 : rows.count();
   if (!step) x_NC = x_NC.narrow(0, rows.count() - 1, 1);

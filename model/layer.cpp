@@ -61,17 +61,56 @@ void split_qkv(const LayerContext& context, const at::Tensor& qkv, bool is_ancho
   }
 }
 
+/// Where an op leaves the largest magnitudes of its result, if anything will be made of them.
+at::Tensor* wanted(const LayerContext& context, at::Tensor& largest) {
+  return context.fp8 != nullptr ? &largest : nullptr;
+}
+
+bool in_fp8(const LayerContext& context, const FusedProjection& projection) {
+  return context.fp8 != nullptr && projection.takes_fp8();
+}
+
+/// A forward through `projection`. For a backward that computes nothing again (`keep`) the input is kept as
+/// that will read it.
+at::Tensor project(const LayerContext& context, const FusedProjection& projection, ProjectionInput& input,
+                   bool keep) {
+  if (!in_fp8(context, projection)) return projection.forward(input.x_NI);
+  const at::Tensor y =
+      projection.forward8(input, keep ? Fp8Layout::kBoth : Fp8Layout::kRows, {}, *context.fp8);
+  if (keep) input.x_NI.reset();
+  return y;
+}
+
+/// The same, with a residual.
+at::Tensor project(const LayerContext& context, const FusedProjection& projection, ProjectionInput& input,
+                   const at::Tensor& residual_NO, bool keep) {
+  if (!in_fp8(context, projection)) return projection.forward(input.x_NI, residual_NO);
+  const at::Tensor y =
+      projection.forward8(input, keep ? Fp8Layout::kBoth : Fp8Layout::kRows, residual_NO, *context.fp8);
+  if (keep) input.x_NI.reset();
+  return y;
+}
+
+at::Tensor project_backward(const LayerContext& context, const FusedProjection& projection,
+                            const at::Tensor& d_y_NO, ProjectionInput& input,
+                            const ParameterBuffers& gradients, bool accumulate, const at::Tensor& largest_d_y,
+                            bool need_input = true) {
+  if (!in_fp8(context, projection))
+    return projection.backward(d_y_NO, input, gradients, accumulate, need_input);
+  return projection.backward8(d_y_NO, input, gradients, accumulate, need_input, *context.fp8, largest_d_y);
+}
+
 /// Input norm and the projections to q, k, v.
-void attend_inputs(const LayerContext& context, const LayerWeights& weights, bool shared,
+void attend_inputs(const LayerContext& context, const LayerWeights& weights, bool shared, bool keep,
                    LayerRecord& record) {
   RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
     return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
-                            context.config.rms_norm_eps);
+                            context.config.rms_norm_eps, wanted(context, record.normed_in.largest));
   });
-  record.normed_in_NC = norm.y_NC;
+  record.normed_in.x_NI = std::move(norm.y_NC);
   record.rstd_in_N = norm.rstd_N;
-  const at::Tensor qkv =
-      traced(context.trace, part::kQkv, [&] { return weights.qkv.forward(record.normed_in_NC); });
+  const at::Tensor qkv = traced(context.trace, part::kQkv,
+                                [&] { return project(context, weights.qkv, record.normed_in, keep); });
   if (shared) {
     record.v_NKD = qkv.view({qkv.size(0), context.config.num_key_value_heads, context.config.head_dim});
   } else {
@@ -82,16 +121,16 @@ void attend_inputs(const LayerContext& context, const LayerWeights& weights, boo
 void mlp_inputs(const LayerContext& context, const LayerWeights& weights, LayerRecord& record) {
   RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
     return rms_norm_forward(record.mid_NC, context.weights.tensor(weights.post_attention_norm),
-                            context.config.rms_norm_eps);
+                            context.config.rms_norm_eps, wanted(context, record.normed_post.largest));
   });
-  record.normed_post_NC = norm.y_NC;
+  record.normed_post.x_NI = std::move(norm.y_NC);
   record.rstd_post_N = norm.rstd_N;
 }
 
 /// Everything of the forward but the last projection, which the backward does not need again.
 void forward_until_act(const LayerContext& context, const LayerWeights& weights, const LayerRecord* anchor,
-                       LayerRecord& record) {
-  attend_inputs(context, weights, anchor != nullptr, record);
+                       bool keep, LayerRecord& record) {
+  attend_inputs(context, weights, anchor != nullptr, keep, record);
   if (anchor != nullptr) {
     record.q_NHD = anchor->q_NHD;
     record.k_NKD = anchor->k_NKD;
@@ -104,13 +143,18 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
         {context.attention, context.batch.document_starts_on_card, &context.batch.parents});
   });
   record.mid_NC = traced(context.trace, part::kOutput, [&] {
-    return linear_residual_forward(record.attention.out_NHD.flatten(1),
-                                   context.weights.tensor(weights.output), record.x_NC);
+    ProjectionInput attended{record.attention.out_NHD.flatten(1),
+                             {}};  // which the attention's backward reads
+    at::Tensor mid_NC = project(context, weights.output, attended, record.x_NC, keep);
+    if (keep) record.attended8 = attended.x8;
+    return mid_NC;
   });
   mlp_inputs(context, weights, record);
-  record.gate_up_N2F =
-      traced(context.trace, part::kGateUp, [&] { return weights.gate_up.forward(record.normed_post_NC); });
-  record.act_NF = traced(context.trace, part::kSwiglu, [&] { return swiglu_forward(record.gate_up_N2F); });
+  record.gate_up_N2F = traced(context.trace, part::kGateUp,
+                              [&] { return project(context, weights.gate_up, record.normed_post, keep); });
+  record.act.x_NI = traced(context.trace, part::kSwiglu, [&] {
+    return swiglu_forward(record.gate_up_N2F, wanted(context, record.act.largest));
+  });
 }
 
 /// Brings back what thin() dropped, with the kernels of the forward.
@@ -119,37 +163,40 @@ void restore(const LayerContext& context, const LayerWeights& weights, Recording
   if (recording == Recording::kKeep) return;
   const TracedPart again(context.trace, part::kAgain);
   if (recording == Recording::kRecompute) {
-    forward_until_act(context, weights, anchor, record);
+    forward_until_act(context, weights, anchor, /*keep=*/true, record);
   } else if (recording == Recording::kSelective) {
-    record.normed_in_NC = traced(context.trace, part::kNorm, [&] {
+    record.normed_in.x_NI = traced(context.trace, part::kNorm, [&] {
       return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
-                              context.config.rms_norm_eps)
+                              context.config.rms_norm_eps, wanted(context, record.normed_in.largest))
           .y_NC;
     });
     mlp_inputs(context, weights, record);
-    record.act_NF = traced(context.trace, part::kSwiglu, [&] { return swiglu_forward(record.gate_up_N2F); });
+    record.act.x_NI = traced(context.trace, part::kSwiglu, [&] {
+      return swiglu_forward(record.gate_up_N2F, wanted(context, record.act.largest));
+    });
   }
 }
 
 at::Tensor mlp_backward(const LayerContext& context, const LayerWeights& weights, LayerRecord& record,
-                        const at::Tensor& d_out_NC, const ParameterBuffers& gradients, bool accumulate) {
+                        const at::Tensor& d_out_NC, const ParameterBuffers& gradients, bool accumulate,
+                        at::Tensor& largest_d_mid) {
   const at::Tensor d_act = traced(context.trace, part::kDown, [&] {
-    if (gradients.selected(weights.down)) {
-      linear_backward_weight(d_out_NC, record.act_NF, gradients.tensor(weights.down), accumulate);
-    }
-    record.act_NF.reset();
-    return linear_backward_input(d_out_NC, context.weights.tensor(weights.down));
+    return project_backward(context, weights.down, d_out_NC, record.act, gradients, accumulate, {});
   });
-  const at::Tensor d_gate_up =
-      traced(context.trace, part::kSwiglu, [&] { return swiglu_backward(d_act, record.gate_up_N2F); });
+  at::Tensor largest;  // of d_gate_up
+  const at::Tensor d_gate_up = traced(context.trace, part::kSwiglu, [&] {
+    return swiglu_backward(d_act, record.gate_up_N2F, wanted(context, largest));
+  });
   record.gate_up_N2F.reset();
   const at::Tensor d_normed = traced(context.trace, part::kGateUp, [&] {
-    return weights.gate_up.backward(d_gate_up, record.normed_post_NC, gradients, accumulate, true);
+    return project_backward(context, weights.gate_up, d_gate_up, record.normed_post, gradients, accumulate,
+                            largest);
   });
   return traced(context.trace, part::kNorm, [&] {
     return rms_norm_backward(d_normed, record.mid_NC, context.weights.tensor(weights.post_attention_norm),
                              record.rstd_post_N, d_out_NC,
-                             gradient_of(gradients, weights.post_attention_norm), accumulate);
+                             gradient_of(gradients, weights.post_attention_norm), accumulate,
+                             wanted(context, largest_d_mid));
   });
 }
 
@@ -200,10 +247,11 @@ at::Tensor shared_v_gradient(const LayerContext& context, const LayerRecord& rec
 
 }  // namespace
 
-FusedProjection::FusedProjection(const Weights& weights, std::vector<size_t> tensors) {
+FusedProjection::FusedProjection(const Weights& weights, std::vector<size_t> tensors, size_t first_slot) {
   for (size_t index : tensors) {
     const bool trained = weights.trained.selected(index);
-    if (blocks_.empty() || blocks_.back().trained != trained) blocks_.push_back({{}, {}, trained});
+    if (blocks_.empty() || blocks_.back().trained != trained)
+      blocks_.push_back({{}, {}, trained, first_slot + blocks_.size()});
     blocks_.back().tensors.push_back(index);
   }
   for (Block& block : blocks_) {
@@ -219,26 +267,79 @@ at::Tensor FusedProjection::forward(const at::Tensor& x_NI) const {
   return at::cat(parts, 1);
 }
 
+at::Tensor FusedProjection::forward(const at::Tensor& x_NI, const at::Tensor& residual_NO) const {
+  TORCH_CHECK(blocks_.size() == 1);
+  return linear_residual_forward(x_NI, blocks_[0].weight_OI, residual_NO);
+}
+
 std::vector<at::Tensor> FusedProjection::weights() const {
   std::vector<at::Tensor> weights;
   for (const Block& block : blocks_) weights.push_back(block.weight_OI);
   return weights;
 }
 
-at::Tensor FusedProjection::backward(const at::Tensor& d_y_NO, const at::Tensor& x_NI,
+at::Tensor FusedProjection::backward(const at::Tensor& d_y_NO, ProjectionInput& input,
                                      const ParameterBuffers& gradients, bool accumulate,
                                      bool need_input) const {
+  for_each_block(d_y_NO, [&](const Block& block, const at::Tensor& d_part) {
+    if (!block.trained) return;
+    linear_backward_weight(d_part, input.x_NI, span_view(gradients, gradients.table(), block.tensors),
+                           accumulate);
+  });
+  input = {};
   at::Tensor d_x;
-  int64_t first = 0;
-  for (const Block& block : blocks_) {
-    const at::Tensor d_part = d_y_NO.narrow(1, first, block.weight_OI.size(0));
-    first += block.weight_OI.size(0);
-    if (block.trained) {
-      const TensorTable& table = gradients.table();
-      linear_backward_weight(d_part, x_NI, span_view(gradients, table, block.tensors), accumulate);
-    }
-    if (!need_input) continue;
+  if (!need_input) return d_x;
+  for_each_block(d_y_NO, [&](const Block& block, const at::Tensor& d_part) {
     const at::Tensor d_x_part = linear_backward_input(d_part, block.weight_OI);
+    d_x = d_x.defined() ? d_x.add_(d_x_part) : d_x_part;
+  });
+  return d_x;
+}
+
+bool FusedProjection::takes_fp8() const {
+  return std::all_of(blocks_.begin(), blocks_.end(), [](const Block& block) {
+    return satune::takes_fp8(block.weight_OI.size(0), block.weight_OI.size(1));
+  });
+}
+
+at::Tensor FusedProjection::forward8(ProjectionInput& input, Fp8Layout layout, const at::Tensor& residual_NO,
+                                     Fp8Weights& weights) const {
+  input.x8 = to_fp8(input.x_NI, Fp8Format::kE4M3, layout, input.largest);
+  std::vector<at::Tensor> parts;
+  for (const Block& block : blocks_) {
+    const Fp8Matrix weight = weights.get(block.slot, block.weight_OI, Fp8Layout::kRows);
+    parts.push_back(fp8_forward(input.x8, weight, input.x_NI.scalar_type()));
+  }
+  input.x8.rows_RC.reset();
+  at::Tensor y = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+  return residual_NO.defined() ? y.add_(residual_NO) : y;
+}
+
+at::Tensor FusedProjection::backward8(const at::Tensor& d_y_NO, ProjectionInput& input,
+                                      const ParameterBuffers& gradients, bool accumulate, bool need_input,
+                                      Fp8Weights& weights, const at::Tensor& largest_d_y) const {
+  const at::ScalarType type = d_y_NO.scalar_type();
+  std::vector<Fp8Matrix> d_parts;
+  for_each_block(d_y_NO, [&](const Block& block, const at::Tensor& d_part) {
+    const Fp8Layout layout = !block.trained ? Fp8Layout::kRows
+                             : need_input   ? Fp8Layout::kBoth
+                                            : Fp8Layout::kColumns;
+    Fp8Matrix& d8 = d_parts.emplace_back();
+    if (!block.trained && !need_input) return;
+    // Of a part of d_y its own largest magnitudes count.
+    d8 = to_fp8(d_part, Fp8Format::kE5M2, layout, blocks_.size() == 1 ? largest_d_y : at::Tensor());
+    if (!block.trained) return;
+    if (!input.x8.columns_CR.defined())
+      input.x8 = to_fp8(input.x_NI, Fp8Format::kE4M3, Fp8Layout::kColumns, input.largest);
+    fp8_backward_weight(d8, input.x8, span_view(gradients, gradients.table(), block.tensors), accumulate);
+    d8.columns_CR.reset();
+  });
+  input = {};
+  at::Tensor d_x;
+  if (!need_input) return d_x;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const Fp8Matrix weight = weights.get(blocks_[i].slot, blocks_[i].weight_OI, Fp8Layout::kColumns);
+    const at::Tensor d_x_part = fp8_backward_input(d_parts[i], weight, type);
     d_x = d_x.defined() ? d_x.add_(d_x_part) : d_x_part;
   }
   return d_x;
@@ -250,8 +351,6 @@ LayerWeights bind_layer(const Weights& weights, int layer, const SharingPlan& sh
   bound.is_anchor = sharing.is_anchor(layer);
   bound.input_norm = index(TensorRole::kInputNorm);
   bound.post_attention_norm = index(TensorRole::kPostAttentionNorm);
-  bound.output = index(TensorRole::kOutput);
-  bound.down = index(TensorRole::kDown);
   std::vector<size_t> qkv;
   for (const TensorInfo& tensor : weights.table.segment(layer + 1)) {
     if (tensor.role == TensorRole::kQuery || tensor.role == TensorRole::kKey ||
@@ -259,8 +358,11 @@ LayerWeights bind_layer(const Weights& weights, int layer, const SharingPlan& sh
       qkv.push_back(&tensor - weights.table.tensors().data());
     }
   }
-  bound.qkv = FusedProjection(weights, qkv);
-  bound.gate_up = FusedProjection(weights, {index(TensorRole::kGate), index(TensorRole::kUp)});
+  const size_t slot = layer * kProjectionSlots;
+  bound.qkv = FusedProjection(weights, qkv, slot);
+  bound.output = FusedProjection(weights, {index(TensorRole::kOutput)}, slot + 3);
+  bound.gate_up = FusedProjection(weights, {index(TensorRole::kGate), index(TensorRole::kUp)}, slot + 4);
+  bound.down = FusedProjection(weights, {index(TensorRole::kDown)}, slot + 6);
   return bound;
 }
 
@@ -268,9 +370,9 @@ at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weight
                          const at::Tensor& x_NC, const LayerRecord* anchor, LayerRecord& record,
                          const Observer& observer) {
   record.x_NC = x_NC;
-  forward_until_act(context, weights, anchor, record);
+  forward_until_act(context, weights, anchor, context.keep_inputs, record);
   at::Tensor out_NC = traced(context.trace, part::kDown, [&] {
-    return linear_residual_forward(record.act_NF, context.weights.tensor(weights.down), record.mid_NC);
+    return project(context, weights.down, record.act, record.mid_NC, context.keep_inputs);
   });
   if (anchor == nullptr) {  // a shared layer's are its anchor's
     observe(observer, layer, "q", record.q_NHD);
@@ -284,9 +386,7 @@ at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weight
 
 void thin(LayerRecord& record, Recording recording, bool is_anchor) {
   if (recording == Recording::kKeep) return;
-  record.normed_in_NC.reset();
-  record.normed_post_NC.reset();
-  record.act_NF.reset();
+  record.normed_in = record.normed_post = record.act = {};
   if (recording == Recording::kSelective) return;
   LayerRecord kept;
   kept.x_NC = record.x_NC;
@@ -299,8 +399,10 @@ void thin(LayerRecord& record, Recording recording, bool is_anchor) {
 
 std::vector<at::Tensor*> own_activations(LayerRecord& record, bool is_anchor, bool is_shared) {
   std::vector<at::Tensor*> tensors = {
-      &record.x_NC,   &record.normed_in_NC,   &record.v_NKD,       &record.attention.out_NHD,
-      &record.mid_NC, &record.normed_post_NC, &record.gate_up_N2F, &record.act_NF};
+      &record.x_NC,   &record.v_NKD,      &record.attention.out_NHD, &record.attended8.columns_CR,
+      &record.mid_NC, &record.gate_up_N2F};
+  for (ProjectionInput* input : {&record.normed_in, &record.normed_post, &record.act})
+    tensors.insert(tensors.end(), {&input->x_NI, &input->x8.columns_CR});
   if (!is_anchor && !is_shared) tensors.insert(tensors.end(), {&record.q_NHD, &record.k_NKD});
   std::erase_if(tensors, [](const at::Tensor* tensor) { return !tensor->defined(); });
   return tensors;
@@ -312,13 +414,11 @@ at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weigh
                           bool accumulate, bool need_input) {
   TORCH_CHECK(record.x_NC.defined(), "layer ", layer, " was not recorded");
   restore(context, weights, recording, anchor, record);
-  const at::Tensor d_mid = mlp_backward(context, weights, record, d_out_NC, gradients, accumulate);
+  at::Tensor largest;  // of d_mid
+  const at::Tensor d_mid = mlp_backward(context, weights, record, d_out_NC, gradients, accumulate, largest);
   const at::Tensor d_attn = traced(context.trace, part::kOutput, [&] {
-    if (gradients.selected(weights.output)) {
-      linear_backward_weight(d_mid, record.attention.out_NHD.flatten(1), gradients.tensor(weights.output),
-                             accumulate);
-    }
-    return linear_backward_input(d_mid, context.weights.tensor(weights.output))
+    ProjectionInput attended{record.attention.out_NHD.flatten(1), std::move(record.attended8)};
+    return project_backward(context, weights.output, d_mid, attended, gradients, accumulate, largest)
         .view(record.attention.out_NHD.sizes());
   });
   const at::Tensor d_qkv = anchor == nullptr ? own_qkv_gradient(context, record, d_attn, span)
@@ -326,7 +426,8 @@ at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weigh
   const at::Tensor d_input_norm = gradient_of(gradients, weights.input_norm);
   const bool need_normed = need_input || d_input_norm.defined();
   const at::Tensor d_normed = traced(context.trace, part::kQkv, [&] {
-    return weights.qkv.backward(d_qkv, record.normed_in_NC, gradients, accumulate, need_normed);
+    return project_backward(context, weights.qkv, d_qkv, record.normed_in, gradients, accumulate, {},
+                            need_normed);
   });
   if (!need_normed) return {};
   return traced(context.trace, part::kNorm, [&] {

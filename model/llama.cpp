@@ -23,6 +23,7 @@ struct Llama::Impl {
   RopeTable rope;
   AttentionChoice attention;
   std::optional<ActivationOffload> offload;
+  std::optional<Fp8Weights> fp8;
 
   int num_layers() const { return static_cast<int>(layers.size()); }
   int head_segment() const { return num_layers() + 1; }
@@ -75,6 +76,12 @@ size_t index_of(const TensorTable& table, std::string_view name) {
   return info - table.tensors().data();
 }
 
+LayerContext training_context(Llama::Impl& model, const DeviceBatch& batch, SegmentHooks& hooks) {
+  LayerContext context = model.context(batch, hooks);
+  if (model.fp8) context.fp8 = &*model.fp8;
+  return context;
+}
+
 /// The records of one micro-batch, from the forward to the backward.
 class Pass {
  public:
@@ -116,7 +123,7 @@ Pass::Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recor
       gradients_(gradients),
       accumulate_(accumulate),
       lowest_(model.lowest_trained_segment()),
-      context_(model.context(batch, hooks)),
+      context_(training_context(model, batch, hooks)),
       records_(model.layers.size()),
       spans_(model.layers.size()),
       offload_(model.offload ? &*model.offload : nullptr) {
@@ -136,6 +143,7 @@ void Pass::forward_layer(int layer, at::Tensor& x_NC) {
   const int segment = layer + 1;
   hooks_.before_forward(segment);
   LayerRecord& record = records_[layer];
+  context_.keep_inputs = recording_[layer] == Recording::kKeep && segment >= lowest_;
   x_NC = layer_forward(context_, model_.layers[layer], layer, x_NC, anchor_of(layer), record);
   hooks_.after_forward(segment);
   const bool is_anchor = model_.layers[layer].is_anchor;
@@ -323,6 +331,25 @@ void Llama::offload_activations_by(std::unique_ptr<CopyQueue> copies) {
   if (copies != nullptr) {
     impl_->offload.emplace(impl_->weights.device(), impl_->num_layers(), std::move(copies));
   }
+}
+
+void Llama::use_fp8(bool keep_weights) {
+  impl_->fp8.emplace(impl_->layers.size() * kProjectionSlots, keep_weights);
+}
+
+void Llama::weights_changed() {
+  if (impl_->fp8) impl_->fp8->changed();
+}
+
+Llama::Projections Llama::projections() const {
+  Projections count;
+  for (const LayerWeights& layer : impl_->layers) {
+    for (const FusedProjection* projection : layer.projections()) {
+      ++count.all;
+      if (projection->takes_fp8()) ++count.take_fp8;
+    }
+  }
+  return count;
 }
 
 bool Llama::tied() const {

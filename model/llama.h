@@ -93,6 +93,17 @@ class Llama {
   /// From now on what a layer keeps for its backward waits for it in host memory, where `copies` bring it and
   /// from where they bring it back a layer ahead (model/activation_offload.h). nullptr: on the device.
   void offload_activations_by(std::unique_ptr<CopyQueue> copies);
+  /// From now on the projections of layers whose sizes allow it (takes_fp8()) are products of 8-bit floats in
+  /// forward_backward(); everything else, and what only reads the model, stays as it was. `keep_weights`:
+  /// those in 8 bits, until weights_changed() (model/fp8_weights.h).
+  void use_fp8(bool keep_weights);
+  /// To be called after weights were written, before the next pass.
+  void weights_changed();
+  /// Layer projections, and those of them that 8-bit products take.
+  struct Projections {
+    int64_t all = 0, take_fp8 = 0;
+  };
+  Projections projections() const;
 
   /// Forward and backward of one micro-batch. Gradients of (loss sum * loss_scale) are written into
   /// `gradients` (accumulate = false) or added to it. `recording` holds one entry per layer. The backward

@@ -4,6 +4,7 @@
 #include <bit>
 #include <numeric>
 
+#include "model/ops/fp8.h"
 #include "model/ops/linear_cross_entropy.h"
 #include "model/ops/linear_fp32.h"
 #include "trainer/host_allocator.h"
@@ -48,30 +49,40 @@ struct RecordBuffers {
   Buffers own, others;
 };
 
-RecordBuffers record_of(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
-                        int64_t element) {
-  const int64_t stream = tokens * config.hidden_size * element;
-  const int64_t mlp = tokens * config.intermediate_size * element;
-  const int64_t query = tokens * config.query_size() * element;
-  const int64_t key = tokens * config.key_value_size() * element;
-  const int64_t scalar = tokens * kFloatBytes;
+/// Bytes of what a projection's input is kept as: in 8 bits by columns, where it takes them.
+int64_t kept_input(const PassShape& shape, int64_t outputs, int64_t inputs) {
+  if (shape.fp8 && takes_fp8(outputs, inputs)) return (shape.tokens + 15) / 16 * 16 * inputs;
+  return shape.tokens * inputs * shape.element;
+}
+
+RecordBuffers record_of(const PassShape& shape, int layer, Recording recording) {
+  const ModelConfig& config = shape.config;
+  const int64_t hidden = config.hidden_size, ffn = config.intermediate_size;
+  const int64_t query_width = config.query_size(), key_width = config.key_value_size();
+  const int64_t stream = shape.tokens * hidden * shape.element, mlp = shape.tokens * ffn * shape.element;
+  const int64_t query = shape.tokens * query_width * shape.element,
+                key = shape.tokens * key_width * shape.element;
+  const int64_t scalar = shape.tokens * kFloatBytes;
+  const bool shared = config.sharing.is_shared(layer);
   RecordBuffers record{{stream}, {}};
   if (config.sharing.is_anchor(layer)) record.others = {query, key};  // copies for its span
   if (recording == Recording::kRecompute) return record;
   // The projection's output, attention's, the stream between attention and MLP, gate and up.
-  record.own.insert(record.own.end(),
-                    {config.sharing.is_shared(layer) ? key : query + 2 * key, query, stream, 2 * mlp});
+  record.own.insert(record.own.end(), {shared ? key : query + 2 * key, query, stream, 2 * mlp});
   // 1 / rms of both norms and the attention's log-sum-exp per head.
   record.others.insert(record.others.end(), {scalar, scalar, scalar * config.num_attention_heads});
-  if (recording == Recording::kKeep)
-    record.own.insert(record.own.end(), {stream, stream, mlp});  // norms, SwiGLU
+  if (recording == Recording::kSelective) return record;
+  record.own.push_back(kept_input(shape, shared ? key_width : query_width + 2 * key_width, hidden));
+  record.own.push_back(kept_input(shape, 2 * ffn, hidden));
+  record.own.push_back(kept_input(shape, hidden, ffn));
+  if (shape.fp8 && takes_fp8(hidden, query_width))
+    record.own.push_back(kept_input(shape, hidden, query_width));  // beside attention's output
   return record;
 }
 
 RecordBuffers kept_of(const PassShape& shape, int layer, Recording recording) {
   const ModelConfig& config = shape.config;
-  if (layer + 1 >= shape.lowest_trained)
-    return record_of(config, layer, recording, shape.tokens, shape.element);
+  if (layer + 1 >= shape.lowest_trained) return record_of(shape, layer, recording);
   if (!config.sharing.is_anchor(layer)) return {};
   return {{},
           {shape.tokens * config.query_size() * shape.element,
@@ -99,6 +110,17 @@ Buffers weight_gradient(const PassShape& shape, int64_t outputs, int64_t inputs,
   return buffers;
 }
 
+/// In 8 bits, with both sides of SwiGLU there, or while the weights of gate and up get their gradient (`live`
+/// has what either needs of 16 bits): the gradient of gate and up by rows and columns takes the place of the
+/// recorded gate and up. Weights made for the product, and a gradient that is added afterwards.
+void raise_to_fp8(Live& most, const PassShape& shape, Live live) {
+  const int64_t ffn = shape.config.intermediate_size, weight = 2 * ffn * shape.config.hidden_size;
+  live.add(shape.tokens * ffn);  // the record's input of the down projection, in 8 bits, was as large as 16
+  if (!shape.fp8_weights_kept) live.add(weight);
+  live.add(weight * shape.gradient_element);
+  most.raise_to(live);
+}
+
 /// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the fused
 /// weights, and the norm (in fp32 steps on a card).
 void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live) {
@@ -111,6 +133,7 @@ void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live)
   }
   Live weights = live;
   live.add(2 * shape.tokens * config.intermediate_size * shape.element);
+  if (shape.fp8) raise_to_fp8(most, shape, live);
   most.raise_to(live);
   weights.add(stream * shape.element);
   Live down = weights;
@@ -132,7 +155,7 @@ void raise_to_eager(Live& most, const PassShape& shape, int layer, Live live) {
   const int64_t query = shape.tokens * config.query_size(), key = shape.tokens * config.key_value_size();
   const int64_t projected = config.sharing.is_shared(layer) ? key : query + 2 * key;
   const int64_t e = shape.element;
-  live.add(record_of(config, layer, Recording::kKeep, shape.tokens, e).others);
+  live.add(record_of(shape, layer, Recording::kKeep).others);
   live.add({stream, stream, stream, stream, query * e, projected * e});
   live.add({stream, query * e, projected * e});  // gradients of the stream, of attention's output, of q, k, v
   if (config.sharing.is_shared(layer) || config.sharing.is_anchor(layer)) {
@@ -162,9 +185,8 @@ void raise_to_head(Live& most, const PassShape& shape, Live live) {
 
 }  // namespace
 
-int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
-                               int64_t element) {
-  const RecordBuffers record = record_of(config, layer, recording, tokens, element);
+int64_t layer_activation_bytes(const PassShape& shape, int layer, Recording recording) {
+  const RecordBuffers record = record_of(shape, layer, recording);
   return std::accumulate(record.own.begin(), record.own.end(), int64_t{0}) +
          std::accumulate(record.others.begin(), record.others.end(), int64_t{0});
 }
@@ -178,7 +200,7 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
     Live before = kept;
     before.add(on_its_way);
     // Under every policy the layer in progress has its whole record, in the forward and in the backward.
-    const RecordBuffers whole = record_of(shape.config, layer, Recording::kKeep, shape.tokens, shape.element);
+    const RecordBuffers whole = record_of(shape, layer, Recording::kKeep);
     Live live = before;
     live.add(whole.own);
     live.add(whole.others);

@@ -18,16 +18,17 @@ struct PassShape {
   int64_t element = 0;           ///< bytes of an activation
   int64_t gradient_element = 0;  ///< bytes of a weight's gradient as the backward writes it
   bool on_card = false;
-  bool widened = false;      ///< 16-bit products go through fp32 tiles (linear_fp32.h)
-  int lowest_trained = 0;    ///< segment where the backward ends
-  bool offloads = false;     ///< activation_offloading: a layer's own go to the host (activation_offload.h)
-  int64_t eager_tokens = 0;  ///< of the longest document, where attention is materialised; 0 = it is not
+  bool widened = false;    ///< 16-bit products go through fp32 tiles (linear_fp32.h)
+  int lowest_trained = 0;  ///< segment where the backward ends
+  bool offloads = false;   ///< activation_offloading: a layer's own go to the host (activation_offload.h)
+  bool fp8 = false;        ///< projections that take them are products of 8-bit floats
+  bool fp8_weights_kept = true;  ///< else made for each product
+  int64_t eager_tokens = 0;      ///< of the longest document, where attention is materialised; 0 = it is not
 };
 
-/// What one layer's forward keeps until its backward, for `tokens` tokens (see LayerRecord). An anchor keeps
-/// its Q and K under every policy.
-int64_t layer_activation_bytes(const ModelConfig& config, int layer, Recording recording, int64_t tokens,
-                               int64_t element);
+/// What one layer's forward keeps until its backward (LayerRecord). An anchor keeps its Q and K under every
+/// policy.
+int64_t layer_activation_bytes(const PassShape& shape, int layer, Recording recording);
 
 struct PassBytes {
   int64_t kept = 0;     ///< by all layers; by those that no backward reaches what their span still reads

@@ -12,6 +12,7 @@
 #include "trainer/compute_types.h"
 #include "trainer/device.h"
 #include "trainer/failure_report.h"
+#include "trainer/fp8_trial.h"
 #include "trainer/loss_scale.h"
 #include "trainer/memory_modes.h"
 #include "trainer/sharding.h"
@@ -48,6 +49,8 @@ class SteppedModel {
     const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config,
                                                     model_.weights().type(), device, settings.max_length);
     model_.attend_by(chosen.choice);
+    check_fp8(settings, device);
+    use_fp8(model_, settings, stage);
     if (settings.activation_offloading && !device.is_cpu())
       model_.offload_activations_by(make_copy_queue(device));
     attention_ = fmt::format("{} ({})", chosen.name, chosen.reason);

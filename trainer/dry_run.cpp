@@ -12,6 +12,7 @@
 #include "data/preview.h"
 #include "trainer/attention_choice.h"
 #include "trainer/device.h"
+#include "trainer/fp8_trial.h"
 #include "trainer/memory_modes.h"
 #include "trainer/progress.h"
 #include "trainer/resume.h"
@@ -168,12 +169,13 @@ at::Device device_of(const Settings& settings, std::string& warning) {
 }
 
 // A card that is not here is not asked.
-std::string attention_line(const Settings& settings, const at::Device& device) {
+std::string kernel_line(const Settings& settings, const at::Device& device) {
   if (settings.device == DeviceChoice::kCuda && device.is_cpu()) return "";
   try {
     check_attention(settings, device);
+    check_fp8(settings, device);
     return "";
-  } catch (const BadInput& error) {
+  } catch (const std::runtime_error& error) {
     return fmt::format("WARNING     a run here would stop: {}\n", error.what());
   }
 }
@@ -240,7 +242,7 @@ std::string dry_run_report(RunPlan& plan, int64_t local_ranks) {
   std::string warning;
   const at::Device device = device_of(plan.settings(), warning);
   return model_lines(plan) + data_lines(plan) + step_lines(plan) + disk_lines(plan) + warning +
-         attention_line(plan.settings(), device) + memory_lines(plan, device, local_ranks) +
+         kernel_line(plan.settings(), device) + memory_lines(plan, device, local_ranks) +
          resume_line(plan, device) + example_lines(plan);
 }
 

@@ -10,6 +10,7 @@
 #include "trainer/data_statistics.h"
 #include "trainer/device.h"
 #include "trainer/failure_report.h"
+#include "trainer/fp8_trial.h"
 #include "trainer/ranks.h"
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
@@ -46,6 +47,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   use_threads(settings, options.ranks.local_world_size);
   const at::Device device = choose_device(settings.device, options.ranks.local_rank);
   check_attention(settings, device);
+  check_fp8(settings, device);
   if (ranks.is_leader()) refuse_used_folder(settings);
   const RunFolder folder(settings, ranks.is_leader());
   check_one_folder(folder, ranks.coordinator());

@@ -14,17 +14,17 @@
 namespace satune {
 namespace {
 
-constexpr int64_t kChunk = 65536;
+constexpr int64_t kNormChunk = 65536;
 
 double sum_on_cpu(const at::Tensor& values) {
   const int64_t numel = values.numel();
-  const int64_t chunks = (numel + kChunk - 1) / kChunk;
+  const int64_t chunks = (numel + kNormChunk - 1) / kNormChunk;
   const bool half_width = values.scalar_type() == at::kBFloat16;
   const void* data = values.const_data_ptr();
   std::vector<double> sums(static_cast<size_t>(chunks));
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
-      const int64_t begin = chunk * kChunk, count = std::min(kChunk, numel - begin);
+      const int64_t begin = chunk * kNormChunk, count = std::min(kNormChunk, numel - begin);
       sums[chunk] = half_width ? sum_of_squares_bf16(static_cast<const uint16_t*>(data) + begin, count)
                                : sum_of_squares_f32(static_cast<const float*>(data) + begin, count);
     }

@@ -37,6 +37,14 @@ constexpr Bytes swiglu_forward(int64_t rows, int64_t ffn, int64_t item) {
 constexpr Bytes swiglu_backward(int64_t rows, int64_t ffn, int64_t item) {
   return {3 * rows * ffn * item, 2 * rows * ffn * item};
 }
+/// x in. Nothing where the op before gave the largest magnitudes of its result.
+constexpr Bytes fp8_largest(int64_t rows, int64_t width, int64_t item) {
+  return {rows * width * item, 0};
+}
+/// x in, out a byte of each element for each of `layouts` (rows, columns); `rows` a multiple of 16.
+constexpr Bytes fp8_quantize(int64_t rows, int64_t width, int64_t item, int64_t layouts) {
+  return {rows * width * item, rows * width * layouts};
+}
 /// Logits in; again in and the gradient out where it is wanted. The second reading may come from the cache.
 constexpr Bytes cross_entropy(int64_t rows, int64_t vocabulary, int64_t item, bool gradient) {
   return {rows * vocabulary * item * (gradient ? 2 : 1), gradient ? rows * vocabulary * item : 0};

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "model/ops/fp8.h"
 #include "model/ops/product_type.h"
 #include "trainer/optimizer_state.h"
 #include "trainer/progress.h"
@@ -43,6 +44,7 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
   const ShardSchedule schedule = shard_schedule(sizes, sharded);
 
   plan.weights = (stage < 3 ? all : all / shares) * element;
+  if (settings.fp8 && fp8_weights_are_kept(stage)) plan.weights8 = 2 * fp8_parameters(run.table);
   plan.gathered = schedule.parameter_pool * element;
   const int64_t whole = alone || stage < 2 ? trained : 0;
   const int64_t pool = run.on_card ? schedule.gradient_pool : schedule.gradient_pool_touched;
@@ -69,6 +71,16 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
 
 }  // namespace
 
+int64_t fp8_parameters(const TensorTable& table) {
+  int64_t count = 0;
+  for (const TensorInfo& tensor : table.tensors()) {
+    const bool in_layer = tensor.segment > 0 && tensor.segment < table.num_segments() - 1;
+    if (in_layer && tensor.shape.size() == 2 && takes_fp8(tensor.shape[0], tensor.shape[1]))
+      count += tensor.numel();
+  }
+  return count;
+}
+
 int64_t compute_element_bytes(Precision precision) {
   return precision == Precision::kFp32 ? kFloatBytes : 2;
 }
@@ -79,10 +91,10 @@ int64_t gradient_element_bytes(const Settings& settings, const World& world) {
 }
 
 std::vector<std::pair<std::string, int64_t>> MemoryPlan::items() const {
-  return {{"weights", weights},       {"gathered weights", gathered},   {"gradients", gradients},
-          {"summed gradients", sums}, {"gathered sums", gathered_sums}, {"master", master},
-          {"moments", moments},       {"snapshot copy", snapshot_copy}, {"activations", activations},
-          {"working", working},       {"libraries", libraries}};
+  return {{"weights", weights},         {"8-bit weights", weights8}, {"gathered weights", gathered},
+          {"gradients", gradients},     {"summed gradients", sums},  {"gathered sums", gathered_sums},
+          {"master", master},           {"moments", moments},        {"snapshot copy", snapshot_copy},
+          {"activations", activations}, {"working", working},        {"libraries", libraries}};
 }
 
 int64_t MemoryPlan::total() const {
@@ -113,6 +125,8 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   shape.on_card = run.on_card;
   shape.widened = !run.on_card && products_are_widened(settings.precision);
   shape.lowest_trained = sizes.lowest_trained();
+  shape.fp8 = settings.fp8;
+  shape.fp8_weights_kept = fp8_weights_are_kept(sharded.stage);
   shape.offloads = run.on_card && settings.activation_offloading;
   if (attention_is_materialised(settings, run.on_card))
     shape.eager_tokens = std::max<int64_t>(1, run.tokens / settings.per_device_train_batch_size);

@@ -30,6 +30,7 @@ struct PlannedRun {
 /// Of one rank. On the CPU the device is the machine's memory, which its ranks share.
 struct MemoryPlan {
   int64_t weights = 0;    ///< trained and frozen, in the compute dtype; stage 3: this rank's share
+  int64_t weights8 = 0;   ///< fp8: the layers' projections, both layouts; stage 3 makes them for each product
   int64_t gathered = 0;   ///< stage 3: buffers for whole segments
   int64_t gradients = 0;  ///< as the backward writes them: whole, or a few segments (stages 2, 3); and what
                           ///< other ranks' parts of a segment arrive in
@@ -72,6 +73,14 @@ struct StageChoice {
 /// The stage of the settings, or for "auto" the lowest whose plan fits `available` bytes a rank, the highest
 /// where none fits. A group of one has nothing to cut: 0.
 StageChoice choose_zero_stage(const PlannedRun& run, int64_t world_size, int64_t available);
+
+/// Of the layers' projections, those in tensors that 8-bit products take.
+int64_t fp8_parameters(const TensorTable& table);
+
+/// fp8: whether the weights in 8 bits stay between products. In stage 3 those of 16 bits do not.
+constexpr bool fp8_weights_are_kept(int64_t stage) {
+  return stage < 3;
+}
 
 /// Element size of weights and activations: 4 for fp32, 2 otherwise.
 int64_t compute_element_bytes(Precision precision);

@@ -21,6 +21,8 @@ void settle(ModelPlan& plan, const Settings& settings, const fs::path& config_fi
   }
   plan.table = TensorTable(plan.config);
   plan.trained_mask = match_unfrozen(plan.table, settings.unfrozen_parameters);
+  if (settings.fp8 && fp8_parameters(plan.table) == 0)
+    throw bad_input("fp8", "no projection of the model with sizes that are multiples of 16", "false");
 }
 
 }  // namespace

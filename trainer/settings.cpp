@@ -175,6 +175,12 @@ void check_together(const Settings& settings, const GivenByKey& given, std::stri
                     fp32 ? "fp32" : "fp16"),
         fp32 ? "\"fp32\": weights of fp32 are their own master" : "\"fp32\", or precision \"bf16\"");
   }
+  if (settings.fp8 && settings.precision != Precision::kBf16) {
+    throw bad_input(
+        where("fp8"),
+        fmt::format("true with precision \"{}\"", settings.precision == Precision::kFp32 ? "fp32" : "fp16"),
+        "precision \"bf16\", or false");
+  }
   const bool evaluates = settings.eval_file || settings.val_size > 0;
   if (!evaluates && (settings.patience || settings.keep_best)) {
     throw bad_input(where(settings.patience ? "patience" : "keep_best"), "no records to evaluate on",

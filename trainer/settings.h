@@ -75,6 +75,7 @@ struct Settings {
   DeviceChoice device = DeviceChoice::kAuto;
   std::optional<int64_t> num_threads;  ///< unset = all that the process may use
   Precision precision = Precision::kBf16;
+  bool fp8 = false;                                                    ///< model/ops/fp8.h; bf16 runs alone
   AttnImplementation attn_implementation = AttnImplementation::kAuto;  ///< trainer/attention_choice.h
   Checkpointing gradient_checkpointing = Checkpointing::kOn;
   bool activation_offloading = false;       ///< model/activation_offload.h

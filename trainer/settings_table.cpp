@@ -190,6 +190,12 @@ std::vector<Field> machine_fields() {
                               "optimizer keeps",
                               kTrajectory));
   fields.push_back(
+      make_field("fp8", SATUNE_MEMBER(fp8),
+                 "the layers' projections of a bf16 run are products of 8-bit floats (e4m3, gradients "
+                 "e5m2), scaled by each matrix's largest magnitude; tried out at the start; on cards of "
+                 "compute capability 8.9 and newer",
+                 kTrajectory));
+  fields.push_back(
       make_field("attn_implementation", SATUNE_MEMBER(attn_implementation),
                  "the attention kernel, tried out at the start; \"auto\": on a card the first of "
                  "cudnn (rows of one document of max_length tokens; flash for others) and flash "

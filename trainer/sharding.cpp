@@ -107,6 +107,7 @@ std::vector<Sharding::FrozenPiece> Sharding::frozen_pieces() const {
 }
 
 void Sharding::publish_weights() {
+  model_.weights_changed();
   forget_gathered();
   if (stage_ == 0 || sharded_parameters()) return;
   const ParameterBuffers& weights = model_.weights().trained;

@@ -17,6 +17,7 @@
 #include "trainer/device.h"
 #include "trainer/evaluation_loss.h"
 #include "trainer/final_export.h"
+#include "trainer/fp8_trial.h"
 #include "trainer/memory_modes.h"
 #include "trainer/resume.h"
 #include "trainer/snapshot_writer.h"
@@ -60,6 +61,13 @@ void attend(Llama& model, const Settings& settings, bool log) {
               chosen.reason);
 }
 
+void report_fp8(const Llama::Projections& projections) {
+  const int64_t left = projections.all - projections.take_fp8;
+  spdlog::log(left == 0 ? spdlog::level::info : spdlog::level::warn,
+              "fp8: {} of the layers' {} projections{}", projections.take_fp8, projections.all,
+              left == 0 ? "" : fmt::format("; {} stay bf16, their sizes are not multiples of 16", left));
+}
+
 void offload_activations(Llama& model, bool log) {
   const at::Device device = model.weights().device();
   if (!device.is_cpu()) {
@@ -94,6 +102,8 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
   attend(model_, settings_, ranks.is_leader());
+  use_fp8(model_, settings_, memory_.zero_stage);
+  if (settings_.fp8 && ranks.is_leader()) report_fp8(model_.projections());
   if (settings_.activation_offloading) offload_activations(model_, ranks.is_leader());
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, ranks.world()));

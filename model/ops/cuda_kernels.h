@@ -23,18 +23,20 @@ struct WeightGradient {
   bool accumulate = false;
 };
 
-/// model/ops/rms_norm.h on contiguous x, y [rows, width]. rstd [rows] in the statistics' type.
-void rms_norm_forward(Element element, const void* x, const void* weight, void* y, void* rstd, int64_t rows,
-                      int64_t width, double eps, Stream stream);
+/// model/ops/rms_norm.h on contiguous x, y [rows, width]. rstd [rows] in the statistics' type. `largest`: of
+/// y, a part each row, or null.
+void rms_norm_forward(Element element, const void* x, const void* weight, void* y, void* rstd,
+                      uint32_t* largest, int64_t rows, int64_t width, double eps, Stream stream);
 
 /// Rows of `partial` that the backward of so many rows needs; 0 for none.
 int64_t rms_norm_partial_rows(int64_t rows);
 
-/// d_x = residual + gradient; `residual` may be null. `partial` [rms_norm_partial_rows(rows), width] in the
-/// statistics' type is scratch for d_weight [width]; null: d_weight is not wanted.
+/// d_x = residual + gradient; `residual` may be null. `largest`: of d_x, rms_norm_partial_rows(rows) parts,
+/// or null. `partial` [rms_norm_partial_rows(rows), width] in the statistics' type is scratch for d_weight
+/// [width]; null: d_weight is not wanted.
 void rms_norm_backward(Element element, const void* d_y, const void* x, const void* weight, const void* rstd,
-                       const void* residual, void* d_x, void* partial, const WeightGradient& d_weight,
-                       int64_t rows, int64_t width, Stream stream);
+                       const void* residual, void* d_x, uint32_t* largest, void* partial,
+                       const WeightGradient& d_weight, int64_t rows, int64_t width, Stream stream);
 
 /// Cross-entropy of contiguous logits [rows, vocabulary] against targets in [0, vocabulary): loss [rows] in
 /// the statistics' type, correct [rows] (1 where the target is the first of the largest logits, else 0). With
@@ -43,11 +45,34 @@ void rms_norm_backward(Element element, const void* d_y, const void* x, const vo
 void cross_entropy_rows(Element element, void* logits, const int64_t* targets, void* loss, int64_t* correct,
                         const double* scale, int64_t rows, int64_t vocabulary, Stream stream);
 
-/// model/ops/swiglu.h on contiguous gate_up [rows, 2 * ffn] and act [rows, ffn].
-void swiglu_forward(Element element, const void* gate_up, void* act, int64_t rows, int64_t ffn,
-                    Stream stream);
-void swiglu_backward(Element element, const void* d_act, const void* gate_up, void* d_gate_up, int64_t rows,
-                     int64_t ffn, Stream stream);
+/// model/ops/swiglu.h on contiguous gate_up [rows, 2 * ffn] and act [rows, ffn]. `largest`: of the result,
+/// swiglu_largest_parts() of them, or null.
+int64_t swiglu_largest_parts(Element element, int64_t rows, int64_t ffn);
+void swiglu_forward(Element element, const void* gate_up, void* act, uint32_t* largest, int64_t rows,
+                    int64_t ffn, Stream stream);
+void swiglu_backward(Element element, const void* d_act, const void* gate_up, void* d_gate_up,
+                     uint32_t* largest, int64_t rows, int64_t ffn, Stream stream);
+
+/// model/ops/fp8.h.
+enum class Fp8 { kE4M3, kE5M2 };
+
+/// The largest |x| of each of so many parts of x (rows of `width`, `row_stride` elements apart; at least one
+/// row), as the bits of an fp32 number: what other launchers here give of their results where it is asked
+/// for.
+int64_t fp8_largest_parts(int64_t rows);
+void fp8_largest(Element element, const void* x, int64_t rows, int64_t width, int64_t row_stride,
+                 uint32_t* parts, Stream stream);
+
+/// scale [1], fp32: the largest of the parts over the largest number of the format, but not below fp32's
+/// smallest normal number; infinite or NaN where one of them is.
+void fp8_scale(const uint32_t* parts, int64_t count, Fp8 format, float* scale, Stream stream);
+
+/// x / scale in bytes of the format, rounded to nearest even, what is beyond its range at its end: to
+/// `by_rows` [rows, width] and to `by_columns` [width, padded_rows], with zeros from `rows` on. Either may be
+/// null. padded_rows: a multiple of 16, `rows` at least.
+void fp8_quantize(Element element, const void* x, int64_t rows, int64_t width, int64_t row_stride, Fp8 format,
+                  const float* scale, uint8_t* by_rows, uint8_t* by_columns, int64_t padded_rows,
+                  Stream stream);
 
 /// model/ops/rope.h in place on x: rows of heads x head_dim, `row_stride` elements apart. cos and sin
 /// [positions, head_dim / 2] are fp32 (fp64 for fp64). sign: +1 forward, -1 inverse.

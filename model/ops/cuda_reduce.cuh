@@ -57,6 +57,27 @@ __device__ inline V reduce_block(V value, ReduceSpace<V>& space, Combine combine
   return result;
 }
 
+/// Bits of |x| as fp32, which order as the numbers do, infinity and NaN above all.
+template <typename T>
+__device__ inline unsigned magnitude(T x) {
+  return __float_as_uint(static_cast<float>(load(x))) & 0x7fffffffU;
+}
+
+template <typename T, int N>
+__device__ inline unsigned largest_magnitude(const Pack<T, N>& pack) {
+  unsigned largest = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) largest = Max()(largest, magnitude(pack.values[i]));
+  return largest;
+}
+
+/// Writes the largest of the block's threads to its part (cuda_kernels.h, LargestParts). By all threads.
+__device__ inline void write_largest(unsigned largest, unsigned* parts, unsigned part) {
+  __shared__ ReduceSpace<unsigned> space;
+  largest = reduce_block<Max>(largest, space);
+  if (threadIdx.x == 0) parts[part] = largest;
+}
+
 /// Threads of a block that handles a row of `packs`, `each` of them a thread: whole warps, at most `most`.
 inline unsigned threads_for_row(int64_t packs, int64_t each, int64_t most) {
   const int64_t warps = divide_up(packs, each * kWarp);

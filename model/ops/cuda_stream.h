@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include "model/ops/cuda_kernels.h"
 
@@ -23,5 +24,13 @@ Element element_of(const at::Tensor& tensor);
 
 /// LibTorch's current stream of the tensor's card, so that kernels and ATen ops run in order.
 Stream current_stream(const at::Tensor& tensor);
+
+/// Where a launcher writes the largest magnitudes of `count` parts of its result: a new tensor in `*parts`,
+/// on the card of `like`. Null where nobody asked.
+inline uint32_t* make_parts(at::Tensor* parts, int64_t count, const at::Tensor& like) {
+  if (parts == nullptr) return nullptr;
+  *parts = at::empty({count}, like.options().dtype(at::kInt));
+  return static_cast<uint32_t*>(parts->mutable_data_ptr());
+}
 
 }  // namespace satune::cuda

@@ -15,7 +15,7 @@ constexpr int64_t kRowsPerBlock = 64;  // d_weight is summed per block, then ove
 
 at::Tensor backward_on_card(const at::Tensor& d_y_NC, const at::Tensor& x_NC, const at::Tensor& weight_C,
                             const at::Tensor& rstd_N, const at::Tensor& residual_NC,
-                            const at::Tensor& d_weight_C, bool accumulate) {
+                            const at::Tensor& d_weight_C, bool accumulate, at::Tensor* largest) {
   const int64_t rows = x_NC.size(0), width = x_NC.size(1);
   at::Tensor d_x = at::empty_like(x_NC), partial_BC;
   cuda::WeightGradient d_weight;
@@ -27,22 +27,25 @@ at::Tensor backward_on_card(const at::Tensor& d_y_NC, const at::Tensor& x_NC, co
   cuda::rms_norm_backward(
       cuda::element_of(x_NC), d_y_NC.const_data_ptr(), x_NC.const_data_ptr(), weight_C.const_data_ptr(),
       rstd_N.const_data_ptr(), residual_NC.defined() ? residual_NC.const_data_ptr() : nullptr,
-      d_x.mutable_data_ptr(), partial_BC.defined() ? partial_BC.mutable_data_ptr() : nullptr, d_weight, rows,
-      width, cuda::current_stream(x_NC));
+      d_x.mutable_data_ptr(), cuda::make_parts(largest, cuda::rms_norm_partial_rows(rows), x_NC),
+      partial_BC.defined() ? partial_BC.mutable_data_ptr() : nullptr, d_weight, rows, width,
+      cuda::current_stream(x_NC));
   return d_x;
 }
 
 }  // namespace
 
-RmsNormOut rms_norm_forward(const at::Tensor& x_NC, const at::Tensor& weight_C, double eps) {
+RmsNormOut rms_norm_forward(const at::Tensor& x_NC, const at::Tensor& weight_C, double eps,
+                            at::Tensor* largest) {
   TORCH_CHECK(x_NC.dim() == 2 && x_NC.is_contiguous() && weight_C.size(0) == x_NC.size(1));
   TORCH_CHECK(weight_C.is_contiguous() && weight_C.scalar_type() == x_NC.scalar_type());
   RmsNormOut out{at::empty_like(x_NC),
                  at::empty({x_NC.size(0)}, x_NC.options().dtype(statistics_type(x_NC.scalar_type())))};
   if (cuda::on_card(x_NC)) {
     cuda::rms_norm_forward(cuda::element_of(x_NC), x_NC.const_data_ptr(), weight_C.const_data_ptr(),
-                           out.y_NC.mutable_data_ptr(), out.rstd_N.mutable_data_ptr(), x_NC.size(0),
-                           x_NC.size(1), eps, cuda::current_stream(x_NC));
+                           out.y_NC.mutable_data_ptr(), out.rstd_N.mutable_data_ptr(),
+                           cuda::make_parts(largest, x_NC.size(0), x_NC), x_NC.size(0), x_NC.size(1), eps,
+                           cuda::current_stream(x_NC));
     return out;
   }
   dispatch_floating(x_NC.scalar_type(), [&]<typename T>() {
@@ -57,12 +60,12 @@ RmsNormOut rms_norm_forward(const at::Tensor& x_NC, const at::Tensor& weight_C, 
 
 at::Tensor rms_norm_backward(const at::Tensor& d_y_NC, const at::Tensor& x_NC, const at::Tensor& weight_C,
                              const at::Tensor& rstd_N, const at::Tensor& residual_NC,
-                             const at::Tensor& d_weight_C, bool accumulate) {
+                             const at::Tensor& d_weight_C, bool accumulate, at::Tensor* largest) {
   TORCH_CHECK(d_y_NC.is_contiguous() && x_NC.is_contiguous() && d_y_NC.sizes() == x_NC.sizes());
   TORCH_CHECK(!residual_NC.defined() || (residual_NC.is_contiguous() && residual_NC.sizes() == x_NC.sizes() &&
                                          residual_NC.scalar_type() == x_NC.scalar_type()));
   if (cuda::on_card(x_NC)) {
-    return backward_on_card(d_y_NC, x_NC, weight_C, rstd_N, residual_NC, d_weight_C, accumulate);
+    return backward_on_card(d_y_NC, x_NC, weight_C, rstd_N, residual_NC, d_weight_C, accumulate, largest);
   }
   const int64_t rows = x_NC.size(0), width = x_NC.size(1);
   const int64_t blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;

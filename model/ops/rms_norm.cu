@@ -26,7 +26,8 @@ __device__ inline void for_own_packs(int width, F&& f) {
 
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kForwardThreads)
-    forward_kernel(const T* x, const T* weight, T* y, wide_t<T>* rstd, int width, wide_t<T> eps) {
+    forward_kernel(const T* x, const T* weight, T* y, wide_t<T>* rstd, unsigned* largest, int width,
+                   wide_t<T> eps) {
   using A = wide_t<T>;
   constexpr int N = kPack<T>;
   __shared__ ReduceSpace<A> space;
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(kForwardThreads)
     rstd[blockIdx.x] = scale;
     count_write(sizeof(A));
   }
+  unsigned most = 0;
   for_own_packs<N, kVector>(width, [&](int slot, int at) {
     const auto w = read<kVector, N>(weight + at, width - at);
     Pack<T, N> result = kVector ? kept[slot] : read<kVector, N>(row + at, width - at);
@@ -54,7 +56,9 @@ __global__ void __launch_bounds__(kForwardThreads)
       result.values[i] = store<T>(normed * load(w.values[i]));
     }
     write<kVector, N>(out + at, result, width - at);
+    if (largest != nullptr) most = Max()(most, largest_magnitude(result));
   });
+  if (largest != nullptr) write_largest(most, largest, blockIdx.x);
 }
 
 template <typename T>
@@ -63,6 +67,7 @@ struct BackwardArrays {
   const wide_t<T>* rstd;
   const T* residual;  ///< or null
   T* d_x;
+  unsigned* largest;   ///< of each block, or null
   wide_t<T>* partial;  ///< [blocks, width], or null
 };
 
@@ -80,6 +85,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
     if constexpr (kVector) weight[slot] = read<kVector, N>(arrays.weight + at, width - at);
   });
   int turn = 0;
+  unsigned most = 0;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const T* d_y = arrays.d_y + row * width;
     const T* x = arrays.x + row * width;
@@ -123,8 +129,10 @@ __global__ void __launch_bounds__(kBackwardThreads)
         }
       }
       write<kVector, N>(arrays.d_x + row * width + at, d_x, left);
+      if (arrays.largest != nullptr) most = Max()(most, largest_magnitude(d_x));
     });
   }
+  if (arrays.largest != nullptr) write_largest(most, arrays.largest, blockIdx.x);
   if constexpr (kVector) {
     if (partial == nullptr) return;
     for_own_packs<N, kVector>(width, [&](int slot, int at) {
@@ -183,8 +191,8 @@ bool keeps(int64_t width, int64_t threads) {
 
 }  // namespace
 
-void rms_norm_forward(Element element, const void* x, const void* weight, void* y, void* rstd, int64_t rows,
-                      int64_t width, double eps, Stream stream) {
+void rms_norm_forward(Element element, const void* x, const void* weight, void* y, void* rstd,
+                      uint32_t* largest, int64_t rows, int64_t width, double eps, Stream stream) {
   if (rows == 0) return;
   dispatch(element, [&](auto zero) {
     using T = decltype(zero);
@@ -196,7 +204,7 @@ void rms_norm_forward(Element element, const void* x, const void* weight, void* 
                         fits_packs<N>(w, width) && fits_packs<N>(out, width);
     launch("rms_norm_forward", vector ? forward_kernel<T, true> : forward_kernel<T, false>,
            dim3(static_cast<unsigned>(rows)), threads_for_row(divide_up(width, N), kKept, kForwardThreads),
-           stream, in, w, out, static_cast<A*>(rstd), static_cast<int>(width), static_cast<A>(eps));
+           stream, in, w, out, static_cast<A*>(rstd), largest, static_cast<int>(width), static_cast<A>(eps));
   });
 }
 
@@ -205,15 +213,19 @@ int64_t rms_norm_partial_rows(int64_t rows) {
 }
 
 void rms_norm_backward(Element element, const void* d_y, const void* x, const void* weight, const void* rstd,
-                       const void* residual, void* d_x, void* partial, const WeightGradient& d_weight,
-                       int64_t rows, int64_t width, Stream stream) {
+                       const void* residual, void* d_x, uint32_t* largest, void* partial,
+                       const WeightGradient& d_weight, int64_t rows, int64_t width, Stream stream) {
   dispatch(element, [&](auto zero) {
     using T = decltype(zero);
     using A = wide_t<T>;
     constexpr int N = kPack<T>;
-    const BackwardArrays<T> arrays{static_cast<const T*>(d_y),      static_cast<const T*>(x),
-                                   static_cast<const T*>(weight),   static_cast<const A*>(rstd),
-                                   static_cast<const T*>(residual), static_cast<T*>(d_x),
+    const BackwardArrays<T> arrays{static_cast<const T*>(d_y),
+                                   static_cast<const T*>(x),
+                                   static_cast<const T*>(weight),
+                                   static_cast<const A*>(rstd),
+                                   static_cast<const T*>(residual),
+                                   static_cast<T*>(d_x),
+                                   largest,
                                    static_cast<A*>(partial)};
     const bool vector = keeps<T>(width, kBackwardThreads) && fits_packs<N>(arrays.d_y, width) &&
                         fits_packs<N>(arrays.x, width) && fits_packs<N>(arrays.weight, width) &&

@@ -6,9 +6,10 @@
 namespace satune {
 
 /// gate_up [N, 2F] -> [N, F]; computed in fp32 and rounded once.
-at::Tensor swiglu_forward(const at::Tensor& gate_up_N2F);
+at::Tensor swiglu_forward(const at::Tensor& gate_up_N2F, at::Tensor* largest = nullptr);
 
 /// Gradient with respect to gate and up, [N, 2F].
-at::Tensor swiglu_backward(const at::Tensor& d_act_NF, const at::Tensor& gate_up_N2F);
+at::Tensor swiglu_backward(const at::Tensor& d_act_NF, const at::Tensor& gate_up_N2F,
+                           at::Tensor* largest = nullptr);
 
 }  // namespace satune

@@ -26,6 +26,7 @@ MODES = {
     "split masters": {"master_weights": "split"},
     "bf16 moments": {"optimizer_moments": "bf16"},
     "8-bit moments": {"optimizer_moments": "8bit"},
+    "fp8": {"fp8": True},
     "no masters": {"master_weights": "none"},
     "no masters, bf16 moments": {"master_weights": "none", "optimizer_moments": "bf16"},
     "no masters, 8-bit moments": {"master_weights": "none", "optimizer_moments": "8bit"},

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "model/ops/embedding.h"
+#include "model/ops/fp8.h"
 #include "model/ops/linear_cross_entropy.h"
 #include "model/ops/rms_norm.h"
 #include "model/ops/rope.h"
@@ -28,6 +29,10 @@ TEST(CardOps, EveryOpLaunchesItsKernels) {
   EXPECT_EQ(launches([&] { rms_norm_backward(x, x, weight, rstd, {}, {}, false); }), 1);
   EXPECT_EQ(launches([&] { rms_norm_backward(x, x, weight, rstd, x, d_weight, true); }), 2);
   EXPECT_EQ(launches([&] { swiglu_forward(x); }), 1);
+  EXPECT_EQ(launches([&] { to_fp8(x, Fp8Format::kE4M3, Fp8Layout::kBoth); }), 3);
+  at::Tensor largest;
+  swiglu_forward(x, &largest);
+  EXPECT_EQ(launches([&] { to_fp8(x, Fp8Format::kE4M3, Fp8Layout::kBoth, largest); }), 2);
   EXPECT_EQ(launches([&] { swiglu_backward(x.narrow(1, 0, 4).contiguous(), x); }), 1);
   const at::Tensor tokens = at::tensor({3, 1, 1, 0, 2, 3}, at::kLong);
   const Targets targets{at::arange(6, at::kLong), tokens};

@@ -28,13 +28,17 @@ TYPED_TEST(ElementwiseKernels, Swiglu) {
     const auto rows = static_cast<int64_t>(kRows), width = static_cast<int64_t>(ffn);
     const auto act = in_any_order(2, [&](size_t shifts) {
       Array<T> in(gate_up, shift_of(shifts, 0)), out(std::vector<double>(kRows * ffn), shift_of(shifts, 1));
-      cuda::swiglu_forward(kElement<T>, in.data(), out.data(), rows, width, nullptr);
+      auto parts = unwritten_parts(cuda::swiglu_largest_parts(kElement<T>, rows, width));
+      cuda::swiglu_forward(kElement<T>, in.data(), out.data(), parts.data(), rows, width, nullptr);
+      expect_largest(parts, out.values());
       return out.values();
     });
     const auto d_gate_up = in_any_order(3, [&](size_t shifts) {
       Array<T> d(d_act, shift_of(shifts, 0)), in(gate_up, shift_of(shifts, 1));
       Array<T> out(std::vector<double>(gate_up.size()), shift_of(shifts, 2));
-      cuda::swiglu_backward(kElement<T>, d.data(), in.data(), out.data(), rows, width, nullptr);
+      auto parts = unwritten_parts(cuda::swiglu_largest_parts(kElement<T>, rows, width));
+      cuda::swiglu_backward(kElement<T>, d.data(), in.data(), out.data(), parts.data(), rows, width, nullptr);
+      expect_largest(parts, out.values());
       return out.values();
     });
     std::vector<double> expected(kRows * ffn), gradient(gate_up.size());
@@ -50,6 +54,25 @@ TYPED_TEST(ElementwiseKernels, Swiglu) {
   }
 }
 
+// With parts to write, blocks are few and each goes through several rows.
+TEST(Swiglu, LargestOfMoreRowsThanBlocks) {
+  using T = __nv_bfloat16;
+  constexpr int64_t kRows = 2500, kFfn = 8;
+  const auto gate_up = rounded_wave<T>(kRows * 2 * kFfn, 1, 6), d_act = rounded_wave<T>(kRows * kFfn, 2, 1.7);
+  Array<T> in(gate_up), d(d_act), act(d_act), alone(d_act), d_gate_up(gate_up), d_alone(gate_up);
+  auto parts = unwritten_parts(cuda::swiglu_largest_parts(kElement<T>, kRows, kFfn));
+  EXPECT_LT(parts.size(), static_cast<size_t>(kRows));
+  cuda::swiglu_forward(kElement<T>, in.data(), act.data(), parts.data(), kRows, kFfn, nullptr);
+  cuda::swiglu_forward(kElement<T>, in.data(), alone.data(), nullptr, kRows, kFfn, nullptr);
+  EXPECT_EQ(act.values(), alone.values());
+  expect_largest(parts, act.values());
+  cuda::swiglu_backward(kElement<T>, d.data(), in.data(), d_gate_up.data(), parts.data(), kRows, kFfn,
+                        nullptr);
+  cuda::swiglu_backward(kElement<T>, d.data(), in.data(), d_alone.data(), nullptr, kRows, kFfn, nullptr);
+  EXPECT_EQ(d_gate_up.values(), d_alone.values());
+  expect_largest(parts, d_gate_up.values());
+}
+
 TYPED_TEST(ElementwiseKernels, SwigluOfExtremeGatesIsFinite) {
   using T = TypeParam;
   // silu(-88) leaves fp32's normal range, exp(100) the whole; 60000 is about fp16's largest.
@@ -57,8 +80,8 @@ TYPED_TEST(ElementwiseKernels, SwigluOfExtremeGatesIsFinite) {
   std::vector<double> gate_up = gates;
   append(gate_up, std::vector<double>(8, 1));
   Array<T> in(gate_up), act(std::vector<double>(8)), d_act(std::vector<double>(8, 1)), d(gate_up);
-  cuda::swiglu_forward(kElement<T>, in.data(), act.data(), 1, 8, nullptr);
-  cuda::swiglu_backward(kElement<T>, d_act.data(), in.data(), d.data(), 1, 8, nullptr);
+  cuda::swiglu_forward(kElement<T>, in.data(), act.data(), nullptr, 1, 8, nullptr);
+  cuda::swiglu_backward(kElement<T>, d_act.data(), in.data(), d.data(), nullptr, 1, 8, nullptr);
   for (size_t i = 0; i < 8; ++i) {
     EXPECT_NEAR(act[i], gates[i] > 0 ? rounded<T>(gates[i]) : 0, 1e-10) << gates[i];
     EXPECT_NEAR(d[i], gates[i] > 0 ? 1 : 0, 1e-10) << gates[i];

@@ -122,6 +122,21 @@ std::vector<double> in_any_order(int arrays, F&& compute) {
   return expected;
 }
 
+/// Parts of a launcher's `largest`, before anything was written to them.
+inline std::vector<uint32_t> unwritten_parts(int64_t count) {
+  return std::vector<uint32_t>(static_cast<size_t>(count), 0xffffffffU);
+}
+
+/// The parts' largest is that of the values, in fp32.
+inline void expect_largest(const std::vector<uint32_t>& parts, const std::vector<double>& values) {
+  float largest = 0;
+  for (const double value : values) largest = std::max(largest, std::fabs(static_cast<float>(value)));
+  float found;
+  const uint32_t bits = *std::max_element(parts.begin(), parts.end());
+  std::memcpy(&found, &bits, sizeof(found));
+  EXPECT_EQ(found, largest);
+}
+
 inline void append(std::vector<double>& to, const std::vector<double>& values) {
   to.insert(to.end(), values.begin(), values.end());
 }

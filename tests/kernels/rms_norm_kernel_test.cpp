@@ -44,8 +44,10 @@ TYPED_TEST(RmsNormKernel, Forward) {
       Array<T> x(in.x, shift_of(shifts, 0)), weight(in.weight, shift_of(shifts, 1));
       Array<T> y(std::vector<double>(in.x.size()), shift_of(shifts, 2));
       Array<cuda::wide_t<T>> rstd(std::vector<double>(in.rows));
-      cuda::rms_norm_forward(kElement<T>, x.data(), weight.data(), y.data(), rstd.data(),
+      auto parts = unwritten_parts(static_cast<int64_t>(in.rows));
+      cuda::rms_norm_forward(kElement<T>, x.data(), weight.data(), y.data(), rstd.data(), parts.data(),
                              static_cast<int64_t>(in.rows), static_cast<int64_t>(width), kEps, nullptr);
+      expect_largest(parts, y.values());
       std::vector<double> all = y.values();
       append(all, rstd.values());
       return all;
@@ -96,10 +98,12 @@ std::vector<double> run_backward(const Inputs<T>& in, bool with_residual, bool a
   const auto partial_rows = static_cast<size_t>(cuda::rms_norm_partial_rows(rows));
   Array<A> rstds(rstd), partial(std::vector<double>(partial_rows * in.width, 99), shift_of(shifts, 5));
   Array<G> d_weight(std::vector<double>(in.width, before));
+  auto parts = unwritten_parts(cuda::rms_norm_partial_rows(rows));
   cuda::rms_norm_backward(kElement<T>, d_y.data(), x.data(), weight.data(), rstds.data(),
-                          with_residual ? residual.data() : nullptr, d_x.data(), partial.data(),
+                          with_residual ? residual.data() : nullptr, d_x.data(), parts.data(), partial.data(),
                           {kElement<G>, d_weight.data(), accumulate}, rows, static_cast<int64_t>(in.width),
                           nullptr);
+  if (rows > 0) expect_largest(parts, d_x.values());
   std::vector<double> all = d_x.values();
   append(all, d_weight.values());
   return all;

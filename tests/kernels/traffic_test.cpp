@@ -40,15 +40,16 @@ TEST(Traffic, Norms) {
   // The weight comes once a row, on a card from the cache.
   const traffic::Bytes forward = traffic::rms_norm_forward(kRows, kWidth, kItem);
   expect_traffic({2 * forward.read, forward.written}, 0.01, [&] {
-    cuda::rms_norm_forward(kBf16, x.data(), weight.data(), y.data(), rstd.data(), kRows, kWidth, 1e-5,
-                           nullptr);
+    cuda::rms_norm_forward(kBf16, x.data(), weight.data(), y.data(), rstd.data(), nullptr, kRows, kWidth,
+                           1e-5, nullptr);
   });
   for (const bool residual : {false, true}) {
     traffic::Bytes backward = traffic::rms_norm_backward(kRows, kWidth, kItem, residual);
     backward.read += kRows * kWidth * kItem;  // the weight, once a block
     expect_traffic(backward, 0.01, [&] {
       cuda::rms_norm_backward(kBf16, d_y.data(), x.data(), weight.data(), rstd.data(),
-                              residual ? y.data() : nullptr, d_x.data(), nullptr, {}, kRows, kWidth, nullptr);
+                              residual ? y.data() : nullptr, d_x.data(), nullptr, nullptr, {}, kRows, kWidth,
+                              nullptr);
     });
   }
 }
@@ -56,10 +57,11 @@ TEST(Traffic, Norms) {
 TEST(Traffic, ElementwiseOps) {
   constexpr int64_t kRows = 2, kFfn = 4096, kHeads = 40, kDim = 64;
   Array<T> gate_up = array(kRows * 2 * kFfn), act = array(kRows * kFfn), d = array(kRows * 2 * kFfn);
-  expect_traffic(traffic::swiglu_forward(kRows, kFfn, kItem), 0,
-                 [&] { cuda::swiglu_forward(kBf16, gate_up.data(), act.data(), kRows, kFfn, nullptr); });
+  expect_traffic(traffic::swiglu_forward(kRows, kFfn, kItem), 0, [&] {
+    cuda::swiglu_forward(kBf16, gate_up.data(), act.data(), nullptr, kRows, kFfn, nullptr);
+  });
   expect_traffic(traffic::swiglu_backward(kRows, kFfn, kItem), 0, [&] {
-    cuda::swiglu_backward(kBf16, act.data(), gate_up.data(), d.data(), kRows, kFfn, nullptr);
+    cuda::swiglu_backward(kBf16, act.data(), gate_up.data(), d.data(), nullptr, kRows, kFfn, nullptr);
   });
   Array<T> x = array(kRows * kHeads * kDim);
   Array<float> cos = floats(3 * kDim / 2), sin = floats(3 * kDim / 2);
@@ -71,6 +73,23 @@ TEST(Traffic, ElementwiseOps) {
     cuda::rope_apply(kBf16, x.data(), kHeads * kDim, positions, cos.data(), sin.data(), kRows, kHeads, kDim,
                      1, nullptr);
   });
+}
+
+TEST(Traffic, EightBitFloats) {
+  constexpr int64_t kRows = 80, kWidth = 1024;
+  Array<T> x = array(kRows * kWidth);
+  std::vector<uint8_t> by_rows(kRows * kWidth), by_columns(kRows * kWidth);
+  auto parts = unwritten_parts(cuda::fp8_largest_parts(kRows));
+  float scale = 0;
+  expect_traffic(traffic::fp8_largest(kRows, kWidth, kItem), 0,
+                 [&] { cuda::fp8_largest(kBf16, x.data(), kRows, kWidth, kWidth, parts.data(), nullptr); });
+  cuda::fp8_scale(parts.data(), static_cast<int64_t>(parts.size()), cuda::Fp8::kE4M3, &scale, nullptr);
+  for (const bool both : {false, true}) {
+    expect_traffic(traffic::fp8_quantize(kRows, kWidth, kItem, both ? 2 : 1), 0, [&] {
+      cuda::fp8_quantize(kBf16, x.data(), kRows, kWidth, kWidth, cuda::Fp8::kE4M3, &scale, by_rows.data(),
+                         both ? by_columns.data() : nullptr, kRows, nullptr);
+    });
+  }
 }
 
 TEST(Traffic, Vocabulary) {

@@ -39,16 +39,6 @@ ChosenAttention choose(AttnImplementation wanted, const at::Device& device, at::
   });
 }
 
-template <typename Error>
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no such error";
-}
-
 TEST(AttentionChoice, TheFirstKernelOfACardThatAgreesIsTaken) {
   const Errors both = {{AttentionKernel::kCudnn, 1e-3}, {AttentionKernel::kFlash, 1e-3}};
   ChosenAttention chosen = choose(AttnImplementation::kAuto, kCard, at::kBFloat16, both);

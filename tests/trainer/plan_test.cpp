@@ -306,6 +306,22 @@ TEST(MemoryPlan, OffloadedActivationsAreOnTheHost) {
   EXPECT_EQ(plan_memory(on_cpu, {}, 0).host, 0);
 }
 
+TEST(MemoryPlan, EightBitWeightsAreKeptBelowStageThree) {
+  ShapeRun shape("8b");
+  shape.settings.gradient_checkpointing = Checkpointing::kOff;
+  const MemoryPlan plain = plan_memory(shape.run(), {2, 2}, 0);
+  shape.settings.fp8 = true;
+  const MemoryPlan kept = plan_memory(shape.run(), {2, 2}, 0), made = plan_memory(shape.run(), {2, 3}, 0);
+  const int64_t projections =
+      32 * (int64_t{4096} * (4096 + 2048) + int64_t{4096} * 4096 + int64_t{3} * 4096 * 14336);
+  EXPECT_EQ(plain.weights8, 0);
+  EXPECT_EQ(kept.weights8, 2 * projections);
+  EXPECT_EQ(made.weights8, 0);
+  // Both norms and SwiGLU are kept in a byte instead of two, attention's output in one more.
+  const int64_t tokens = shape.settings.max_length;
+  EXPECT_EQ(plain.activations - kept.activations, 32 * tokens * (2 * 4096 + 14336 - 4096));
+}
+
 TEST(MemoryPlan, EagerAttentionHoldsItsMatrices) {
   ShapeRun shape("8b");
   const int64_t flash = plan_memory(shape.run(), {}, 0).working;

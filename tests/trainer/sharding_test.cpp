@@ -12,6 +12,7 @@
 #include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/evaluation_loss.h"
+#include "trainer/fp8_trial.h"
 #include "trainer/memory_plan.h"
 #include "trainer/resume.h"
 #include "trainer/shard_schedule.h"
@@ -49,6 +50,7 @@ struct Rank {
                   sharding.optimizer_owner(), at::kCPU),
         step(model, sharding, optimizer, rank.groups(), *rank.coordinator, plan.train(), settings,
              std::vector<Recording>(4, Recording::kRecompute)) {
+    use_fp8(model, settings, stage);
     load_pretrained(optimizer, sharding, Checkpoint(plan.model_directory()));
     sharding.publish_weights();
   }
@@ -147,6 +149,22 @@ TEST(Sharding, StagesAgreeBitwiseInMemoryModes) {
     for (const int stage : {1, 3}) {
       expect_same(replicated, run_steps(tiny, {2, stage, overrides}),
                   fmt::format("stage {} {} {}", stage, masters, moments));
+    }
+  }
+}
+
+// Stage 3 makes its weights in 8 bits for each product, the others once a step.
+TEST(Sharding, StagesAgreeBitwiseInFp8) {
+  const TinyRun tiny(40);
+  for (const char* frozen :
+       {"unfrozen_parameters=[]", R"(unfrozen_parameters=[".*k_proj", "model.layers.3."])"}) {
+    const std::vector<std::string> overrides = {"precision=bf16", "fp8=true", frozen};
+    const Outcome replicated = run_steps(tiny, {2, 0, overrides});
+    ASSERT_TRUE(std::isfinite(replicated.losses.back()));
+    EXPECT_NE(replicated.losses, run_steps(tiny, {2, 0, {"precision=bf16", frozen}}).losses);
+    for (const int stage : {1, 2, 3}) {
+      expect_same(replicated, run_steps(tiny, {2, stage, overrides}),
+                  fmt::format("stage {} {}", stage, frozen));
     }
   }
 }

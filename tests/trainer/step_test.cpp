@@ -231,9 +231,11 @@ TEST(NonFinite, SkipLeavesTheStepOutAndCounts) {
 
 TEST(MemoryPlan, CountsWhatFactsMeasured) {
   const ModelConfig config = model_configs::llama3("8b");
-  EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kKeep, 1000, 2) / 1e6, 139, 1);
-  EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kSelective, 1000, 2) / 1e6, 94, 1);
-  EXPECT_NEAR(layer_activation_bytes(config, 0, Recording::kRecompute, 1000, 2) / 1e6, 8.2, 0.1);
+  PassShape shape{config, 1000};
+  shape.element = 2;
+  EXPECT_NEAR(layer_activation_bytes(shape, 0, Recording::kKeep) / 1e6, 139, 1);
+  EXPECT_NEAR(layer_activation_bytes(shape, 0, Recording::kSelective) / 1e6, 94, 1);
+  EXPECT_NEAR(layer_activation_bytes(shape, 0, Recording::kRecompute) / 1e6, 8.2, 0.1);
   Settings settings;
   settings.gradient_accumulation_steps = 1;
   const TensorTable table(config);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,17 @@ std::vector<Json> metric_rows(const std::filesystem::path& run_folder);
 std::vector<std::string> repeatable_rows(const std::filesystem::path& run_folder);
 /// Bytes of weights and moments in a snapshot.
 std::string snapshot_tensors(const std::filesystem::path& run_folder, int64_t step);
+/// The message of the Error that `call` throws.
+template <typename Error>
+std::string error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no such error";
+}
+
 /// Names in run_folder/snapshots.
 std::vector<std::string> snapshots_of(const std::filesystem::path& run_folder);
 
