@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 namespace satune {
 namespace {
@@ -43,6 +44,7 @@ class HostAllocator final : public c10::Allocator {
 void set_up_host_memory() {
   mallopt(M_MMAP_THRESHOLD, kHeapLimit);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", std::to_string(kKeptProducts).c_str(), /*overwrite=*/0);
   static HostAllocator allocator;
   c10::SetCPUAllocator(&allocator, /*priority=*/1);
 }

@@ -7,6 +7,7 @@
 
 #include "model/ops/fp8.h"
 #include "model/ops/product_type.h"
+#include "trainer/host_allocator.h"
 #include "trainer/optimizer_state.h"
 #include "trainer/progress.h"
 
@@ -118,6 +119,9 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   MemoryPlan plan;
   plan_state(plan, run, sharded, sizes);
   if (!run.on_card) plan.libraries = run.threads * kMklBytesPerThread;
+  const bool half_products = !run.on_card && run.settings.precision != Precision::kFp32;
+  if (half_products && !products_are_widened(run.settings.precision))
+    plan.libraries += kKeptProducts * kProductBytes;
   const Settings& settings = run.settings;
   PassShape shape{run.config, run.tokens};
   shape.element = compute_element_bytes(settings.precision);

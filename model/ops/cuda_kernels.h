@@ -58,7 +58,7 @@ enum class Fp8 { kE4M3, kE5M2 };
 
 /// The largest |x| of each of so many parts of x (rows of `width`, `row_stride` elements apart; at least one
 /// row), as the bits of an fp32 number: what other launchers here give of their results where it is asked
-/// for.
+/// for, but of fp64 (whose `largest` is to be null).
 int64_t fp8_largest_parts(int64_t rows);
 void fp8_largest(Element element, const void* x, int64_t rows, int64_t width, int64_t row_stride,
                  uint32_t* parts, Stream stream);

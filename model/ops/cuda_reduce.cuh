@@ -71,6 +71,10 @@ __device__ inline unsigned largest_magnitude(const Pack<T, N>& pack) {
   return largest;
 }
 
+/// Whether kernels give the largest magnitudes of results of this type: not of fp64, for lack of registers.
+template <typename T>
+constexpr bool kGivesLargest = sizeof(T) <= 4;
+
 /// Writes the largest of the block's threads to its part (cuda_kernels.h, LargestParts). By all threads.
 __device__ inline void write_largest(unsigned largest, unsigned* parts, unsigned part) {
   __shared__ ReduceSpace<unsigned> space;

@@ -35,12 +35,21 @@ inline int64_t rows_per_task(int64_t width) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(width, 1));
 }
 
-/// gradient = value, or gradient += value.
+/// gradient = value, or gradient += value. A sum over two element types makes LibTorch widen the narrower
+/// operand in a buffer of its own: on the CPU of so many elements at a time.
 inline void write_gradient(const at::Tensor& gradient, const at::Tensor& value, bool accumulate) {
-  if (accumulate) {
+  constexpr int64_t kAtATime = int64_t{1} << 18;
+  if (!accumulate) {
+    gradient.copy_(value);
+  } else if (gradient.scalar_type() == value.scalar_type() || !gradient.is_cpu() || gradient.dim() == 0) {
     gradient.add_(value);
   } else {
-    gradient.copy_(value);
+    const int64_t rows = gradient.size(0);
+    const int64_t step = std::max<int64_t>(1, kAtATime * rows / std::max<int64_t>(1, gradient.numel()));
+    for (int64_t row = 0; row < rows; row += step) {
+      const int64_t count = std::min(step, rows - row);
+      gradient.narrow(0, row, count).add_(value.narrow(0, row, count));
+    }
   }
 }
 

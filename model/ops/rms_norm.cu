@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(kForwardThreads)
       result.values[i] = store<T>(normed * load(w.values[i]));
     }
     write<kVector, N>(out + at, result, width - at);
-    if (largest != nullptr) most = Max()(most, largest_magnitude(result));
+    if (kGivesLargest<T> && largest != nullptr) most = Max()(most, largest_magnitude(result));
   });
-  if (largest != nullptr) write_largest(most, largest, blockIdx.x);
+  if (kGivesLargest<T> && largest != nullptr) write_largest(most, largest, blockIdx.x);
 }
 
 template <typename T>
@@ -129,10 +129,10 @@ __global__ void __launch_bounds__(kBackwardThreads)
         }
       }
       write<kVector, N>(arrays.d_x + row * width + at, d_x, left);
-      if (arrays.largest != nullptr) most = Max()(most, largest_magnitude(d_x));
+      if (kGivesLargest<T> && arrays.largest != nullptr) most = Max()(most, largest_magnitude(d_x));
     });
   }
-  if (arrays.largest != nullptr) write_largest(most, arrays.largest, blockIdx.x);
+  if (kGivesLargest<T> && arrays.largest != nullptr) write_largest(most, arrays.largest, blockIdx.x);
   if constexpr (kVector) {
     if (partial == nullptr) return;
     for_own_packs<N, kVector>(width, [&](int slot, int at) {

@@ -25,9 +25,10 @@ __global__ void __launch_bounds__(kThreads)
           store<T>(quotient<T>(g, A(1) + exponential<T>(-g)) * static_cast<A>(load(up.values[i])));
     }
     write<kVector, N>(act + row * ffn + column, result, left);
-    if (largest != nullptr) most = Max()(most, largest_magnitude(result));
+    if (kGivesLargest<T> && largest != nullptr) most = Max()(most, largest_magnitude(result));
   }
-  if (largest != nullptr) write_largest(most, largest, blockIdx.y * gridDim.x + blockIdx.x);
+  if (kGivesLargest<T> && largest != nullptr)
+    write_largest(most, largest, blockIdx.y * gridDim.x + blockIdx.x);
 }
 
 template <typename T, bool kVector>
@@ -51,9 +52,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const T* d_act, cons
     }
     write<kVector, N>(d_gate_up + at, d_gate, left);
     write<kVector, N>(d_gate_up + at + ffn, d_up, left);
-    if (largest != nullptr) most = Max()(most, Max()(largest_magnitude(d_gate), largest_magnitude(d_up)));
+    if (kGivesLargest<T> && largest != nullptr)
+      most = Max()(most, Max()(largest_magnitude(d_gate), largest_magnitude(d_up)));
   }
-  if (largest != nullptr) write_largest(most, largest, blockIdx.y * gridDim.x + blockIdx.x);
+  if (kGivesLargest<T> && largest != nullptr)
+    write_largest(most, largest, blockIdx.y * gridDim.x + blockIdx.x);
 }
 
 template <typename T>

@@ -127,8 +127,16 @@ inline std::vector<uint32_t> unwritten_parts(int64_t count) {
   return std::vector<uint32_t>(static_cast<size_t>(count), 0xffffffffU);
 }
 
+/// Where kernels of T write them; fp64's do not.
+template <typename T>
+uint32_t* wanted(std::vector<uint32_t>& parts) {
+  return std::is_same_v<T, double> ? nullptr : parts.data();
+}
+
 /// The parts' largest is that of the values, in fp32.
-inline void expect_largest(const std::vector<uint32_t>& parts, const std::vector<double>& values) {
+template <typename T>
+void expect_largest(const std::vector<uint32_t>& parts, const std::vector<double>& values) {
+  if (std::is_same_v<T, double>) return;
   float largest = 0;
   for (const double value : values) largest = std::max(largest, std::fabs(static_cast<float>(value)));
   float found;

@@ -45,9 +45,9 @@ TYPED_TEST(RmsNormKernel, Forward) {
       Array<T> y(std::vector<double>(in.x.size()), shift_of(shifts, 2));
       Array<cuda::wide_t<T>> rstd(std::vector<double>(in.rows));
       auto parts = unwritten_parts(static_cast<int64_t>(in.rows));
-      cuda::rms_norm_forward(kElement<T>, x.data(), weight.data(), y.data(), rstd.data(), parts.data(),
+      cuda::rms_norm_forward(kElement<T>, x.data(), weight.data(), y.data(), rstd.data(), wanted<T>(parts),
                              static_cast<int64_t>(in.rows), static_cast<int64_t>(width), kEps, nullptr);
-      expect_largest(parts, y.values());
+      expect_largest<T>(parts, y.values());
       std::vector<double> all = y.values();
       append(all, rstd.values());
       return all;
@@ -100,10 +100,10 @@ std::vector<double> run_backward(const Inputs<T>& in, bool with_residual, bool a
   Array<G> d_weight(std::vector<double>(in.width, before));
   auto parts = unwritten_parts(cuda::rms_norm_partial_rows(rows));
   cuda::rms_norm_backward(kElement<T>, d_y.data(), x.data(), weight.data(), rstds.data(),
-                          with_residual ? residual.data() : nullptr, d_x.data(), parts.data(), partial.data(),
-                          {kElement<G>, d_weight.data(), accumulate}, rows, static_cast<int64_t>(in.width),
-                          nullptr);
-  if (rows > 0) expect_largest(parts, d_x.values());
+                          with_residual ? residual.data() : nullptr, d_x.data(), wanted<T>(parts),
+                          partial.data(), {kElement<G>, d_weight.data(), accumulate}, rows,
+                          static_cast<int64_t>(in.width), nullptr);
+  if (rows > 0) expect_largest<T>(parts, d_x.values());
   std::vector<double> all = d_x.values();
   append(all, d_weight.values());
   return all;
