@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to passed tests: set-up, build, C++ tests, sanitised parsers, parity tests, the quickstart.
+# From nothing to passed tests: set-up, build, C++ tests, sanitised parsers, and what tests in Python call.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -58,7 +58,7 @@ stage() {
   fi
   closing+=("$(printf '%-22s %-7s %5d s' "$name" "$result" $((SECONDS - start)))")
   local line
-  while read -r line; do closing+=("    $line"); done < <(grep -E "$pattern" "$log" | awk '!seen[$0]++' | tail -8)
+  while read -r line; do closing+=("    $line"); done < <(grep -E "$pattern" "$log" | awk '!seen[$0]++' | tail -20)
 }
 
 finish() {
@@ -115,11 +115,8 @@ stage "format" 'formatted|error' check_format
 if [[ $SATUNE_FULL == 1 ]]; then stage "lint" 'error|files linted' tests/lint.sh; fi
 stage "ctest release" "$CTEST_LINES" run_ctest release
 stage "ctest asan-ubsan" "$CTEST_LINES" run_ctest asan-ubsan
-# Two at a time, but those of one group (large memory) one after another.
-stage "pytest parity" "$PYTEST_LINES" run_pytest tests/parity -n "$JOBS" --dist loadgroup
-# Ranks that are hung or dead leave the cores idle half of the time.
-stage "pytest distributed" "$PYTEST_LINES" run_pytest tests/distributed -n "$JOBS" --dist loadgroup
-stage "pytest launch" "$PYTEST_LINES" run_pytest tests/launch -n "$JOBS" --dist loadgroup --ignore tests/launch/test_quickstart.py
-# Alone: it is timed.
-stage "pytest quickstart" "$PYTEST_LINES" run_pytest tests/launch/test_quickstart.py
+# All in one session, so that no worker waits for others at the end of each folder, and with one worker more than
+# cores: ranks that are hung or dead leave the cores idle half of the time. tests/conftest.py says in which order.
+stage "pytest" "$PYTEST_LINES" run_pytest tests/parity tests/distributed tests/launch -n $((JOBS + 1)) --dist loadgroup \
+  --no-loadscope-reorder
 finish

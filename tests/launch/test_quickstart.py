@@ -56,13 +56,12 @@ def finished(tmp_path_factory):
     if not (build / "satune").exists():
         pytest.skip(f"satune is not built at {build} (set SATUNE_BUILD_DIR)")
     out = tmp_path_factory.mktemp("quickstart")
-    command = [ROOT / "launch" / "quickstart.sh", "--no-setup", "--output", out]
-    # The one place where a test wants every core: the quickstart is timed.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    # On one thread, as other tests run beside it: what is trained and shown is the same.
+    command = [ROOT / "launch" / "quickstart.sh", "--no-setup", "--threads", "1", "--output", out]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     print(run.stdout)  # shown by pytest -s: the table
-    return out, run.stdout, command, environment
+    return out, run.stdout, command
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +94,12 @@ def test_shared_model_is_smaller(table):
 def test_training_time_is_reported(table, capsys):
     seconds = sum(column.get("train_seconds", 0) for column in table.values())
     with capsys.disabled():
-        print(f"\nquickstart: {seconds:.0f} s of training (the aim on two quiet cores: 300 at most)")
+        print(f"\nquickstart: {seconds:.0f} s of training on one thread, beside other tests")
     assert seconds > 0
 
 
 def test_output_shows_table_answers_and_export(finished):
-    out, text, _, _ = finished
+    out, text, _ = finished
     for title in ("dense base", "SA, untrained", "SA, fine-tuned", "dense, fine-tuned", "KV-cache bytes/token"):
         assert title in text
     assert text.count("  -> ") == 2
@@ -109,7 +108,7 @@ def test_output_shows_table_answers_and_export(finished):
 
 
 def test_the_shared_run_was_interrupted_and_resumed(finished):
-    out, text, _, _ = finished
+    out, text, _ = finished
     assert "interrupted on purpose after step" in text
     assert "resumed and finished: 150 steps, each of them logged once" in text
     steps = [json.loads(line)["step"] for line in (out / "sa" / "metrics.jsonl").read_text().splitlines()]
@@ -118,8 +117,8 @@ def test_the_shared_run_was_interrupted_and_resumed(finished):
 
 
 def test_second_run_skips_what_is_done(finished):
-    _, text, command, environment = finished
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    _, text, command = finished
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("skipped") == 9
     table = text[text.index("held-out response loss") : text.index("two held-out")]

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import subprocess
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,14 +13,6 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="satune_hf_modules_")
 
 import pytest
 from programs import ROOT, built
-
-
-# Those that take minutes begin first: begun last, one process would end long after the other.
-LONG = ("test_stories.py", "test_transformers_4_57.py")
-
-
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +28,33 @@ def parity_tool():
 @pytest.fixture(scope="session")
 def rank_tool():
     return built("rank_tool")
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Calls tokenizer_tool with texts or lines of ids on its standard input."""
+    from test_tokenizers import as_bytes
+
+    path = built("tokenizer_tool")
+
+    def run(*arguments, texts=(), lines=()):
+        stdin = b"".join(b"%d\n%s" % (len(t), t) for t in map(as_bytes, texts))
+        stdin += "".join(" ".join(map(str, line)) + "\n" for line in lines).encode()
+        return subprocess.run([path, *map(str, arguments)], input=stdin, capture_output=True, check=True).stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def llama3_json(realdata, tmp_path_factory):
+    """A directory with Llama-3's tokenizer.json, which takes seconds to make: one for all files of tests."""
+    from test_tokenizers import LLAMA3_SPECIALS
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    directory = tmp_path_factory.mktemp("llama3_json")
+    converter = TikTokenConverter(str(realdata / "tok_llama3" / "tokenizer.model"), extra_special_tokens=LLAMA3_SPECIALS)
+    converter.converted().save(str(directory / "tokenizer.json"))
+    return directory
 
 
 @pytest.fixture(scope="session")

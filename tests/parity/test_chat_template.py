@@ -6,7 +6,6 @@ import shutil
 import subprocess
 
 import pytest
-from test_tokenizers import llama3_json, tool  # noqa: F401, fixtures
 from transformers import AutoTokenizer
 
 # Line ends, quotes and backslashes, looks of placeholders and of Jinja, several scripts, white space inside.
@@ -67,15 +66,22 @@ def test_llama2(tool, realdata, tmp_path, template, with_json):
     check(AutoTokenizer.from_pretrained(tmp_path, local_files_only=True), expected)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_llama3(tool, llama3_json, tmp_path, template):  # noqa: F811
-    shutil.copy(llama3_json / "tokenizer.json", tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+@pytest.fixture(scope="module")
+def llama3(llama3_json, tmp_path_factory):
+    """A directory with Llama-3's tokenizer.json, and the tokenizer that transformers makes of it."""
+    directory = tmp_path_factory.mktemp("llama3")
+    shutil.copy(llama3_json / "tokenizer.json", directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>",
         "eos_token": "<|end_of_text|>", "clean_up_tokenization_spaces": False}))
-    expected = trained(tool, tmp_path, template, tmp_path)
-    (tmp_path / "chat_template.jinja").write_bytes(tool("chat-template", tmp_path, template))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    return directory, AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_llama3(tool, llama3, tmp_path, template):
+    directory, tokenizer = llama3
+    expected = trained(tool, directory, template, tmp_path)
+    tokenizer.chat_template = tool("chat-template", directory, template).decode()
     # "Response:" and "'" are one token in one text; satune encodes them apart, a rendered chat cannot say so.
     check(tokenizer, expected, seam=template != "alpaca_stanford")
     with pytest.raises(Exception, match="user and assistant messages only"):

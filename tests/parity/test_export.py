@@ -32,20 +32,30 @@ def run(*command, **options):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def exports():
+    """What `export` has made, by what it was asked for: tests read the same directories."""
+    return {}
+
+
 @pytest.fixture(params=["python", "satune"])
-def export(request, tmp_path):
+def export(request, exports, tmp_path_factory):
     """export(shape, layers, anchor) -> (directory, expected directory): an exported Shared-Attention model as
     make_models writes it, or as `satune share` makes it of the same dense weights."""
     program = request.getfixturevalue("satune") if request.param == "satune" else None
 
     def make(shape="gqa", layers="3-4", anchor="before"):
-        expected = tmp_path / "expected"
-        make_models.write_model(expected, shape, layers, anchor)
-        if program is None:
-            return expected, expected
-        make_models.write_model(tmp_path / "dense", shape)
-        run(program, "share", tmp_path / "dense", tmp_path / "out", "--sharing", layers, "--anchor", anchor)
-        return tmp_path / "out", expected
+        key = (request.param, shape, layers, anchor)
+        if key not in exports:
+            folder = tmp_path_factory.mktemp("export")
+            out = expected = folder / "expected"
+            make_models.write_model(expected, shape, layers, anchor)
+            if program is not None:
+                out = folder / "out"
+                make_models.write_model(folder / "dense", shape)
+                run(program, "share", folder / "dense", out, "--sharing", layers, "--anchor", anchor)
+            exports[key] = out, expected
+        return exports[key]
 
     return make
 
@@ -224,6 +234,7 @@ for auto in (transformers.AutoConfig, transformers.AutoModel, transformers.AutoM
 """
 
 
+@pytest.mark.parametrize("export", ["satune"], indirect=True)
 def test_without_trust_it_fails(export):
     """In a process of its own, without a terminal that could answer yes, and without what others imported."""
     directory, _ = export()

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -130,33 +131,41 @@ def fault(shim, text, log):
     return os.environ | {"LD_PRELOAD": shim, "SATUNE_FAULT": text, "SATUNE_FAULT_LOG": str(log)}
 
 
+@pytest.fixture(scope="module")
+def finished(satune, stories, tmp_path_factory):
+    """A folder with records, an empty config and a run of two steps: tests read it, or change a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "config.json").write_text("{}")
+    (folder / "records.json").write_text(json.dumps(
+        [{"instruction": f"Count to {n}", "output": " ".join(map(str, range(n)))} for n in range(3, 11)]))
+    call(satune, "train", folder / "config.json", *overrides(stories, folder / "records.json", folder / "run"))
+    return folder
+
+
 # The second call on config.json is its write; the 20th on the weights, one in their middle; the first on the folder
 # makes it.
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("place", ["path=/.config.json.tmp- n=2", "path=/.model.safetensors.tmp- n=20", "path=/.out.tmp- n=1"])
-def test_a_disk_that_fails_leaves_no_half_export(satune, shim, stories, records, tmp_path, place, error):
-    (tmp_path / "config.json").write_text("{}")
-    call(satune, "train", tmp_path / "config.json", *overrides(stories, records, tmp_path / "run"))
-    earlier = contents(tmp_path / "run" / "export")
+def test_a_disk_that_fails_leaves_no_half_export(satune, shim, finished, tmp_path, place, error):
+    run = finished / "run"
+    earlier = contents(run / "export")
     folder = tmp_path / "exports"
     folder.mkdir()
-    line = refused(satune, "export", tmp_path / "run", folder / "out", code=3,
+    line = refused(satune, "export", run, folder / "out", code=3,
                    env=fault(shim, f"call=file {place} errno={error}", tmp_path / "struck"))
     assert (tmp_path / "struck").exists()
     assert os.strerror(error) in line and str(folder) in line, line
     assert list(folder.iterdir()) == []
-    assert contents(tmp_path / "run" / "export") == earlier
-    call(satune, "export", tmp_path / "run", folder / "out")
+    assert contents(run / "export") == earlier
+    call(satune, "export", run, folder / "out")
     assert contents(folder / "out") == earlier
 
 
 @pytest.mark.parametrize("what,code", [(f"errno={errno.ENOSPC}", 3), ("signal=9", -9)])
-def test_an_earlier_export_stays_until_the_new_one_is_whole(satune, shim, stories, records, tmp_path, what, code):
-    run, config = tmp_path / "run", tmp_path / "config.json"
-    config.write_text("{}")
-    call(satune, "train", config, *overrides(stories, records, run))
+def test_an_earlier_export_stays_until_the_new_one_is_whole(satune, shim, stories, finished, tmp_path, what, code):
+    run, config = shutil.copytree(finished / "run", tmp_path / "run"), finished / "config.json"
     earlier = contents(run / "export")
-    more = overrides(stories, records, run, max_steps=3)
+    more = overrides(stories, finished / "records.json", run, max_steps=3)
     env = fault(shim, f"call=file path=export-new.tmp- n=30 {what}", tmp_path / "struck")
     if code == 3:
         assert os.strerror(errno.ENOSPC) in refused(satune, "train", config, *more, code=3, env=env)

@@ -74,17 +74,17 @@ def test_plain_llama_equals_transformers(parity_tool, tmp_path, shape, lengths):
     assert_same_gradients(ours.gradients, gradients, 2e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp64"])
-@pytest.mark.parametrize("lengths", [PACKED, SINGLE], ids=["packed", "single"])
-@pytest.mark.parametrize(
-    "shape, layers, anchor",
-    [("gqa", *plan) for plan in PLANS]
-    + [(shape, *PLANS[3]) for shape in ("tied", "head_dim", "llama3_v5")]
-    + [("tied", "", "before"), ("llama3_v4", "2-4", "before")],
-)
-def test_equals_the_oracle(parity_tool, tmp_path, shape, layers, anchor, lengths, precision):
+MODELS = ([("gqa", *plan) for plan in PLANS] + [(shape, *PLANS[3]) for shape in ("tied", "head_dim", "llama3_v5")]
+          + [("tied", "", "before"), ("llama3_v4", "2-4", "before")])
+# Each model in both precisions and with both kinds of batch, in turn: every pair of the three, not every combination.
+CASES = [(*model, kind, precision) for number, model in enumerate(MODELS)
+         for kind, precision in zip(("packed", "single"), ("fp32", "fp64") if number % 2 == 0 else ("fp64", "fp32"))]
+
+
+@pytest.mark.parametrize("shape, layers, anchor, kind, precision", CASES)
+def test_equals_the_oracle(parity_tool, tmp_path, shape, layers, anchor, kind, precision):
     config = make_models.write_model(tmp_path, shape, layers, anchor)
-    batch = make_models.random_batch(config["vocab_size"], lengths, seed=12)
+    batch = make_models.random_batch(config["vocab_size"], PACKED if kind == "packed" else SINGLE, seed=12)
     ours = Grads(parity_tool, tmp_path, batch, precision)
     reference = oracle.Oracle(tmp_path, torch.float64 if precision == "fp64" else torch.float32)
     loss, gradients = reference.gradients([batch])
@@ -202,5 +202,6 @@ def test_trajectory_equals_pytorch(parity_tool, tmp_path, layers, anchor):
     assert ((found["grad_norms"] - norms) / norms).abs().max() < 2e-5
     for name, parameter in parameters.items():
         assert oracle.relative_l2(found[name], parameter.detach()) < 1e-5, name
-    assert error(torch_trajectory(tmp_path, steps, decay_norms=True)[0]) > 2e-6
-    assert error(torch_trajectory(tmp_path, steps, lr=1.001 * LEARNING_RATE)[0]) > 2e-6
+    if layers == "3-4":  # what the tolerance sees is the same for every plan
+        assert error(torch_trajectory(tmp_path, steps, decay_norms=True)[0]) > 2e-6
+        assert error(torch_trajectory(tmp_path, steps, lr=1.001 * LEARNING_RATE)[0]) > 2e-6

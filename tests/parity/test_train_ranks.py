@@ -108,6 +108,12 @@ class Running:
             assert self.process.poll() is None and time.monotonic() < end, self.text()
             time.sleep(0.05)
 
+    def await_text(self, words):
+        end = time.monotonic() + 90
+        while words not in self.text():
+            assert self.process.poll() is None and time.monotonic() < end, self.text()
+            time.sleep(0.05)
+
     def ranks(self):
         with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as file:
             return [int(word) for word in file.read().split()]
@@ -148,12 +154,16 @@ def test_where_a_script_asks_for_a_file_a_stop_ends_with_0(satune, tiny, tmp_pat
 
 
 def test_a_killed_rank_is_named_and_the_run_started_again(satune, tiny, tmp_path):
-    with Running(satune, tiny, tmp_path / "run", "--nproc-per-node", "2", "--max-restarts", "1") as running:
-        running.await_steps(25)
+    with Running(satune, tiny, tmp_path / "run", "--nproc-per-node", "2", "--max-restarts", "1",
+                 "save_steps=4") as running:
+        running.await_steps(6)
         os.kill(running.ranks()[1], signal.SIGKILL)
-        running.await_steps(45)
-        assert "restart 1 of 1 after: rank 1: killed by SIGKILL" in running.text()
-        assert [row["step"] for row in rows_of(tmp_path / "run")][:45] == list(range(1, 46)), "each step once"
+        running.await_text("restart 1 of 1 after: rank 1: killed by SIGKILL")
+        killed_at = len(rows_of(tmp_path / "run"))
+        running.await_steps(killed_at + 6)
+        assert "continuing after step" in running.text()
+        steps = [row["step"] for row in rows_of(tmp_path / "run")]
+        assert steps == list(range(1, len(steps) + 1)), "each step once"
         os.kill(running.ranks()[0], signal.SIGKILL)
         assert running.wait() == 3, running.text()
         assert "satune: error: rank 0: killed by SIGKILL" in running.text().splitlines()
