@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/copy_queue.h"
@@ -14,7 +15,8 @@ namespace satune {
 
 class ActivationOffload {
  public:
-  /// Host memory is taken at the first pass and kept for the next; grown where a later batch is larger.
+  /// Host memory is taken at the first pass and kept for the next; grown where a later batch is larger, which
+  /// may leave the smaller buffers in LibTorch's cache of pinned memory: the largest batch should come first.
   ActivationOffload(at::Device device, int layers, std::unique_ptr<CopyQueue> copies);
 
   /// Forward, when the layer's work is queued: `tensors` go to the host, with all of the memory they are
@@ -45,10 +47,13 @@ class ActivationOffload {
     std::vector<int64_t> bytes;       ///< of each storage
     std::vector<at::Tensor> on_host;  ///< so many bytes at least; kept between passes
     std::vector<at::Tensor> on_card;  ///< while a copy reads or writes them
-    size_t last_copy = 0;
+    std::optional<size_t> last_copy;  ///< of those that have not been waited for
   };
 
   at::Tensor host_bytes(Layer& layer, size_t storage);
+  void start_copy(Layer& layer, const at::Tensor& to, const at::Tensor& from);
+  /// Nothing that the copies read or write is given to work queued before they are done.
+  void wait_for_copies(Layer& layer);
   void leave_card(Layer& layer);
 
   at::Device device_;

@@ -62,7 +62,7 @@ void split_qkv(const LayerContext& context, const at::Tensor& qkv, bool is_ancho
 }
 
 /// Where an op leaves the largest magnitudes of its result, if anything will be made of them.
-at::Tensor* wanted(const LayerContext& context, at::Tensor& largest) {
+at::Tensor* largest_if_fp8(const LayerContext& context, at::Tensor& largest) {
   return context.fp8 != nullptr ? &largest : nullptr;
 }
 
@@ -70,24 +70,18 @@ bool in_fp8(const LayerContext& context, const FusedProjection& projection) {
   return context.fp8 != nullptr && projection.takes_fp8();
 }
 
-/// A forward through `projection`. For a backward that computes nothing again (`keep`) the input is kept as
-/// that will read it.
+/// A forward through `projection`, with a residual where there is one. For a backward that computes nothing
+/// again
+/// (`keep`) the input is kept as that will read it.
 at::Tensor project(const LayerContext& context, const FusedProjection& projection, ProjectionInput& input,
-                   bool keep) {
-  if (!in_fp8(context, projection)) return projection.forward(input.x_NI);
-  const at::Tensor y =
-      projection.forward8(input, keep ? Fp8Layout::kBoth : Fp8Layout::kRows, {}, *context.fp8);
-  if (keep) input.x_NI.reset();
-  return y;
-}
-
-/// The same, with a residual.
-at::Tensor project(const LayerContext& context, const FusedProjection& projection, ProjectionInput& input,
-                   const at::Tensor& residual_NO, bool keep) {
-  if (!in_fp8(context, projection)) return projection.forward(input.x_NI, residual_NO);
+                   bool keep, const at::Tensor& residual_NO = {}) {
+  if (!in_fp8(context, projection)) {
+    return residual_NO.defined() ? projection.forward(input.x_NI, residual_NO)
+                                 : projection.forward(input.x_NI);
+  }
   const at::Tensor y =
       projection.forward8(input, keep ? Fp8Layout::kBoth : Fp8Layout::kRows, residual_NO, *context.fp8);
-  if (keep) input.x_NI.reset();
+  if (keep) input = {{}, std::move(input.x8), {}};
   return y;
 }
 
@@ -105,7 +99,7 @@ void attend_inputs(const LayerContext& context, const LayerWeights& weights, boo
                    LayerRecord& record) {
   RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
     return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
-                            context.config.rms_norm_eps, wanted(context, record.normed_in.largest));
+                            context.config.rms_norm_eps, largest_if_fp8(context, record.normed_in.largest));
   });
   record.normed_in.x_NI = std::move(norm.y_NC);
   record.rstd_in_N = norm.rstd_N;
@@ -121,7 +115,7 @@ void attend_inputs(const LayerContext& context, const LayerWeights& weights, boo
 void mlp_inputs(const LayerContext& context, const LayerWeights& weights, LayerRecord& record) {
   RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
     return rms_norm_forward(record.mid_NC, context.weights.tensor(weights.post_attention_norm),
-                            context.config.rms_norm_eps, wanted(context, record.normed_post.largest));
+                            context.config.rms_norm_eps, largest_if_fp8(context, record.normed_post.largest));
   });
   record.normed_post.x_NI = std::move(norm.y_NC);
   record.rstd_post_N = norm.rstd_N;
@@ -145,7 +139,7 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
   record.mid_NC = traced(context.trace, part::kOutput, [&] {
     ProjectionInput attended{record.attention.out_NHD.flatten(1),
                              {}};  // which the attention's backward reads
-    at::Tensor mid_NC = project(context, weights.output, attended, record.x_NC, keep);
+    at::Tensor mid_NC = project(context, weights.output, attended, keep, record.x_NC);
     if (keep) record.attended8 = attended.x8;
     return mid_NC;
   });
@@ -153,7 +147,7 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
   record.gate_up_N2F = traced(context.trace, part::kGateUp,
                               [&] { return project(context, weights.gate_up, record.normed_post, keep); });
   record.act.x_NI = traced(context.trace, part::kSwiglu, [&] {
-    return swiglu_forward(record.gate_up_N2F, wanted(context, record.act.largest));
+    return swiglu_forward(record.gate_up_N2F, largest_if_fp8(context, record.act.largest));
   });
 }
 
@@ -167,12 +161,12 @@ void restore(const LayerContext& context, const LayerWeights& weights, Recording
   } else if (recording == Recording::kSelective) {
     record.normed_in.x_NI = traced(context.trace, part::kNorm, [&] {
       return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
-                              context.config.rms_norm_eps, wanted(context, record.normed_in.largest))
+                              context.config.rms_norm_eps, largest_if_fp8(context, record.normed_in.largest))
           .y_NC;
     });
     mlp_inputs(context, weights, record);
     record.act.x_NI = traced(context.trace, part::kSwiglu, [&] {
-      return swiglu_forward(record.gate_up_N2F, wanted(context, record.act.largest));
+      return swiglu_forward(record.gate_up_N2F, largest_if_fp8(context, record.act.largest));
     });
   }
 }
@@ -185,7 +179,7 @@ at::Tensor mlp_backward(const LayerContext& context, const LayerWeights& weights
   });
   at::Tensor largest;  // of d_gate_up
   const at::Tensor d_gate_up = traced(context.trace, part::kSwiglu, [&] {
-    return swiglu_backward(d_act, record.gate_up_N2F, wanted(context, largest));
+    return swiglu_backward(d_act, record.gate_up_N2F, largest_if_fp8(context, largest));
   });
   record.gate_up_N2F.reset();
   const at::Tensor d_normed = traced(context.trace, part::kGateUp, [&] {
@@ -196,7 +190,7 @@ at::Tensor mlp_backward(const LayerContext& context, const LayerWeights& weights
     return rms_norm_backward(d_normed, record.mid_NC, context.weights.tensor(weights.post_attention_norm),
                              record.rstd_post_N, d_out_NC,
                              gradient_of(gradients, weights.post_attention_norm), accumulate,
-                             wanted(context, largest_d_mid));
+                             largest_if_fp8(context, largest_d_mid));
   });
 }
 
@@ -307,7 +301,7 @@ at::Tensor FusedProjection::forward8(ProjectionInput& input, Fp8Layout layout, c
   input.x8 = to_fp8(input.x_NI, Fp8Format::kE4M3, layout, input.largest);
   std::vector<at::Tensor> parts;
   for (const Block& block : blocks_) {
-    const Fp8Matrix weight = weights.get(block.slot, block.weight_OI, Fp8Layout::kRows);
+    const Fp8Matrix weight = weights.get(block.slot, block.weight_OI, block.trained, Fp8Layout::kRows);
     parts.push_back(fp8_forward(input.x8, weight, input.x_NI.scalar_type()));
   }
   input.x8.rows_RC.reset();
@@ -338,7 +332,8 @@ at::Tensor FusedProjection::backward8(const at::Tensor& d_y_NO, ProjectionInput&
   at::Tensor d_x;
   if (!need_input) return d_x;
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    const Fp8Matrix weight = weights.get(blocks_[i].slot, blocks_[i].weight_OI, Fp8Layout::kColumns);
+    const Block& block = blocks_[i];
+    const Fp8Matrix weight = weights.get(block.slot, block.weight_OI, block.trained, Fp8Layout::kColumns);
     const at::Tensor d_x_part = fp8_backward_input(d_parts[i], weight, type);
     d_x = d_x.defined() ? d_x.add_(d_x_part) : d_x_part;
   }
@@ -372,7 +367,7 @@ at::Tensor layer_forward(const LayerContext& context, const LayerWeights& weight
   record.x_NC = x_NC;
   forward_until_act(context, weights, anchor, context.keep_inputs, record);
   at::Tensor out_NC = traced(context.trace, part::kDown, [&] {
-    return project(context, weights.down, record.act, record.mid_NC, context.keep_inputs);
+    return project(context, weights.down, record.act, context.keep_inputs, record.mid_NC);
   });
   if (anchor == nullptr) {  // a shared layer's are its anchor's
     observe(observer, layer, "q", record.q_NHD);

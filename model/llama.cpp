@@ -131,7 +131,12 @@ Pass::Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recor
 }
 
 Pass::~Pass() {
-  if (offload_ != nullptr) offload_->forget();  // records_ are its slots
+  if (offload_ == nullptr) return;
+  try {
+    offload_->forget();  // records_ are its slots
+  } catch (...) {
+    // A card that cannot even be told to wait has failed before, and is given no work any more.
+  }
 }
 
 const LayerRecord* Pass::anchor_of(int layer) const {
@@ -334,7 +339,9 @@ void Llama::offload_activations_by(std::unique_ptr<CopyQueue> copies) {
 }
 
 void Llama::use_fp8(bool keep_weights) {
-  impl_->fp8.emplace(impl_->layers.size() * kProjectionSlots, keep_weights);
+  TORCH_CHECK(impl_->weights.type() != at::kDouble, "8-bit products give no fp64");
+  const int lowest_layer = std::max(impl_->lowest_trained_segment() - 1, 0);
+  impl_->fp8.emplace(impl_->layers.size() * kProjectionSlots, lowest_layer * kProjectionSlots, keep_weights);
 }
 
 void Llama::weights_changed() {

@@ -97,7 +97,7 @@ class Llama {
   /// forward_backward(); everything else, and what only reads the model, stays as it was. `keep_weights`:
   /// those in 8 bits, until weights_changed() (model/fp8_weights.h).
   void use_fp8(bool keep_weights);
-  /// To be called after weights were written, before the next pass.
+  /// To be called after trained weights were written, before the next pass.
   void weights_changed();
   /// Layer projections, and those of them that 8-bit products take.
   struct Projections {

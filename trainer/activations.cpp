@@ -110,20 +110,24 @@ Buffers weight_gradient(const PassShape& shape, int64_t outputs, int64_t inputs,
   return buffers;
 }
 
-/// In 8 bits, with both sides of SwiGLU there, or while the weights of gate and up get their gradient (`live`
-/// has what either needs of 16 bits): the gradient of gate and up by rows and columns takes the place of the
-/// recorded gate and up. Weights made for the product, and a gradient that is added afterwards.
-void raise_to_fp8(Live& most, const PassShape& shape, Live live) {
-  const int64_t ffn = shape.config.intermediate_size, weight = 2 * ffn * shape.config.hidden_size;
-  live.add(shape.tokens * ffn);  // the record's input of the down projection, in 8 bits, was as large as 16
-  if (!shape.fp8_weights_kept) live.add(weight);
-  live.add(weight * shape.gradient_element);
+/// In 8 bits, while gate and up get their gradients. For N tokens and F = intermediate_size, in bytes: the
+/// gradient of SwiGLU's result 2 NF, that of gate and up 4 NF, by rows and by columns 4 NF more; of the
+/// layer's record gate and up are gone, 4 NF, and SwiGLU's result in 8 bits, NF. That is 5 NF beside the
+/// record, of which `live` has 4. Also the weights, where they are made for the product, and a gradient that
+/// is added afterwards; "selective" has the inputs of both fused projections in 16 bits, too, and one of them
+/// in 8.
+void raise_to_fp8(Live& most, const PassShape& shape, Recording recording, Live live) {
+  const int64_t ffn = shape.config.intermediate_size, hidden = shape.config.hidden_size;
+  live.add(shape.tokens * ffn);
+  if (!shape.fp8_weights_kept) live.add(2 * ffn * hidden);
+  live.add(2 * ffn * hidden * shape.gradient_element);
+  if (recording == Recording::kSelective) live.add(shape.tokens * hidden * shape.element);
   most.raise_to(live);
 }
 
 /// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the fused
 /// weights, and the norm (in fp32 steps on a card).
-void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live) {
+void raise_to_backward(Live& most, const PassShape& shape, int layer, Recording recording, Live live) {
   const ModelConfig& config = shape.config;
   const int64_t stream = shape.tokens * config.hidden_size;
   live.add(stream * shape.element);  // the gradient of the layer's output
@@ -133,7 +137,7 @@ void raise_to_backward(Live& most, const PassShape& shape, int layer, Live live)
   }
   Live weights = live;
   live.add(2 * shape.tokens * config.intermediate_size * shape.element);
-  if (shape.fp8) raise_to_fp8(most, shape, live);
+  if (shape.fp8) raise_to_fp8(most, shape, recording, live);
   most.raise_to(live);
   weights.add(stream * shape.element);
   Live down = weights;
@@ -205,7 +209,7 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
     live.add(whole.own);
     live.add(whole.others);
     most.raise_to(live);
-    if (layer + 1 >= shape.lowest_trained) raise_to_backward(most, shape, layer, live);
+    if (layer + 1 >= shape.lowest_trained) raise_to_backward(most, shape, layer, recording[i], live);
     if (shape.eager_tokens > 0) raise_to_eager(most, shape, layer, before);
     const RecordBuffers record = kept_of(shape, layer, recording[i]);
     kept.add(record.others);

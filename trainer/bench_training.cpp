@@ -15,6 +15,7 @@
 #include "trainer/fp8_trial.h"
 #include "trainer/loss_scale.h"
 #include "trainer/memory_modes.h"
+#include "trainer/model_modes.h"
 #include "trainer/sharding.h"
 #include "trainer/step.h"
 #include "trainer/synthetic_data.h"
@@ -51,8 +52,7 @@ class SteppedModel {
     model_.attend_by(chosen.choice);
     check_fp8(settings, device);
     use_fp8(model_, settings, stage);
-    if (settings.activation_offloading && !device.is_cpu())
-      model_.offload_activations_by(make_copy_queue(device));
+    offload_activations(model_, settings);
     attention_ = fmt::format("{} ({})", chosen.name, chosen.reason);
     const bool offload = settings.optimizer_offload == OptimizerOffload::kCpu;
     optimizer_.emplace(model_.weights().trained, sharding_.weight_shards(), AdamWOptions(settings),

@@ -5,7 +5,6 @@
 
 #include <functional>
 
-#include "model/llama.h"
 #include "trainer/settings.h"
 
 namespace satune {
@@ -17,8 +16,5 @@ double fp8_error(at::Device device);
 /// With settings.fp8: throws EnvironmentError for a device that fails the trial.
 void check_fp8(const Settings& settings, at::Device device,
                const std::function<double(at::Device)>& error = fp8_error);
-
-/// With settings.fp8: the model computes so; at `stage` of sharding.
-void use_fp8(Llama& model, const Settings& settings, int64_t stage);
 
 }  // namespace satune

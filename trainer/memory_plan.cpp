@@ -45,7 +45,8 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
   const ShardSchedule schedule = shard_schedule(sizes, sharded);
 
   plan.weights = (stage < 3 ? all : all / shares) * element;
-  if (settings.fp8 && fp8_weights_are_kept(stage)) plan.weights8 = 2 * fp8_parameters(run.table);
+  if (settings.fp8 && fp8_weights_are_kept(stage))  // by rows, and by columns where a backward comes
+    plan.weights8 = fp8_parameters(run.table) + fp8_parameters(run.table, sizes.lowest_trained());
   plan.gathered = schedule.parameter_pool * element;
   const int64_t whole = alone || stage < 2 ? trained : 0;
   const int64_t pool = run.on_card ? schedule.gradient_pool : schedule.gradient_pool_touched;
@@ -72,12 +73,24 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
 
 }  // namespace
 
-int64_t fp8_parameters(const TensorTable& table) {
+int64_t fp8_parameters(const TensorTable& table, int lowest_segment) {
   int64_t count = 0;
-  for (const TensorInfo& tensor : table.tensors()) {
-    const bool in_layer = tensor.segment > 0 && tensor.segment < table.num_segments() - 1;
-    if (in_layer && tensor.shape.size() == 2 && takes_fp8(tensor.shape[0], tensor.shape[1]))
-      count += tensor.numel();
+  for (int segment = std::max(lowest_segment, 1); segment < table.num_segments() - 1; ++segment) {
+    int64_t qkv = 0, gate_up = 0, hidden = 0;  // outputs of tensors that are one product, and their inputs
+    for (const TensorInfo& tensor : table.segment(segment)) {
+      if (tensor.shape.size() != 2) continue;
+      const int64_t outputs = tensor.shape[0], inputs = tensor.shape[1];
+      if (tensor.role == TensorRole::kOutput || tensor.role == TensorRole::kDown) {
+        if (takes_fp8(outputs, inputs)) count += outputs * inputs;
+        continue;
+      }
+      const bool of_mlp = tensor.role == TensorRole::kGate || tensor.role == TensorRole::kUp;
+      (of_mlp ? gate_up : qkv) += outputs;
+      hidden = inputs;
+    }
+    for (const int64_t outputs : {qkv, gate_up}) {
+      if (takes_fp8(outputs, hidden)) count += outputs * hidden;
+    }
   }
   return count;
 }
@@ -111,6 +124,7 @@ std::vector<std::string> memory_table(const MemoryPlan& plan, int64_t available)
     if (item > 0) lines.push_back(fmt::format("  {:<17} {:>10}", name, bytes(item)));
   }
   lines.push_back(fmt::format("  {:<17} {:>10} of {}", "in all", bytes(plan.total()), bytes(available)));
+  if (plan.host > 0) lines.push_back(fmt::format("  {:<17} {:>10}", "in host memory", bytes(plan.host)));
   return lines;
 }
 
@@ -140,6 +154,7 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   plan.working = pass.working;
   plan.working_layer = pass.layer;
   plan.working_loss = pass.loss;
+  plan.host_activations = pass.host;
   plan.host += pass.host;
   return plan;
 }

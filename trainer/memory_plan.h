@@ -30,7 +30,7 @@ struct PlannedRun {
 /// Of one rank. On the CPU the device is the machine's memory, which its ranks share.
 struct MemoryPlan {
   int64_t weights = 0;    ///< trained and frozen, in the compute dtype; stage 3: this rank's share
-  int64_t weights8 = 0;   ///< fp8: the layers' projections, both layouts; stage 3 makes them for each product
+  int64_t weights8 = 0;   ///< fp8: the layers' projections; stage 3 makes them for each product
   int64_t gathered = 0;   ///< stage 3: buffers for whole segments
   int64_t gradients = 0;  ///< as the backward writes them: whole, or a few segments (stages 2, 3); and what
                           ///< other ranks' parts of a segment arrive in
@@ -43,8 +43,9 @@ struct MemoryPlan {
   int64_t working = 0;        ///< the layer in progress, or the loss's chunk of logits: the larger
   int64_t libraries = 0;      ///< what the CPU's matrix libraries keep for threads and shapes
 
-  int64_t host =
-      0;  ///< beside a card: optimizer_offload "cpu", activation_offloading, the copy of async_save
+  /// Beside a card: optimizer_offload "cpu", activation_offloading (which alone is host_activations), the
+  /// copy of async_save.
+  int64_t host = 0, host_activations = 0;
 
   std::vector<Recording> recording;  ///< per layer
   /// What `working` is the larger of (PassBytes).
@@ -74,8 +75,9 @@ struct StageChoice {
 /// where none fits. A group of one has nothing to cut: 0.
 StageChoice choose_zero_stage(const PlannedRun& run, int64_t world_size, int64_t available);
 
-/// Of the layers' projections, those in tensors that 8-bit products take.
-int64_t fp8_parameters(const TensorTable& table);
+/// Parameters of the layers' projections that 8-bit products take, from one segment on; frozen tensors, which
+/// have products of their own, count as if they were trained.
+int64_t fp8_parameters(const TensorTable& table, int lowest_segment = 0);
 
 /// fp8: whether the weights in 8 bits stay between products. In stage 3 those of 16 bits do not.
 constexpr bool fp8_weights_are_kept(int64_t stage) {

@@ -208,7 +208,8 @@ std::vector<Field> machine_fields() {
                  kFree));
   fields.push_back(make_field("activation_offloading", SATUNE_MEMBER(activation_offloading),
                               "what layers of a model on a card keep for the backward pass waits for it in "
-                              "pinned host memory; with gradient_checkpointing \"auto\" that is each "
+                              "pinned host memory (but for an anchor's Q and K, and what is small); with "
+                              "gradient_checkpointing \"auto\" that is each "
                               "layer's input alone",
                               kFree));
   fields.push_back(

@@ -17,14 +17,21 @@
 #include "trainer/device.h"
 #include "trainer/evaluation_loss.h"
 #include "trainer/final_export.h"
-#include "trainer/fp8_trial.h"
 #include "trainer/memory_modes.h"
+#include "trainer/model_modes.h"
 #include "trainer/resume.h"
 #include "trainer/snapshot_writer.h"
 #include "trainer/trained_text.h"
 
 namespace satune {
 namespace {
+
+void warn_of_host_memory(int64_t needed) {
+  const int64_t available = available_memory(at::kCPU);
+  if (needed <= available) return;
+  spdlog::warn("the run's processes on this machine need {} of its memory beside their cards, {} available",
+               format_bytes(static_cast<double>(needed)), format_bytes(static_cast<double>(available)));
+}
 
 /// Rank 0 decides the stage for all; what each records is its own affair.
 MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordinator& coordinator,
@@ -47,8 +54,9 @@ MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordi
   const MemoryPlan memory = plan_memory(run, sharded, available);
   if (coordinator.world().rank == 0) {
     for (const std::string& line : memory_table(memory, available)) spdlog::info("{}", line);
+    warn_of_host_memory(memory.host * local_ranks);
   }
-  return {static_cast<int>(stage), memory.recording};
+  return {static_cast<int>(stage), memory.recording, memory.host_activations};
 }
 
 void attend(Llama& model, const Settings& settings, bool log) {
@@ -63,18 +71,9 @@ void attend(Llama& model, const Settings& settings, bool log) {
 
 void report_fp8(const Llama::Projections& projections) {
   const int64_t left = projections.all - projections.take_fp8;
-  spdlog::log(left == 0 ? spdlog::level::info : spdlog::level::warn,
-              "fp8: {} of the layers' {} projections{}", projections.take_fp8, projections.all,
+  spdlog::log(left == 0 ? spdlog::level::info : spdlog::level::warn, "fp8: {} of the layers' {} products{}",
+              projections.take_fp8, projections.all,
               left == 0 ? "" : fmt::format("; {} stay bf16, their sizes are not multiples of 16", left));
-}
-
-void offload_activations(Llama& model, bool log) {
-  const at::Device device = model.weights().device();
-  if (!device.is_cpu()) {
-    model.offload_activations_by(make_copy_queue(device));
-  } else if (log) {
-    spdlog::info("activation_offloading: nothing to move, the model is in host memory");
-  }
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -104,7 +103,8 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
   attend(model_, settings_, ranks.is_leader());
   use_fp8(model_, settings_, memory_.zero_stage);
   if (settings_.fp8 && ranks.is_leader()) report_fp8(model_.projections());
-  if (settings_.activation_offloading) offload_activations(model_, ranks.is_leader());
+  if (!offload_activations(model_, settings_) && settings_.activation_offloading && ranks.is_leader())
+    spdlog::info("activation_offloading: nothing to move, the model is in host memory");
   sharding_.emplace(model_, ranks.groups(), coordinator_, memory_.zero_stage,
                     gradient_type(settings_, ranks.world()));
   const bool offload = settings_.optimizer_offload == OptimizerOffload::kCpu;
@@ -385,18 +385,19 @@ void TrainingRun::prune_snapshots(int64_t best_step) const {
 
 void TrainingRun::check_room_for_copy() const {
   if (!settings_.async_save) return;
-  // Every rank has allocated what it keeps, and all ranks of the machine make their copies at one time.
+  // Every rank has allocated what it keeps, but for activations, which the first pass pins; and all ranks of
+  // the machine make their copies at one time.
   coordinator_.barrier("allocated");
   const int64_t mine = sharding_->saves() ? StateCopy::bytes(*optimizer_, sharding_->world()) : 0;
-  const int64_t needed = mine * local_ranks_;
+  const int64_t needed = (mine + memory_.host_activations) * local_ranks_;
   const int64_t available = available_memory(at::kCPU);
   if (needed <= available) return;
   throw EnvironmentError(
       fmt::format("async_save: found {} of memory available, expected {} for copies of the state of the {} "
-                  "on this machine "
-                  "(async_save=false saves without them)",
+                  "on this machine{} (async_save=false saves without them)",
                   format_bytes(static_cast<double>(available)), format_bytes(static_cast<double>(needed)),
-                  local_ranks_ == 1 ? std::string("process") : fmt::format("{} processes", local_ranks_)));
+                  local_ranks_ == 1 ? std::string("process") : fmt::format("{} processes", local_ranks_),
+                  memory_.host_activations > 0 ? " and for offloaded activations" : ""));
 }
 
 Json TrainingRun::state_json() const {

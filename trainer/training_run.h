@@ -32,6 +32,7 @@ namespace satune {
 struct MemoryChoice {
   int zero_stage = 0;
   std::vector<Recording> recording;
+  int64_t host_activations = 0;  ///< bytes that this rank will pin
 };
 
 class TrainingRun {

@@ -75,7 +75,8 @@ __device__ inline unsigned largest_magnitude(const Pack<T, N>& pack) {
 template <typename T>
 constexpr bool kGivesLargest = sizeof(T) <= 4;
 
-/// Writes the largest of the block's threads to its part (cuda_kernels.h, LargestParts). By all threads.
+/// Writes the largest of the block's threads to its part (cuda_kernels.h, fp8_largest_parts()). By all
+/// threads.
 __device__ inline void write_largest(unsigned largest, unsigned* parts, unsigned part) {
   __shared__ ReduceSpace<unsigned> space;
   largest = reduce_block<Max>(largest, space);

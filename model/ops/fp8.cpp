@@ -24,7 +24,7 @@ int64_t padded(int64_t rows) {
   return (rows + kMultiple - 1) / kMultiple * kMultiple;
 }
 
-uint8_t* bytes_of(const at::Tensor& matrix) {
+uint8_t* stored_bytes(const at::Tensor& matrix) {
   return matrix.defined() ? static_cast<uint8_t*>(matrix.mutable_data_ptr()) : nullptr;
 }
 
@@ -37,11 +37,16 @@ void fill_on_card(const at::Tensor& x_RC, Fp8Format format, at::Tensor largest, 
     uint32_t* parts = cuda::make_parts(&largest, cuda::fp8_largest_parts(rows), x_RC);
     cuda::fp8_largest(element, x_RC.const_data_ptr(), rows, width, stride, parts, stream);
   }
+#ifdef SATUNE_EMULATED_CARD  // in tests, whether it is that of x
+  const at::Tensor expected = x_RC.abs().max().to(at::kFloat);
+  TORCH_CHECK(!at::isfinite(expected).item<bool>() ||
+              largest.max().item<int>() == expected.view(at::kInt).item<int>());
+#endif
   auto* scale = out.scale.mutable_data_ptr<float>();
   cuda::fp8_scale(static_cast<const uint32_t*>(largest.const_data_ptr()), largest.numel(), kind, scale,
                   stream);
-  cuda::fp8_quantize(element, x_RC.const_data_ptr(), rows, width, stride, kind, scale, bytes_of(out.rows_RC),
-                     bytes_of(out.columns_CR), padded(rows), stream);
+  cuda::fp8_quantize(element, x_RC.const_data_ptr(), rows, width, stride, kind, scale,
+                     stored_bytes(out.rows_RC), stored_bytes(out.columns_CR), padded(rows), stream);
 }
 
 /// As cuda::fp8_scale.

@@ -14,7 +14,7 @@ struct RmsNormOut {
   at::Tensor rstd_N;  ///< fp32 (fp64 for fp64 inputs)
 };
 
-/// `largest`: where there is one, on a card, set to what to_fp8() (fp8.h) takes of y.
+/// `largest`: where there is one, on a card, set to what to_fp8() (fp8.h) takes of y, but not of fp64.
 RmsNormOut rms_norm_forward(const at::Tensor& x_NC, const at::Tensor& weight_C, double eps,
                             at::Tensor* largest = nullptr);
 

@@ -3,7 +3,7 @@
 namespace satune::cuda {
 namespace {
 
-// Of the result's largest magnitudes: few enough for one block to go through.
+// Of the result's largest magnitudes: one block goes through all of them.
 constexpr int64_t kMostParts = 2048;
 
 /// Rows blockIdx.y, blockIdx.y + gridDim.y, ...; a pack of columns a thread.

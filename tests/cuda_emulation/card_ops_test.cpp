@@ -31,8 +31,8 @@ TEST(CardOps, EveryOpLaunchesItsKernels) {
   EXPECT_EQ(launches([&] { swiglu_forward(x); }), 1);
   EXPECT_EQ(launches([&] { to_fp8(x, Fp8Format::kE4M3, Fp8Layout::kBoth); }), 3);
   at::Tensor largest;
-  swiglu_forward(x, &largest);
-  EXPECT_EQ(launches([&] { to_fp8(x, Fp8Format::kE4M3, Fp8Layout::kBoth, largest); }), 2);
+  const at::Tensor act = swiglu_forward(x, &largest);
+  EXPECT_EQ(launches([&] { to_fp8(act, Fp8Format::kE4M3, Fp8Layout::kBoth, largest); }), 2);
   EXPECT_EQ(launches([&] { swiglu_backward(x.narrow(1, 0, 4).contiguous(), x); }), 1);
   const at::Tensor tokens = at::tensor({3, 1, 1, 0, 2, 3}, at::kLong);
   const Targets targets{at::arange(6, at::kLong), tokens};

@@ -5,42 +5,17 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include <deque>
-#include <map>
-#include <utility>
+#include <memory>
+#include <optional>
 
 #include "model/llama.h"
+#include "tests/model/late_copies.h"
 #include "tests/model/models.h"
 
 namespace satune {
 namespace {
 
-/// A copy is made when somebody waits for it, or for a later one; what is read by then is what counts.
-class LateCopies final : public CopyQueue {
- public:
-  size_t copy(const at::Tensor& to, const at::Tensor& from) override {
-    to.fill_(0xEE);
-    waiting_.push_back({to, from, made_ + waiting_.size()});
-    return waiting_.back().number;
-  }
-  void wait_for(size_t number) override {
-    while (!waiting_.empty() && waiting_.front().number <= number) {
-      waiting_.front().to.copy_(waiting_.front().from);
-      waiting_.pop_front();
-      ++made_;
-    }
-  }
-  size_t waiting() const { return waiting_.size(); }
-  size_t made() const { return made_; }
-
- private:
-  struct Waiting {
-    at::Tensor to, from;
-    size_t number;
-  };
-  std::deque<Waiting> waiting_;
-  size_t made_ = 0;
-};
+using testing::LateCopies;
 
 struct Offloading {
   explicit Offloading(int layers) {
@@ -121,6 +96,28 @@ TEST(ActivationOffload, ABrokenPassLeavesNothingBehind) {
   EXPECT_EQ(smaller.sum().item<double>(), 10);
 }
 
+// Of the last copy of a pass that was waited for the number is known; of none that was never made.
+TEST(ActivationOffload, ACopyThatFailsLeavesNothingBehind) {
+  for (const int64_t taken : {0, 1, 2, 3}) {
+    Offloading o(2);
+    at::Tensor a = at::ones({8}), b = at::ones({8}), c = at::ones({8}), d = at::ones({8});
+    o.copies->fail_after(taken);
+    EXPECT_THROW(
+        {
+          o.offload->store(0, {&a, &b});
+          o.offload->store(1, {&c, &d});
+        },
+        std::runtime_error);
+    o.copies->fail_after(-1);
+    o.offload->forget();
+    EXPECT_EQ(o.copies->waiting(), 0) << taken;
+    at::Tensor again = at::full({4}, 2.0);
+    o.offload->store(1, {&again});
+    o.offload->restore(1);
+    EXPECT_EQ(again.sum().item<double>(), 8);
+  }
+}
+
 std::vector<at::Tensor> results(Llama& model, const std::vector<Recording>& recording, SegmentHooks& hooks) {
   ParameterBuffers gradients = model.make_gradients(model.weights().type());
   const int64_t vocabulary = model.config().vocab_size;
@@ -196,6 +193,21 @@ TEST(OffloadedLlama, APassThatThrowsIsForgotten) {
     EXPECT_THROW(results(model, recording, hooks), std::runtime_error);
     EXPECT_EQ(copies->waiting(), 0);
     hooks.segment = -1;
+    expect_equal(results(model, recording, hooks), expected);
+  }
+}
+
+TEST(OffloadedLlama, APassWhoseCopyFailsIsForgotten) {
+  Llama model = testing::make_model(testing::small_config(8), at::kFloat);
+  const auto recording = testing::all_layers(model.config(), Recording::kSelective);
+  SegmentHooks hooks;
+  const auto expected = results(model, recording, hooks);
+  LateCopies* copies = offload(model);
+  for (const int64_t taken : {0, 1, 17, 30, 40}) {  // seven layers of five storages, and back
+    copies->fail_after(taken);
+    EXPECT_THROW(results(model, recording, hooks), std::runtime_error) << taken;
+    EXPECT_EQ(copies->waiting(), 0) << taken;
+    copies->fail_after(-1);
     expect_equal(results(model, recording, hooks), expected);
   }
 }

@@ -5,6 +5,7 @@
 
 #include "model/llama.h"
 #include "model/ops/embedding.h"
+#include "model/ops/fp8.h"
 #include "model/ops/linear.h"
 #include "model/ops/linear_cross_entropy.h"
 #include "model/ops/rms_norm.h"
@@ -31,6 +32,14 @@ at::Tensor wave(at::IntArrayRef shape, at::ScalarType type) {
   int64_t count = 1;
   for (int64_t size : shape) count *= size;
   return at::sin(at::arange(count, at::kDouble) * 12.9898).mul(2).view(shape).to(type);
+}
+
+DeviceBatch on_card(const DeviceBatch& batch) {
+  DeviceBatch there = batch;
+  there.tokens_N = batch.tokens_N.cuda();
+  there.targets = {batch.targets.rows_M.cuda(), batch.targets.ids_M.cuda()};
+  there.positions_N = batch.positions_N.cuda();
+  return there;
 }
 
 TEST_P(Cuda, SwigluAndRopeEqualTheCpu) {
@@ -108,10 +117,7 @@ TEST_P(Cuda, LossAndGradientsEqualTheCpu) {
     card.weights().tensor(i).copy_(cpu.weights().tensor(i));
   }
   const DeviceBatch batch = testing::make_batch({30, 4, 17}, config.vocab_size);
-  DeviceBatch there = batch;
-  there.tokens_N = batch.tokens_N.cuda();
-  there.targets = {batch.targets.rows_M.cuda(), batch.targets.ids_M.cuda()};
-  there.positions_N = batch.positions_N.cuda();
+  const DeviceBatch there = on_card(batch);
   SegmentHooks hooks;
   for (const Recording recording : {Recording::kKeep, Recording::kSelective, Recording::kRecompute}) {
     ParameterBuffers expected = cpu.make_gradients(GetParam()), found = card.make_gradients(GetParam());
@@ -121,6 +127,70 @@ TEST_P(Cuda, LossAndGradientsEqualTheCpu) {
     EXPECT_NEAR(b.loss.item<double>() / a.loss.item<double>(), 1.0, tolerance());
     for (size_t i = 0; i < cpu.table().tensors().size(); ++i) {
       EXPECT_LT(relative_difference(found.tensor(i).cpu(), expected.tensor(i)), 10 * tolerance())
+          << cpu.table().tensors()[i].name;
+    }
+  }
+}
+
+TEST_P(Cuda, OffloadedActivationsComeBackToTheBit) {
+  const ModelConfig config = testing::shared_config("4-6", AnchorRule::kBefore);
+  Llama model(config, {}, GetParam(), at::kCUDA);
+  const Llama cpu = testing::make_model(config, GetParam());
+  for (size_t i = 0; i < cpu.table().tensors().size(); ++i)
+    model.weights().tensor(i).copy_(cpu.weights().tensor(i));
+  const auto pass = [&](Recording recording) {
+    ParameterBuffers gradients = model.make_gradients(GetParam());
+    SegmentHooks hooks;
+    // Enough micro-batches, of changing lengths, for the events of the copies to go around.
+    for (int64_t length = 40; length > 0; length -= 4) {
+      model.forward_backward(on_card(testing::make_batch({length, 17}, config.vocab_size)), 0.1, gradients,
+                             length < 40, testing::all_layers(config, recording), hooks);
+    }
+    std::vector<at::Tensor> all;
+    for (int segment = 0; segment < gradients.num_segments(); ++segment)
+      all.push_back(gradients.flat(segment).cpu());
+    return all;
+  };
+  for (const Recording recording : {Recording::kKeep, Recording::kSelective, Recording::kRecompute}) {
+    model.offload_activations_by(nullptr);
+    const auto expected = pass(recording);
+    model.offload_activations_by(make_copy_queue(model.weights().device()));
+    const auto found = pass(recording);
+    for (size_t i = 0; i < found.size(); ++i)
+      EXPECT_TRUE(at::equal(found[i], expected[i])) << "segment " << i;
+  }
+}
+
+TEST_P(Cuda, EightBitMatricesAreThoseOfTheCpu) {
+  const at::Tensor x = wave({70, 48}, GetParam());
+  for (const Fp8Format format : {Fp8Format::kE4M3, Fp8Format::kE5M2}) {
+    const Fp8Matrix here = to_fp8(x, format, Fp8Layout::kBoth),
+                    there = to_fp8(x.cuda(), format, Fp8Layout::kBoth);
+    EXPECT_EQ(there.scale.item<float>(), here.scale.item<float>());
+    EXPECT_TRUE(at::equal(there.rows_RC.cpu().view(at::kByte), here.rows_RC.view(at::kByte)));
+    EXPECT_TRUE(at::equal(there.columns_CR.cpu().view(at::kByte), here.columns_CR.view(at::kByte)));
+  }
+}
+
+TEST_P(Cuda, EightBitGradientsAreNearTheCpus) {
+  if (GetParam() != at::kBFloat16) GTEST_SKIP() << "bf16 alone";
+  const ModelConfig config = testing::shared_config("4-6", AnchorRule::kBefore);
+  Llama cpu = testing::make_model(config, GetParam());
+  Llama card(config, {}, GetParam(), at::kCUDA);
+  for (size_t i = 0; i < cpu.table().tensors().size(); ++i)
+    card.weights().tensor(i).copy_(cpu.weights().tensor(i));
+  cpu.use_fp8(true);
+  card.use_fp8(true);
+  const DeviceBatch batch = testing::make_batch({30, 4, 17}, config.vocab_size);
+  SegmentHooks hooks;
+  for (const Recording recording : {Recording::kKeep, Recording::kRecompute}) {
+    ParameterBuffers expected = cpu.make_gradients(GetParam()), found = card.make_gradients(GetParam());
+    const auto policy = testing::all_layers(config, recording);
+    cpu.forward_backward(batch, 0.1, expected, false, policy, hooks);
+    card.forward_backward(on_card(batch), 0.1, found, false, policy, hooks);
+    for (size_t i = 0; i < cpu.table().tensors().size(); ++i) {
+      // A last bit of bf16 may round to another number of 8 bits.
+      EXPECT_LT(relative_difference(found.tensor(i).cpu(), expected.tensor(i)), 0.2)
           << cpu.table().tensors()[i].name;
     }
   }

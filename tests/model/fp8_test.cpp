@@ -4,9 +4,13 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+#include <memory>
+
 #include "model/fp8_weights.h"
 #include "model/layer.h"
 #include "model/llama.h"
+#include "tests/model/late_copies.h"
 #include "tests/model/models.h"
 
 namespace satune {
@@ -89,7 +93,7 @@ TEST_P(Fp8Projection, PassesAreThoseOfItsStoredMatrices) {
   const Llama model = testing::make_model(config, at::kBFloat16, mask);
   const LayerWeights layer = bind_layer(model.weights(), 1, config.sharing);
   const int64_t first_slot = kProjectionSlots;  // of layer 1
-  Fp8Weights weights(2 * kProjectionSlots, /*keep=*/true);
+  Fp8Weights weights(2 * kProjectionSlots, 0, /*keep=*/true);
   const at::Tensor x = numbers(19, config.hidden_size, 1), d_y = numbers(19, 160, 2) * 0.01;
   const at::Tensor x8 = stored(to_fp8(x, Fp8Format::kE4M3, Fp8Layout::kRows));
 
@@ -106,7 +110,8 @@ TEST_P(Fp8Projection, PassesAreThoseOfItsStoredMatrices) {
   size_t product = 0;
   for (const at::Tensor& weight : layer.qkv.weights()) {
     const int64_t outputs = weight.size(0);
-    const at::Tensor w8 = stored(weights.get(first_slot + product++, weight, Fp8Layout::kRows));
+    const at::Tensor w8 =
+        stored(weights.get(first_slot + product++, weight, /*trained=*/true, Fp8Layout::kRows));
     EXPECT_LT(relative_difference(y.narrow(1, column, outputs), at::mm(x8, w8.t())), 4e-3);
     const at::Tensor d8 = stored(to_fp8(d_y.narrow(1, column, outputs), Fp8Format::kE5M2, Fp8Layout::kRows));
     expected_d_x += at::mm(d8, w8);
@@ -132,6 +137,14 @@ TEST_P(Fp8Projection, PassesAreThoseOfItsStoredMatrices) {
     column += outputs;
   }
   EXPECT_LT(relative_difference(d_x, expected_d_x), 4e-3);
+
+  // Where nobody needs the input's gradient, the weights' are the same.
+  ParameterBuffers again = model.make_gradients(at::kFloat);
+  for (int segment = 0; segment < again.num_segments(); ++segment) again.flat(segment).fill_(0.5);
+  ProjectionInput once_more{x, {}};
+  EXPECT_FALSE(layer.qkv.backward8(d_y, once_more, again, true, /*need_input=*/false, weights).defined());
+  for (int segment = 0; segment < again.num_segments(); ++segment)
+    EXPECT_TRUE(at::equal(again.flat(segment), gradients.flat(segment)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Trained, Fp8Projection, ::testing::Values("model", ".*k_proj", ".*v_proj"),
@@ -166,7 +179,7 @@ TEST_P(Fp8Llama, HasTheSameBitsHoweverItKeepsThem) {
   const auto expected = results(model, Recording::kKeep);
   for (const Recording recording : {Recording::kKeep, Recording::kSelective, Recording::kRecompute})
     EXPECT_TRUE(same(results(model, recording), expected)) << static_cast<int>(recording);
-  model.offload_activations_by(make_copy_queue(at::kCPU));
+  model.offload_activations_by(std::make_unique<testing::LateCopies>());
   for (const Recording recording : {Recording::kKeep, Recording::kSelective, Recording::kRecompute})
     EXPECT_TRUE(same(results(model, recording), expected)) << static_cast<int>(recording);
   model.use_fp8(/*keep_weights=*/false);
@@ -204,10 +217,23 @@ TEST(Fp8, WeightsInEightBitsAreMadeAnewOnceTheyChange) {
   model.use_fp8(true);
   other.use_fp8(true);
   const auto before = results(model, Recording::kKeep);
-  for (Llama* one : {&model, &other}) one->weights().trained.flat(1).mul_(1.5);
+  for (Llama* one : {&model, &other}) one->weights().tensor("model.layers.0.mlp.down_proj.weight").mul_(1.5);
+  EXPECT_TRUE(same(results(model, Recording::kKeep), before)) << "kept until it is told";
   model.weights_changed();
   EXPECT_FALSE(same(results(model, Recording::kKeep), before));
   EXPECT_TRUE(same(results(model, Recording::kKeep), results(other, Recording::kKeep)));
+}
+
+TEST(Fp8Weights, WhatNoBackwardReadsIsKeptByRowsAlone) {
+  const at::Tensor weight = numbers(32, 16, 1);
+  Fp8Weights weights(2, /*first_of_backward=*/1, /*keep=*/true);
+  EXPECT_FALSE(weights.get(0, weight, /*trained=*/false, Fp8Layout::kRows).columns_CR.defined());
+  const Fp8Matrix trained = weights.get(1, weight, /*trained=*/true, Fp8Layout::kRows);
+  EXPECT_TRUE(trained.columns_CR.defined());
+  const at::Tensor frozen_rows = weights.get(0, weight, false, Fp8Layout::kRows).rows_RC;
+  weights.changed();
+  EXPECT_TRUE(weights.get(0, weight, false, Fp8Layout::kRows).rows_RC.is_same(frozen_rows)) << "as it was";
+  EXPECT_FALSE(weights.get(1, weight, true, Fp8Layout::kRows).rows_RC.is_same(trained.rows_RC));
 }
 
 TEST(Fp8, ProjectionsOfOtherSizesStay) {

@@ -10,6 +10,7 @@
 #include "trainer/dry_run.h"
 #include "trainer/fp8_trial.h"
 #include "trainer/run_plan.h"
+#include "trainer/snapshot_store.h"
 
 namespace satune::trainer_test {
 namespace {
@@ -47,9 +48,12 @@ TEST(Fp8, ARunTrainsAndContinuesToTheBit) {
   const TinyRun tiny;
   ASSERT_EQ(tiny.train("plain", {"precision=bf16"}), kExitOk);
   ASSERT_EQ(tiny.train("whole", {"precision=bf16", "fp8=true"}), kExitOk);
-  ASSERT_EQ(
-      tiny.train("parts", {"precision=bf16", "fp8=true", "max_steps=10", "gradient_checkpointing=selective"}),
-      kExitOk);
+  const std::vector<std::string> parts = {"precision=bf16", "fp8=true", "gradient_checkpointing=selective",
+                                          "save_steps=5"};
+  ASSERT_EQ(tiny.train("parts", parts), kExitOk);
+  // As if it had been killed half-way.
+  std::filesystem::remove_all(tiny.output("parts") / "snapshots" / snapshot_name(10));
+  ASSERT_EQ(tiny.train("parts", parts), kExitOk);
   EXPECT_EQ(repeatable_rows(tiny.output("parts")), repeatable_rows(tiny.output("whole")));
   const auto plain = metric_rows(tiny.output("plain")), whole = metric_rows(tiny.output("whole"));
   ASSERT_EQ(plain.size(), whole.size());
