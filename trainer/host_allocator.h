@@ -11,6 +11,8 @@ inline constexpr int64_t kHeapLimit = int64_t{32} << 20;
 
 /// Compiled 16-bit products that oneDNN keeps, one for each shape of operands, and what one takes in bytes
 /// (measured: 60 MB of 75 of them). A pass has 15 shapes for each number of tokens. Its own limit is 1024.
+/// Measured with unpacked rows of up to 512 tokens through 8 layers of 192: a peak of 1,562 MiB with 64,
+/// 1,640 with 256, 2,028 to 2,077 with 1024; the median step of two runs each 0.43, 0.41 and 0.44 s.
 inline constexpr int64_t kKeptProducts = 64, kProductBytes = 800 << 10;
 
 /// From now on, by malloc with the header of an alignment in front, and glibc keeps what is freed. Once,
