@@ -71,8 +71,7 @@ bool in_fp8(const LayerContext& context, const FusedProjection& projection) {
 }
 
 /// A forward through `projection`, with a residual where there is one. For a backward that computes nothing
-/// again
-/// (`keep`) the input is kept as that will read it.
+/// again (`keep`) the input is kept as that will read it.
 at::Tensor project(const LayerContext& context, const FusedProjection& projection, ProjectionInput& input,
                    bool keep, const at::Tensor& residual_NO = {}) {
   if (!in_fp8(context, projection)) {
