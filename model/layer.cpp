@@ -123,8 +123,8 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
         {context.attention, context.batch.document_starts_on_card, &context.batch.parents});
   });
   record.mid_NC = traced(context.trace, part::kOutput, [&] {
-    ProjectionInput attended{record.attention.out_NHD.flatten(1),
-                             {}};  // which the attention's backward reads
+    // In 16 bits it stays with the record: the attention's backward reads it.
+    ProjectionInput attended{record.attention.out_NHD.flatten(1), {}};
     at::Tensor mid_NC = project(context, weights.output, attended, keep, record.x_NC);
     if (keep) record.attended8 = attended.x8;
     return mid_NC;

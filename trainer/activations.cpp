@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "model/ops/fp8.h"
+#include "model/ops/fp8_format.h"
 #include "model/ops/linear_cross_entropy.h"
 #include "model/ops/linear_fp32.h"
 #include "trainer/host_allocator.h"
@@ -51,7 +52,7 @@ struct RecordBuffers {
 
 /// Bytes of what a projection's input is kept as: in 8 bits by columns, where it takes them.
 int64_t kept_input(const PassShape& shape, int64_t outputs, int64_t inputs) {
-  if (shape.fp8 && takes_fp8(outputs, inputs)) return (shape.tokens + 15) / 16 * 16 * inputs;
+  if (shape.fp8 && takes_fp8(outputs, inputs)) return fp8::padded_rows(shape.tokens) * inputs;
   return shape.tokens * inputs * shape.element;
 }
 
@@ -75,8 +76,9 @@ RecordBuffers record_of(const PassShape& shape, int layer, Recording recording) 
   record.own.push_back(kept_input(shape, shared ? key_width : query_width + 2 * key_width, hidden));
   record.own.push_back(kept_input(shape, 2 * ffn, hidden));
   record.own.push_back(kept_input(shape, hidden, ffn));
+  // Attention's output in 8 bits too: its own backward reads it in 16.
   if (shape.fp8 && takes_fp8(hidden, query_width))
-    record.own.push_back(kept_input(shape, hidden, query_width));  // beside attention's output
+    record.own.push_back(kept_input(shape, hidden, query_width));
   return record;
 }
 

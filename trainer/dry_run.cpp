@@ -171,12 +171,17 @@ at::Device device_of(const Settings& settings, std::string& warning) {
 // A card that is not here is not asked.
 std::string kernel_line(const Settings& settings, const at::Device& device) {
   if (settings.device == DeviceChoice::kCuda && device.is_cpu()) return "";
+  const auto would_stop = [](const std::exception& error) {
+    return fmt::format("WARNING     a run here would stop: {}\n", error.what());
+  };
   try {
     check_attention(settings, device);
     check_fp8(settings, device);
     return "";
-  } catch (const std::runtime_error& error) {
-    return fmt::format("WARNING     a run here would stop: {}\n", error.what());
+  } catch (const BadInput& error) {
+    return would_stop(error);
+  } catch (const EnvironmentError& error) {
+    return would_stop(error);
   }
 }
 

@@ -78,8 +78,7 @@ void check_fp8(const Settings& settings, at::Device device, const std::function<
   }
   throw EnvironmentError(
       fmt::format("fp8: found that 8-bit products fail their trial on {} ({}), expected a card of compute "
-                  "capability 8.9 or "
-                  "newer, or the CPU",
+                  "capability 8.9 or newer, or the CPU",
                   device.str(), fault));
 }
 

@@ -9,19 +9,14 @@
 
 #include "model/ops/cuda_stream.h"
 #include "model/ops/dispatch.h"
+#include "model/ops/fp8_format.h"
 #include "model/ops/fp8_kernels.h"
 
 namespace satune {
 namespace {
 
-constexpr int64_t kMultiple = 16;  // of the sizes that cuBLAS takes
-
 at::ScalarType type_of(Fp8Format format) {
   return format == Fp8Format::kE5M2 ? at::kFloat8_e5m2 : at::kFloat8_e4m3fn;
-}
-
-int64_t padded(int64_t rows) {
-  return (rows + kMultiple - 1) / kMultiple * kMultiple;
 }
 
 uint8_t* stored_bytes(const at::Tensor& matrix) {
@@ -46,7 +41,7 @@ void fill_on_card(const at::Tensor& x_RC, Fp8Format format, at::Tensor largest, 
   cuda::fp8_scale(static_cast<const uint32_t*>(largest.const_data_ptr()), largest.numel(), kind, scale,
                   stream);
   cuda::fp8_quantize(element, x_RC.const_data_ptr(), rows, width, stride, kind, scale,
-                     stored_bytes(out.rows_RC), stored_bytes(out.columns_CR), padded(rows), stream);
+                     stored_bytes(out.rows_RC), stored_bytes(out.columns_CR), fp8::padded_rows(rows), stream);
 }
 
 /// As cuda::fp8_scale.
@@ -58,8 +53,8 @@ float scale_of(const T* x, int64_t rows, int64_t width, int64_t stride, Fp8Forma
     for (uint32_t known = largest; here > known && !largest.compare_exchange_weak(known, here);) {
     }
   });
-  const float scale = std::bit_cast<float>(largest.load()) / (format == Fp8Format::kE5M2 ? 57344.0F : 448.0F);
-  return scale < 0x1p-126F ? 0x1p-126F : scale;  // NaN stays
+  const float scale = std::bit_cast<float>(largest.load()) / fp8::largest_of(format == Fp8Format::kE5M2);
+  return scale < fp8::kSmallestScale ? fp8::kSmallestScale : scale;  // NaN stays
 }
 
 void fill_on_cpu(const at::Tensor& x_RC, Fp8Format format, const Fp8Matrix& out) {
@@ -90,7 +85,7 @@ Fp8Matrix to_fp8(const at::Tensor& x_RC, Fp8Format format, Fp8Layout layout, con
   Fp8Matrix out;
   out.scale = at::empty({}, x_RC.options().dtype(at::kFloat));
   if (layout != Fp8Layout::kColumns) out.rows_RC = at::empty({rows, width}, options);
-  if (layout != Fp8Layout::kRows) out.columns_CR = at::empty({width, padded(rows)}, options);
+  if (layout != Fp8Layout::kRows) out.columns_CR = at::empty({width, fp8::padded_rows(rows)}, options);
   if (cuda::on_card(x_RC)) {
     fill_on_card(x_RC, format, largest, out);
   } else {
@@ -100,7 +95,7 @@ Fp8Matrix to_fp8(const at::Tensor& x_RC, Fp8Format format, Fp8Layout layout, con
 }
 
 bool takes_fp8(int64_t outputs, int64_t inputs) {
-  return outputs % kMultiple == 0 && inputs % kMultiple == 0;
+  return outputs % fp8::kMultiple == 0 && inputs % fp8::kMultiple == 0;
 }
 
 // Fast accumulation forward alone, as torchao and Transformer Engine have it: gradients keep their sums'

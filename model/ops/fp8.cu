@@ -1,6 +1,7 @@
 #include <cuda_fp8.h>
 
 #include "model/ops/cuda_reduce.cuh"
+#include "model/ops/fp8_format.h"
 
 namespace satune::cuda {
 namespace {
@@ -13,8 +14,6 @@ constexpr int kBytes = 8;                             // of a pack
 constexpr int kTileRows = kThreads * kBytes / kTile;  // that the threads move at once
 
 constexpr int kLargestBlocks = 512;
-constexpr float kLargestE4M3 = 448, kLargestE5M2 = 57344;
-constexpr float kSmallestScale = 1.17549435e-38F;  // 2^-126, whose inverse is a number as well
 
 /// Rows blockIdx.x, blockIdx.x + gridDim.x, ...
 template <typename T, bool kVector>
@@ -40,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   largest = reduce_block<Max>(largest, space);
   if (threadIdx.x == 0) {
     const float wanted = __uint_as_float(largest) / largest_of_format;
-    *scale = wanted < kSmallestScale ? kSmallestScale : wanted;  // NaN stays
+    *scale = wanted < fp8::kSmallestScale ? fp8::kSmallestScale : wanted;  // NaN stays
   }
 }
 
@@ -112,7 +111,7 @@ void fp8_largest(Element element, const void* x, int64_t rows, int64_t width, in
 
 void fp8_scale(const uint32_t* parts, int64_t count, Fp8 format, float* scale, Stream stream) {
   launch("fp8_scale", scale_kernel, dim3(1), kThreads, stream, parts, static_cast<int>(count),
-         format == Fp8::kE5M2 ? kLargestE5M2 : kLargestE4M3, scale);
+         fp8::largest_of(format == Fp8::kE5M2), scale);
 }
 
 void fp8_quantize(Element element, const void* x, int64_t rows, int64_t width, int64_t row_stride, Fp8 format,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "model/ops/fp8_format.h"
 #include "model/ops/fp8_kernels.h"
 
 namespace satune::kernels {
@@ -22,7 +23,7 @@ uint32_t largest_magnitude(const T* x, int64_t begin, int64_t end, int64_t width
 template <typename T>
 void fp8_quantize(const T* x, int64_t begin, int64_t end, int64_t width, int64_t row_stride, bool e5m2,
                   float scale, uint8_t* bytes) {
-  const float inverse = 1.0F / scale, largest = e5m2 ? 57344.0F : 448.0F;
+  const float inverse = 1.0F / scale, largest = fp8::largest_of(e5m2);
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t i = 0; i < width; ++i) {
       float value = static_cast<float>(load(x[row * row_stride + i])) * inverse;
