@@ -9,15 +9,6 @@
 namespace satune {
 namespace {
 
-class ImmediateCopies final : public CopyQueue {
- public:
-  size_t copy(const at::Tensor& to, const at::Tensor& from) override {
-    to.copy_(from);
-    return 0;
-  }
-  void wait_for(size_t) override {}
-};
-
 class StreamOfCopies final : public CopyQueue {
  public:
   explicit StreamOfCopies(at::Device device)
@@ -56,7 +47,6 @@ class StreamOfCopies final : public CopyQueue {
 }  // namespace
 
 std::unique_ptr<CopyQueue> make_copy_queue(at::Device device) {
-  if (device.is_cpu()) return std::make_unique<ImmediateCopies>();
   return std::make_unique<StreamOfCopies>(device);
 }
 

@@ -22,7 +22,7 @@ class CopyQueue {
   virtual void wait_for(size_t copy) = 0;
 };
 
-/// Beside LibTorch's current stream of `device`, on a stream of its own. On the CPU copies are made at once.
+/// Beside LibTorch's current stream of `device`, a card, on a stream of its own.
 std::unique_ptr<CopyQueue> make_copy_queue(at::Device device);
 
 }  // namespace satune

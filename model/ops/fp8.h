@@ -16,9 +16,8 @@ enum class Fp8Format {
 enum class Fp8Layout { kRows, kColumns, kBoth };
 
 struct Fp8Matrix {
-  at::Tensor rows_RC;  ///< [R, C]; undefined unless asked for
-  at::Tensor
-      columns_CR;    ///< its transpose [C, R rounded up to 16], zeros behind R; undefined unless asked for
+  /// [R, C], and its transpose [C, R rounded up to 16] with zeros behind R; undefined unless asked for.
+  at::Tensor rows_RC, columns_CR;
   at::Tensor scale;  ///< fp32 scalar: an element is what is stored times this
 };
 
