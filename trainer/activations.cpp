@@ -151,12 +151,10 @@ void raise_to_backward(Live& most, const PassShape& shape, int layer, Recording 
   most.raise_to(weights);
 }
 
-/// Attention of one document with its matrices, which wants most in its backward, where what the MLP recorded
-/// is gone: probabilities, their gradient, and four on the way to the scores'; what reads and makes them in
-/// the statistics' type, with the heads of keys and values repeated. `live`: without the layer's record.
-void raise_to_eager(Live& most, const PassShape& shape, int layer, Live live) {
+/// Attention, which wants most in its backward, where what the MLP recorded is gone. `live`: without the
+/// layer's record.
+void raise_to_attention(Live& most, const PassShape& shape, int layer, Live live) {
   const ModelConfig& config = shape.config;
-  const int64_t wide = std::max(shape.element, kFloatBytes), T = shape.eager_tokens;
   const int64_t stream = shape.tokens * config.hidden_size * shape.element;
   const int64_t query = shape.tokens * config.query_size(), key = shape.tokens * config.key_value_size();
   const int64_t projected = config.sharing.is_shared(layer) ? key : query + 2 * key;
@@ -167,8 +165,7 @@ void raise_to_eager(Live& most, const PassShape& shape, int layer, Live live) {
   if (config.sharing.is_shared(layer) || config.sharing.is_anchor(layer)) {
     live.add({query * kFloatBytes, key * kFloatBytes});
   }
-  for (int matrix = 0; matrix < 6; ++matrix) live.add(config.num_attention_heads * T * T * wide);
-  for (int operand = 0; operand < 4; ++operand) live.add(T * config.query_size() * wide);
+  live.add(shape.attention);
   most.raise_to(live);
 }
 
@@ -212,7 +209,7 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
     live.add(whole.others);
     most.raise_to(live);
     if (layer + 1 >= shape.lowest_trained) raise_to_backward(most, shape, layer, recording[i], live);
-    if (shape.eager_tokens > 0) raise_to_eager(most, shape, layer, before);
+    if (!shape.attention.empty()) raise_to_attention(most, shape, layer, before);
     const RecordBuffers record = kept_of(shape, layer, recording[i]);
     kept.add(record.others);
     if (shape.offloads) {

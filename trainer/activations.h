@@ -23,7 +23,8 @@ struct PassShape {
   bool offloads = false;   ///< activation_offloading: a layer's own go to the host (activation_offload.h)
   bool fp8 = false;        ///< projections that take them are products of 8-bit floats
   bool fp8_weights_kept = true;  ///< else made for each product
-  int64_t eager_tokens = 0;      ///< of the longest document, where attention is materialised; 0 = it is not
+  std::vector<int64_t> attention =
+      {};  ///< bytes of buffers that attention's backward takes beside its tensors
 };
 
 /// What one layer's forward keeps until its backward (LayerRecord). An anchor keeps its Q and K under every

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "model/ops/attention.h"
 #include "model/ops/fp8.h"
 #include "model/ops/product_type.h"
+#include "trainer/compute_types.h"
 #include "trainer/host_allocator.h"
 #include "trainer/optimizer_state.h"
 #include "trainer/progress.h"
@@ -32,6 +34,23 @@ bool products_are_widened(Precision precision) {
 bool attention_is_materialised(const Settings& settings, bool on_card) {
   return settings.attn_implementation == AttnImplementation::kEager ||
          (on_card && settings.precision == Precision::kFp32);
+}
+
+/// Buffers of attention's backward beside its tensors. Materialised, of one document: probabilities, their
+/// gradient, and four on the way to the scores'; what reads and makes them in the statistics' type, with the
+/// heads of keys and values repeated. A card's kernels need none worth counting.
+std::vector<int64_t> attention_buffers(const PlannedRun& run) {
+  const ModelConfig& config = run.config;
+  const int64_t rows = run.settings.per_device_train_batch_size, heads = config.num_attention_heads;
+  const int64_t length = std::max<int64_t>(1, run.tokens / rows);
+  if (attention_is_materialised(run.settings, run.on_card)) {
+    std::vector<int64_t> buffers(6, heads * length * length * kFloatBytes);
+    buffers.insert(buffers.end(), 4, length * config.query_size() * kFloatBytes);
+    return buffers;
+  }
+  if (run.on_card) return {};
+  return attention_backward_buffers(weight_type(run.settings.precision), rows, length, heads,
+                                    config.num_key_value_heads, config.head_dim, run.threads);
 }
 
 /// Weights, gradients and optimizer state: what a stage cuts.
@@ -146,8 +165,7 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   shape.fp8 = settings.fp8;
   shape.fp8_weights_kept = fp8_weights_are_kept(sharded.stage);
   shape.offloads = run.on_card && settings.activation_offloading;
-  if (attention_is_materialised(settings, run.on_card))
-    shape.eager_tokens = std::max<int64_t>(1, run.tokens / settings.per_device_train_batch_size);
+  shape.attention = attention_buffers(run);
   plan.recording = choose_recording(run.settings.gradient_checkpointing, shape, available - plan.total());
   const PassBytes pass = pass_bytes(shape, plan.recording);
   plan.activations = pass.kept;

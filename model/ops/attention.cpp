@@ -35,20 +35,6 @@ void for_each_document(const std::vector<int64_t>& starts, F&& f) {
   }
 }
 
-AttentionOut forward_cpu(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
-                         const std::vector<int64_t>& starts) {
-  AttentionOut result{at::empty(q_NHD.sizes(), q_NHD.options()), {}};
-  result.saved.resize(starts.size() - 1);
-  for_each_document(starts, [&](int64_t i, int64_t start, int64_t length) {
-    auto [out, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
-        operand(q_NHD, start, length), operand(k_NKD, start, length), operand(v_NKD, start, length), 0.0,
-        /*is_causal=*/true);
-    document(result.out_NHD, start, length).copy_(out);
-    result.saved[i] = log_sum_exp;
-  });
-  return result;
-}
-
 /// One past the last row of the documents that continue document i: in depth-first order they follow it.
 int64_t subtree_end(const std::vector<int64_t>& starts, const std::vector<int64_t>& parents, int64_t i) {
   auto next = static_cast<size_t>(i + 1);
@@ -85,20 +71,6 @@ at::Tensor forward_tree(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const 
   return out_1HND.squeeze(0).transpose(0, 1).to(q_NHD.scalar_type());
 }
 
-void backward_cpu(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
-                  const at::Tensor& v_NKD, const AttentionOut& forward, const std::vector<int64_t>& starts,
-                  const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD) {
-  for_each_document(starts, [&](int64_t i, int64_t start, int64_t length) {
-    const auto [d_q, d_k, d_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        operand(d_out_NHD, start, length), operand(q_NHD, start, length), operand(k_NKD, start, length),
-        operand(v_NKD, start, length), operand(forward.out_NHD, start, length), forward.saved[i], 0.0,
-        /*is_causal=*/true);
-    if (d_q_NHD.defined()) document(d_q_NHD, start, length).copy_(d_q);
-    if (d_k_NKD.defined()) document(d_k_NKD, start, length).copy_(d_k);
-    document(d_v_NKD, start, length).copy_(d_v);
-  });
-}
-
 bool has_flash_kernel(const at::Tensor& q_NHD) {
   return q_NHD.is_cpu() || q_NHD.scalar_type() == at::kBFloat16 || q_NHD.scalar_type() == at::kHalf;
 }
@@ -123,7 +95,7 @@ AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD,
   const AttentionChoice& choice = options.choice;
   if (choice.kernel == AttentionKernel::kEager || !has_flash_kernel(q_NHD))
     return eager_forward(q_NHD, k_NKD, v_NKD, document_starts);
-  if (q_NHD.is_cpu()) return forward_cpu(q_NHD, k_NKD, v_NKD, document_starts);
+  if (q_NHD.is_cpu()) return flash_cpu_forward(q_NHD, k_NKD, v_NKD, document_starts);
   if (choice.kernel == AttentionKernel::kCudnn && all_of_length(document_starts, choice.full_row))
     return cudnn_forward(q_NHD, k_NKD, v_NKD, choice.full_row);
   return flash_forward(q_NHD, k_NKD, v_NKD, document_starts, options.starts_on_card);
@@ -136,7 +108,7 @@ void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, co
   if (forward.kernel == AttentionKernel::kEager) {
     eager_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
   } else if (q_NHD.is_cpu()) {
-    backward_cpu(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
+    flash_cpu_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
   } else if (forward.kernel == AttentionKernel::kCudnn) {
     cudnn_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts[1], d_q_NHD, d_k_NKD, d_v_NKD);
   } else {

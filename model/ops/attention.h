@@ -6,13 +6,14 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
 
 #include <vector>
 
 namespace satune {
 
 enum class AttentionKernel {
-  kFlash,  ///< LibTorch's flash kernels; on a card all documents in one call (kEager for fp32 and fp64 there)
+  kFlash,  ///< on the CPU attention_kernels.h; on a card LibTorch's, all documents in one call, 16-bit
   kCudnn,  ///< cuDNN's, which is built anew for every shape: of full rows; kFlash for others. Cards, 16-bit
   kEager,  ///< probabilities of one document at a time, materialised (fp32; fp64 for fp64): for checks
 };
@@ -50,6 +51,12 @@ void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, co
                         const at::Tensor& v_NKD, const AttentionOut& forward,
                         const std::vector<int64_t>& document_starts, const at::Tensor& d_q_NHD,
                         const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
+
+/// Bytes of the buffers that a backward of kFlash takes on the CPU beside its tensors, with documents of
+/// `length` tokens.
+std::vector<int64_t> attention_backward_buffers(at::ScalarType type, int64_t documents, int64_t length,
+                                                int64_t heads, int64_t kv_heads, int64_t head_dim,
+                                                int64_t threads);
 
 /// The oracle: the probabilities [H, N, N] of one document, materialised (fp32 softmax, fp64 for fp64);
 /// tests, decode and kEager.

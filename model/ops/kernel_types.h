@@ -7,6 +7,14 @@
 #include <bit>
 #include <cstdint>
 
+/// Before a loop whose iterations touch nothing of each other. Without it the compiler guards its vectors by
+/// comparisons of addresses, which send neighbouring halves of a row to a scalar loop.
+#if defined(__clang__)
+#define SATUNE_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SATUNE_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 namespace satune::kernels {
 
 /// fp64 accumulates in fp64, everything else in fp32.

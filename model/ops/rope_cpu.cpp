@@ -15,6 +15,7 @@ void rope_apply(T* x, int64_t row_stride, const int64_t* positions, const accumu
     for (int64_t head = 0; head < heads; ++head) {
       T* low = x + row * row_stride + head * head_dim;
       T* high = low + half;
+      SATUNE_INDEPENDENT
       for (int64_t i = 0; i < half; ++i) {
         const A a = load(low[i]);
         const A b = load(high[i]);

@@ -10,6 +10,7 @@ void swiglu_forward(const T* gate_up, T* act, int64_t begin, int64_t end, int64_
     const T* gate = gate_up + row * 2 * ffn;
     const T* up = gate + ffn;
     T* out = act + row * ffn;
+    SATUNE_INDEPENDENT
     for (int64_t i = 0; i < ffn; ++i) {
       const A g = load(gate[i]);
       out[i] = store<T>(g / (A(1) + fast_exp(-g)) * load(up[i]));
@@ -27,6 +28,7 @@ void swiglu_backward(const T* d_act, const T* gate_up, T* d_gate_up, int64_t beg
     const T* upstream = d_act + row * ffn;
     T* d_gate = d_gate_up + row * 2 * ffn;
     T* d_up = d_gate + ffn;
+    SATUNE_INDEPENDENT
     for (int64_t i = 0; i < ffn; ++i) {
       const A g = load(gate[i]);
       const A u = load(up[i]);

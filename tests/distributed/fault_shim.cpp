@@ -1,8 +1,8 @@
 // Preloaded into a rank by the fault tests: lets one chosen call of the process fail, or sends the process a
 // signal in it. The program under test has no hooks for this.
 //
-//   SATUNE_FAULT="call=forward n=5 signal=9"            in the 5th attention of a forward pass
-//   SATUNE_FAULT="call=backward n=5 signal=19"          of a backward pass
+//   SATUNE_FAULT="call=forward n=5 signal=9"            in the 5th product of a forward pass that adds a
+//   residual SATUNE_FAULT="call=backward n=5 signal=19"          in the 5th gradient of a matrix
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 errno=28"   3rd system call on files below such a path fails
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 signal=9"
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 hangs=1"    3rd system call on such a file never returns
@@ -133,23 +133,26 @@ int mkdir(const char* path, mode_t mode) {
   return next<int (*)(const char*, mode_t)>("mkdir")(path, mode);
 }
 
-// LibTorch's attention kernels: a register-preserving detour, since their arguments are C++ objects.
-void* satune_real_forward = nullptr;
-void* satune_real_backward = nullptr;
-void satune_on_forward() {
-  if (satune_real_forward == nullptr) {
-    satune_real_forward = next<void*>(
-        "_ZN2at4_ops43_scaled_dot_product_flash_attention_for_cpu4callERKNS_6TensorES4_S4_dbRKSt8optionalIS2_"
-        "ES5_IdE");
-  }
+// LibTorch's products: a register-preserving detour, since their arguments are C++ objects. Two of a layer's
+// forward add a residual (one when the backward computes it again); gradients of matrices are written or
+// added.
+#define SATUNE_ADDMM "_ZN2at4_ops5addmm4callERKNS_6TensorES4_S4_RKN3c106ScalarES8_"
+#define SATUNE_MM_OUT "_ZN2at4_ops6mm_out4callERKNS_6TensorES4_RS2_"
+#define SATUNE_ADDMM_OUT "_ZN2at4_ops9addmm_out4callERKNS_6TensorES4_S4_RKN3c106ScalarES8_RS2_"
+
+void* satune_real_addmm = nullptr;
+void* satune_real_mm_out = nullptr;
+void* satune_real_addmm_out = nullptr;
+void satune_on_addmm() {
+  if (satune_real_addmm == nullptr) satune_real_addmm = next<void*>(SATUNE_ADDMM);
   strikes("forward");
 }
-void satune_on_backward() {
-  if (satune_real_backward == nullptr) {
-    satune_real_backward = next<void*>(
-        "_ZN2at4_ops52_scaled_dot_product_flash_attention_for_cpu_backward4callERKNS_6TensorES4_S4_S4_S4_S4_"
-        "dbRKSt8optionalIS2_ES5_IdE");
-  }
+void satune_on_mm_out() {
+  if (satune_real_mm_out == nullptr) satune_real_mm_out = next<void*>(SATUNE_MM_OUT);
+  strikes("backward");
+}
+void satune_on_addmm_out() {
+  if (satune_real_addmm_out == nullptr) satune_real_addmm_out = next<void*>(SATUNE_ADDMM_OUT);
   strikes("backward");
 }
 }
@@ -163,12 +166,6 @@ void satune_on_backward() {
       "movsd (%rsp), %xmm0\nadd $24, %rsp\npop %r9\npop %r8\npop %rcx\npop %rdx\npop %rsi\npop %rdi\n"       \
       "mov " real "@GOTPCREL(%rip), %r11\njmp *(%r11)\n")
 
-SATUNE_DETOUR(
-    "_ZN2at4_ops43_scaled_dot_product_flash_attention_for_cpu4callERKNS_6TensorES4_S4_dbRKSt8optionalIS2_ES5_"
-    "IdE",
-    "satune_on_forward", "satune_real_forward");
-SATUNE_DETOUR(
-    "_ZN2at4_ops52_scaled_dot_product_flash_attention_for_cpu_backward4callERKNS_6TensorES4_S4_S4_S4_S4_"
-    "dbRKSt8opt"
-    "ionalIS2_ES5_IdE",
-    "satune_on_backward", "satune_real_backward");
+SATUNE_DETOUR(SATUNE_ADDMM, "satune_on_addmm", "satune_real_addmm");
+SATUNE_DETOUR(SATUNE_MM_OUT, "satune_on_mm_out", "satune_real_mm_out");
+SATUNE_DETOUR(SATUNE_ADDMM_OUT, "satune_on_addmm_out", "satune_real_addmm_out");

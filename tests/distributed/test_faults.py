@@ -42,7 +42,7 @@ def names_as_lost(error, rank):
 
 
 # In a step once rank 0, which holds the store, and once another; in a save, where they do different things, both.
-@pytest.mark.parametrize("rank,what", [(0, "call=forward n=90 signal=9"), (2, "call=backward n=75 signal=9"),
+@pytest.mark.parametrize("rank,what", [(0, "call=forward n=135 signal=9"), (2, "call=backward n=300 signal=9"),
                                        (0, "call=file path=/snapshots/ n=4 signal=9"),
                                        (2, "call=file path=/snapshots/ n=4 signal=9")])
 def test_a_killed_rank_is_named_and_nothing_is_lost(satune, model, shim, undisturbed, tmp_path, rank, what):
@@ -91,7 +91,7 @@ def test_a_hung_rank_is_named_within_the_timeout(satune, model, undisturbed, tmp
     goes_on(satune, model, output, undisturbed, tmp_path / "logs")
 
 
-@pytest.mark.parametrize("rank,what", [(2, "call=backward n=75 signal=15"), (0, "call=forward n=2 signal=15"),
+@pytest.mark.parametrize("rank,what", [(2, "call=backward n=300 signal=15"), (0, "call=forward n=2 signal=15"),
                                        (0, "call=file path=/snapshots/ n=4 signal=15"),
                                        (2, "call=file path=/snapshots/ n=4 signal=15")])
 def test_sigterm_on_one_rank_stops_all_at_one_place(satune, model, shim, undisturbed, tmp_path, rank, what):
@@ -126,7 +126,7 @@ def test_a_stop_right_after_a_save_of_the_model_alone(satune, model, shim, tmp_p
     """The same step is saved again, this time with what a resume needs."""
     output, changes = tmp_path / "run", CHANGES | {"eval_steps": 0, "save_steps": 1, "save_only_model": True}
     ranks = Ranks(satune, settings(model, output, **changes), COUNT, tmp_path / "logs",
-                  environment={1: fault(shim, "call=forward n=70 signal=15", tmp_path / "struck")})
+                  environment={1: fault(shim, "call=forward n=105 signal=15", tmp_path / "struck")})
     assert ranks.wait(60) == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
     assert snapshots(output)[-1] == f"step-{len(rows(output)):08}"
     run(satune, settings(model, output, **changes), COUNT, tmp_path / "logs")
@@ -152,9 +152,9 @@ def test_sigterm_during_an_evaluation(satune, model, shim, tmp_path):
     changes = CHANGES | {"eval_steps": 2, "max_steps": 3, "val_size": 0, "eval_file": str(held_out)}
     whole, output = tmp_path / "whole", tmp_path / "run"
     run(satune, settings(model, whole, **changes), COUNT, tmp_path / "logs")
-    # 4 layers x 4 micro-batches x 2 (the backward computes layers again) x 2 steps, then the evaluation's.
+    # 4 layers x 4 micro-batches x 3 (one when the backward computes a layer again) x 2 steps, then the evaluation's.
     ranks = Ranks(satune, settings(model, output, **changes), COUNT, tmp_path / "logs",
-                  environment={1: fault(shim, "call=forward n=70 signal=15", tmp_path / "struck")})
+                  environment={1: fault(shim, "call=forward n=105 signal=15", tmp_path / "struck")})
     assert ranks.wait(60) == [4] * COUNT
     assert len(rows(output)) == 1 and snapshots(output)[-1] == "step-00000002"
     run(satune, settings(model, output, **changes), COUNT, tmp_path / "logs")
@@ -298,7 +298,7 @@ def test_a_damaged_snapshot_is_passed_over(satune, model, undisturbed, tmp_path,
 def test_our_launcher_brings_a_run_back(satune, model, shim, undisturbed, tmp_path):
     """A rank is killed in its first attempt; --max-restarts starts all again and nobody has to do anything."""
     output, log = tmp_path / "run", tmp_path / "struck"
-    environment = ENVIRONMENT | fault(shim, "call=backward n=75 signal=9 rank=1 attempt=0", log)
+    environment = ENVIRONMENT | fault(shim, "call=backward n=300 signal=9 rank=1 attempt=0", log)
     done = subprocess.run([satune, "train", settings(model, output, **CHANGES), "--nproc-per-node", str(COUNT),
                            "--max-restarts", "2"], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -315,7 +315,7 @@ def test_torchrun_brings_a_run_back_and_names_the_cause(satune, model, shim, und
     output, log = tmp_path / "run", tmp_path / "struck"
     command = [torchrun, "--standalone", "--no-python", f"--nproc-per-node={COUNT}", "--max-restarts=2", satune, "train",
                settings(model, output, **CHANGES)]
-    environment = ENVIRONMENT | fault(shim, "call=backward n=75 signal=9 rank=1 attempt=0", log)
+    environment = ENVIRONMENT | fault(shim, "call=backward n=300 signal=9 rank=1 attempt=0", log)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     assert log.read_text().count("backward") == 1

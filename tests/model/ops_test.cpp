@@ -160,7 +160,6 @@ TEST_P(Attention, AgreesWithMaterialisedOracleAndAutograd) {
   EXPECT_LT(relative_difference(d_fused.narrow(1, 0, heads), q.grad()), 1e-12);
   EXPECT_LT(relative_difference(d_fused.narrow(1, heads, kv), k.grad()), 1e-12);
   EXPECT_LT(relative_difference(d_fused.narrow(1, heads + kv, kv), v.grad()), 1e-12);
-  if (kernel == AttentionKernel::kFlash) return;  // makes all three anyway
   at::Tensor d_v = at::zeros_like(v_view);
   attention_backward(d_out, q_view, k_view, v_view, out, starts, {}, {}, d_v);
   EXPECT_TRUE(at::equal(d_v, d_fused.narrow(1, heads + kv, kv)));

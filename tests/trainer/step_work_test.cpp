@@ -25,7 +25,7 @@ using ::testing::IsEmpty;
 
 using Path = std::vector<std::string>;
 
-/// FLOPs of an ATen call, as bench_work.h counts them.
+/// FLOPs of a call, as bench_work.h counts them.
 double flops_of(std::string_view op, c10::ArrayRef<const c10::IValue> inputs) {
   const auto sizes = [&](size_t i) { return inputs[i].toTensor().sizes(); };
   const auto product = [](c10::IntArrayRef a, c10::IntArrayRef b) {
@@ -33,10 +33,18 @@ double flops_of(std::string_view op, c10::ArrayRef<const c10::IValue> inputs) {
   };
   if (op == "aten::mm") return product(sizes(0), sizes(1));
   if (op == "aten::addmm") return product(sizes(1), sizes(2));
-  // Of one document [1, H, T, D]: two products forward, five backward, each halved by causality.
-  const auto attention = [](c10::IntArrayRef q) { return static_cast<double>(q[1] * q[2] * q[2] * q[3]); };
-  if (op == "aten::_scaled_dot_product_flash_attention_for_cpu") return 2 * attention(sizes(0));
-  if (op == "aten::_scaled_dot_product_flash_attention_for_cpu_backward") return 5 * attention(sizes(1));
+  // Of q [N, H, D] and the documents' starts: two products forward, five backward, each halved by causality.
+  const auto attention = [&](double products) {
+    const std::vector<int64_t> starts = inputs[1].toIntVector();
+    double flops = 0;
+    for (size_t i = 0; i + 1 < starts.size(); ++i) {
+      const int64_t length = starts[i + 1] - starts[i];
+      flops += products * static_cast<double>(sizes(0)[1] * length * length * sizes(0)[2]);
+    }
+    return flops;
+  };
+  if (op == "satune::flash_cpu_forward") return attention(2);
+  if (op == "satune::flash_cpu_backward") return attention(5);
   return 0;
 }
 
