@@ -24,6 +24,8 @@
 namespace satune {
 namespace {
 
+constexpr int64_t kThreadsPerProcessor = 16, kFewestMostThreads = 256;
+
 /// "VmHWM:   1234 kB" of a file of such lines, in bytes; -1 if it is not there.
 int64_t kilobytes_of(const char* file, std::string_view key) {
   std::ifstream lines(file);
@@ -103,6 +105,13 @@ int64_t operator_threads_unbound(const Settings& settings, int64_t local_ranks) 
 }
 
 void use_threads(const Settings& settings, int64_t local_ranks) {
+  // LibTorch starts them all at once, and a pool of thousands takes minutes to come up.
+  const int64_t processors = usable_processors();
+  const int64_t most = std::max<int64_t>(kFewestMostThreads, kThreadsPerProcessor * processors);
+  if (settings.num_threads.value_or(1) > most) {
+    throw bad_input("num_threads", std::to_string(*settings.num_threads),
+                    fmt::format("at most {} with {} usable processors", most, processors));
+  }
   at::set_num_threads(static_cast<int>(operator_threads(settings, local_ranks)));
 }
 

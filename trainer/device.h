@@ -28,8 +28,8 @@ int64_t processors_before_binding();
 /// bind them.
 int64_t operator_threads(const Settings& settings, int64_t local_ranks = 1);
 int64_t operator_threads_unbound(const Settings& settings, int64_t local_ranks);
-/// Sets them. LibTorch's own default is OMP_NUM_THREADS, which launchers set to 1. Call it before the first
-/// operator.
+/// Sets them; throws BadInput for a num_threads far beyond the machine. LibTorch's own default is
+/// OMP_NUM_THREADS, which launchers set to 1. Call it before the first operator.
 void use_threads(const Settings& settings, int64_t local_ranks = 1);
 
 /// Number of the card that a rank takes of the visible ones: its local rank's, or the one that is there

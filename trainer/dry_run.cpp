@@ -114,7 +114,7 @@ std::string step_lines(RunPlan& plan) {
                                settings.per_device_train_batch_size, settings.gradient_accumulation_steps,
                                plan.world_size() == 1 ? "" : fmt::format(" x {} ranks", plan.world_size())));
   text += line("steps", fmt::format("{} ({:.2f} epochs; {} in the first)", plan.total_steps(),
-                                    plan.epochs_after(plan.total_steps()), plan.steps_of_epoch(0)));
+                                    plan.epochs_of_run(), plan.steps_of_epoch(0)));
   text += line("warm-up", fmt::format("{} steps = {:.1f} % of the run", plan.warmup_steps(),
                                       100.0 * static_cast<double>(plan.warmup_steps()) /
                                           static_cast<double>(plan.total_steps())));
@@ -240,7 +240,7 @@ std::string example_lines(RunPlan& plan) {
 }  // namespace
 
 std::string dry_run_report(RunPlan& plan, int64_t local_ranks) {
-  refuse_used_folder(plan.settings());
+  check_output_folder(plan.settings());
   require_writable(plan.settings().output_dir);
   // The machine that a snapshot's is compared with has the run's threads.
   use_threads(plan.settings(), local_ranks);

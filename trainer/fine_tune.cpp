@@ -48,7 +48,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   const at::Device device = choose_device(settings.device, options.ranks.local_rank);
   check_attention(settings, device);
   check_fp8(settings, device);
-  if (ranks.is_leader()) refuse_used_folder(settings);
+  if (ranks.is_leader()) check_output_folder(settings);
   const RunFolder folder(settings, ranks.is_leader());
   check_one_folder(folder, ranks.coordinator());
 

@@ -55,30 +55,41 @@ MeasuredSteps read_steps(const fs::path& file) {
   return steps;
 }
 
-Sharded world_of(const fs::path& run, bool several_ranks) {
+/// The state.json of a run's newest complete snapshot; empty when it has none.
+fs::path newest_state(const fs::path& run) {
   const SnapshotStore store(run / "snapshots", posix_file_ops(), SnapshotStore::Access::kLook);
   const std::vector<StoredSnapshot> snapshots = store.scan();
   const auto newest = std::find_if(snapshots.rbegin(), snapshots.rend(),
                                    [](const StoredSnapshot& snapshot) { return snapshot.damage.empty(); });
-  if (newest == snapshots.rend()) {
+  return newest == snapshots.rend() ? fs::path() : newest->folder / kStateFile;
+}
+
+Sharded world_of(const fs::path& run, const fs::path& state_file, bool several_ranks) {
+  if (state_file.empty()) {
     if (!several_ranks) return {};
     throw bad_input((run / "snapshots").string(), "no complete snapshot",
                     "one, which tells the number of ranks");
   }
-  const std::string source = (newest->folder / kStateFile).string();
-  const Json state = read_json_file(source);
-  const JsonFields world = JsonFields(state, source).object("world");
+  const Json state = read_json_file(state_file.string());
+  const JsonFields world = JsonFields(state, state_file.string()).object("world");
   return {world.integer("size", 1, std::numeric_limits<int32_t>::max()),
           world.integer("zero_stage", 0, kHighestStage), 0};
 }
 
+bool was_on_card(const fs::path& state_file, const at::Device& device) {
+  if (state_file.empty()) return !device.is_cpu();
+  const Json state = read_json_file(state_file.string());
+  return JsonFields(state, state_file.string()).object("machine").string("device") != "cpu";
+}
+
 }  // namespace
 
-double measured_flops(const fs::path& run) {
+MeasuredRate measured_rate(const fs::path& run) {
   const MeasuredSteps steps = read_steps(run / "metrics.jsonl");
   const Settings settings = read_settings(run / "config.json", {});
   const ModelPlan model = plan_model(settings);
-  const Sharded sharded = world_of(run, steps.several_ranks);
+  const fs::path state = newest_state(run);
+  const Sharded sharded = world_of(run, state, steps.several_ranks);
   const at::Device device = choose_device(settings.device);
   const PlannedRun planned = planned_run(model, settings, !device.is_cpu(), 1);
   // "auto" was settled by the memory of that time; as much as there is now is the best guess.
@@ -89,7 +100,8 @@ double measured_flops(const fs::path& run) {
   const std::vector<double> later(
       steps.tokens_per_second.begin() + static_cast<std::ptrdiff_t>(steps.tokens_per_second.size() / 2),
       steps.tokens_per_second.end());
-  return per_token * percentile(later, 0.5) / static_cast<double>(sharded.world_size);
+  return {per_token * percentile(later, 0.5) / static_cast<double>(sharded.world_size),
+          was_on_card(state, device)};
 }
 
 }  // namespace satune

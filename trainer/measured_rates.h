@@ -12,6 +12,10 @@ namespace satune {
 /// is that of the newest snapshot; where there is none the run must have been of one process. The run may be
 /// at work or have been killed: a last line without its end is left out. Throws BadInput naming file and key:
 /// not a run folder, a line that is no row, fewer than four steps, ranks that nothing tells.
-double measured_flops(const std::filesystem::path& run);
+struct MeasuredRate {
+  double flops = 0;
+  bool on_card = false;  ///< what the newest snapshot says; without one, what the run's config would take here
+};
+MeasuredRate measured_rate(const std::filesystem::path& run);
 
 }  // namespace satune

@@ -90,6 +90,16 @@ class Proposal {
 /// What the proposal may do about the optimizer's state.
 enum class Optimizer { kOffload, kShrink };
 
+/// Without the matrices of "eager". Cards have no other attention in fp32.
+bool flash_attention_fits(Proposal& proposal, bool on_card) {
+  const Settings& settings = proposal.settings();
+  if (settings.attn_implementation != AttnImplementation::kEager) return false;
+  if (on_card && settings.precision == Precision::kFp32) return false;
+  return proposal.fits_with_less("attn_implementation=auto", [](Settings& changed) {
+    changed.attn_implementation = AttnImplementation::kAuto;
+  });
+}
+
 /// Masters in half the memory: the same numbers.
 bool split_masters_fit(Proposal& proposal) {
   const Settings& settings = proposal.settings();
@@ -145,6 +155,7 @@ bool fewer_tokens_fit(Proposal& proposal) {
 
 /// Changes in the order of what they cost. True where the run fits at last.
 bool propose(Proposal& proposal, bool on_card, Optimizer optimizer) {
+  if (flash_attention_fits(proposal, on_card)) return true;
   for (int64_t stage = proposal.sharded().stage + 1;
        proposal.sharded().world_size > 1 && stage <= kHighestStage; ++stage) {
     if (proposal.fits_with(fmt::format("zero_stage={}", stage), [&](Settings& changed, Sharded& sharded) {

@@ -8,6 +8,9 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <string_view>
+#include <vector>
 
 #include "data/files/error.h"
 #include "trainer/final_export.h"
@@ -27,6 +30,20 @@ bool holds_anything(const fs::path& folder) {
   return !error && std::any_of(begin(entries), end(entries), [](const fs::directory_entry& entry) {
     return entry.path().filename() != kLockFile;
   });
+}
+
+/// Whether a run writes something of this name into its folder, in the place of what is there.
+bool is_replaced_by_runs(const std::string& name) {
+  constexpr std::string_view kNames[] = {"config.json",  "data.json", "metrics.jsonl", "samples.jsonl",
+                                         "exports.json", "export",    "profile"};
+  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames) ||
+         name.starts_with(kEpochExport);
+}
+
+/// Every run leaves its lock; who copies without hidden files has its snapshots.
+bool was_made_by_a_run(const fs::path& folder) {
+  std::error_code error;
+  return fs::exists(folder / kLockFile, error) || fs::exists(folder / kSnapshotFolder, error);
 }
 
 int open_lock(const fs::path& folder) {
@@ -60,11 +77,33 @@ uint64_t kept_bytes(const fs::path& output_dir) {
 
 }  // namespace
 
-void refuse_used_folder(const Settings& settings) {
-  if (settings.resume == "never" && holds_anything(settings.output_dir)) {
-    throw bad_input("output_dir " + settings.output_dir, "a folder that is not empty",
+void check_output_folder(const Settings& settings) {
+  const fs::path folder = settings.output_dir;
+  const std::string place = "output_dir " + settings.output_dir;
+  if (settings.resume == "never" && holds_anything(folder)) {
+    throw bad_input(place, "a folder that is not empty",
                     "a new or an empty one with --resume never (the default, auto, continues the run)");
   }
+  std::error_code error;
+  std::vector<std::string> names;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  std::sort(names.begin(), names.end());
+  const fs::path model = settings.model_name_or_path;
+  std::error_code missing;
+  if (fs::equivalent(folder, model, missing))
+    throw bad_input(place, "the folder of the model (model_name_or_path)", "another one");
+  for (const std::string& name : names) {
+    const bool exported = name == "export" || name.starts_with(kEpochExport);
+    if (exported && fs::equivalent(folder / name, model, missing))
+      throw bad_input(place, fmt::format("its {} as the model (model_name_or_path)", name),
+                      "another one: the run would replace its own model");
+  }
+  if (was_made_by_a_run(folder)) return;
+  const auto replaced = std::find_if(names.begin(), names.end(), is_replaced_by_runs);
+  if (replaced == names.end()) return;
+  throw bad_input(place, fmt::format("a {} that no run of satune has left there", *replaced),
+                  "a new folder, or one of a run: this one would be overwritten");
 }
 
 RunFolder::RunFolder(const Settings& settings, bool owner) : path_(settings.output_dir) {
@@ -118,8 +157,8 @@ DiskNeed disk_need(RunPlan& plan) {
                                        stored_parts(StateFormat(settings), settings.save_only_model));
   need.snapshots = std::max<int64_t>(1, settings.save_total_limit) + (settings.keep_best ? 1 : 0);
   need.saving_bytes = snapshot_bytes(plan.table(), plan.trained_mask(), stored_parts(StateFormat(settings)));
-  const auto epochs = static_cast<int64_t>(std::ceil(plan.epochs_after(plan.total_steps())));
-  const int64_t exports = (settings.export_at_end ? 1 : 0) + (settings.export_every_epoch ? epochs : 0);
+  int64_t exports = settings.export_at_end ? 1 : 0;
+  if (settings.export_every_epoch) exports += static_cast<int64_t>(std::ceil(plan.epochs_of_run()));
   need.export_bytes = static_cast<uint64_t>(exports * plan.table().parameter_count() *
                                             dtype_bytes(export_dtype(settings, plan.config())));
   return need;

@@ -12,8 +12,9 @@
 
 namespace satune {
 
-/// Throws BadInput for resume "never" when output_dir already holds anything.
-void refuse_used_folder(const Settings& settings);
+/// Throws BadInput for an output_dir that is the model's own folder or will replace it, one that holds what a
+/// run would replace but was no run's, and with resume "never" one that holds anything.
+void check_output_folder(const Settings& settings);
 
 /// Owns output_dir (made if missing) by an advisory lock on its `.lock`, and removes what dead processes left
 /// half-written. Throws BadInput when another process trains into it, EnvironmentError when it cannot be

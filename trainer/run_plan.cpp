@@ -126,4 +126,10 @@ double RunPlan::epochs_after(int64_t steps) {
   return static_cast<double>(epoch) + static_cast<double>(done) / static_cast<double>(steps_of_epoch(epoch));
 }
 
+double RunPlan::epochs_of_run() {
+  constexpr double kWalked = 1000;
+  const double guess = static_cast<double>(total_steps_) / static_cast<double>(steps_of_epoch(0));
+  return guess > kWalked ? guess : epochs_after(total_steps_);
+}
+
 }  // namespace satune

@@ -65,6 +65,8 @@ class RunPlan {
   int64_t steps_of_epoch(int64_t epoch);
   /// Epochs completed after `steps` steps, as a fraction of the epoch in progress.
   double epochs_after(int64_t steps);
+  /// Of all steps; beyond a thousand epochs a guess from the first, which does not walk them.
+  double epochs_of_run();
 
  private:
   void plan_tokenizer();

@@ -128,10 +128,14 @@ std::vector<Field> data_fields() {
   return fields;
 }
 
+/// Every epoch is packed anew, so that its steps are known: more take minutes to plan.
+constexpr double kMostEpochs = 10000;
+
 std::vector<Field> length_fields() {
   std::vector<Field> fields;
   fields.push_back(make_field("num_train_epochs", SATUNE_MEMBER(num_train_epochs),
-                              "passes over the data (or give max_steps)", kTrajectory, kPositive));
+                              "passes over the data (or give max_steps)", kTrajectory,
+                              {.min = 0, .max = kMostEpochs, .above_min = true}));
   fields.back().section = "Length of the run and batch";
   fields.push_back(make_field("max_steps", SATUNE_MEMBER(max_steps),
                               "optimizer steps, instead of num_train_epochs", kTrajectory, kAtLeastOne));

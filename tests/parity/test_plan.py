@@ -191,6 +191,8 @@ def test_predicts_with_the_rate_of_an_earlier_run(satune, model, tmp_path):
     assert planned["prediction"]["step_seconds"] == pytest.approx(planned["tokens_per_micro_step"] / rates[1], rel=1e-6)
     assert "(measured)" in call(satune, "plan", *settings, "--measured", tmp_path / "run").stdout
     assert "metrics.jsonl" in refused(satune, "plan", *settings, "--measured", tmp_path / "elsewhere")
+    line = refused(satune, "plan", *settings, "--measured", tmp_path / "run", "--device", "h200")
+    assert "found a run on the CPU, expected one on a card" in line
     # A run that was killed: the last line is torn, and only there that is no error.
     file = tmp_path / "run" / "metrics.jsonl"
     whole = file.read_text()
@@ -244,6 +246,14 @@ def test_offloaded_activations_are_in_host_memory(satune):
     layer = 131072 * 4096 * 2
     assert here["total_bytes"] - there["total_bytes"] == 30 * layer and there["host_bytes"] == 31 * layer
     assert "; with activation_offloading=true it needs" in call(satune, "plan", *long, "--device", "h100").stdout
+
+
+def test_first_proposes_to_do_without_the_matrices_of_eager(satune):
+    eager = (*SHAPES, "max_length=8192", "gradient_accumulation_steps=1", "master_weights=none", "optimizer_moments=8bit",
+             "attn_implementation=eager")
+    assert "; with attn_implementation=auto it needs" in call(satune, "plan", *eager, "--device", "h100").stdout
+    fp32 = call(satune, "plan", *eager, "--device", "h100", "precision=fp32", "master_weights=fp32").stdout
+    assert "WARNING" in fp32 and "attn_implementation=auto" not in fp32, "a card has nothing else there"
 
 
 def test_errors_are_one_line(satune, tmp_path):

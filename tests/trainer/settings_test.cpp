@@ -147,6 +147,7 @@ TEST(Settings, AlternativesExcludeEachOther) {
               HasSubstr("both warmup_ratio and warmup_steps"));
   EXPECT_THAT(error_of(R"("eval_file": "e", "val_size": 0.1)"), HasSubstr("both eval_file and val_size"));
   EXPECT_THAT(error_of("", {"max_steps=5", "num_train_epochs=2"}), HasSubstr("both"));
+  EXPECT_THAT(error_of("", {"num_train_epochs=1e9"}), HasSubstr("expected a number > 0 and <= 10000"));
   EXPECT_EQ(parse(R"("eval_file": "e", "val_size": 0)").val_size, 0);
   EXPECT_EQ(parse(R"("eval_file": "e")").val_size, 0);
   EXPECT_EQ(parse(R"("max_steps": 5, "num_train_epochs": null)").max_steps, 5);

@@ -366,6 +366,42 @@ TEST(RunFolder, DiskThatCannotHoldTheSnapshotsIsAnError) {
   EXPECT_THROW(check_disk(directory.path(), need, 3099), EnvironmentError);
 }
 
+TEST(RunFolder, WhatNoRunHasLeftIsNotReplaced) {
+  const TemporaryDirectory directory;
+  Settings settings;
+  settings.model_name_or_path = (directory / "model").string();
+  directory.write("model/config.json", "{}");
+  const auto error = [&](const char* folder) {
+    settings.output_dir = (directory / folder).string();
+    try {
+      check_output_folder(settings);
+    } catch (const BadInput& failure) {
+      return std::string(failure.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(error("missing"), "");
+  EXPECT_THAT(error("model"), HasSubstr("the folder of the model"));
+  for (const char* name : {"config.json", "data.json", "metrics.jsonl", "export/README.md",
+                           "export-epoch-0001/model.safetensors", "profile/rank0.json"}) {
+    const std::string folder = "used";
+    directory.write(folder + "/" + name, "mine");
+    EXPECT_THAT(error(folder.c_str()), HasSubstr("that no run of satune has left there")) << name;
+    directory.write(folder + "/.lock", "");
+    EXPECT_EQ(error(folder.c_str()), "") << name;
+    std::filesystem::remove_all(directory / folder);
+  }
+  directory.write("logs/slurm-1.out", "what the launcher writes there before the run starts");
+  EXPECT_EQ(error("logs"), "");
+  directory.write("copied/config.json", "{}");
+  directory.write("copied/snapshots/step-00000001/state.json", "{}");
+  EXPECT_EQ(error("copied"), "") << "a run without its hidden files";
+  directory.write("again/.lock", "");
+  directory.write("again/export/config.json", "{}");
+  settings.model_name_or_path = (directory / "again/export").string();
+  EXPECT_THAT(error("again"), HasSubstr("would replace its own model"));
+}
+
 TEST(RunFolder, OneProcessAtATime) {
   Settings settings;
   const TemporaryDirectory directory;

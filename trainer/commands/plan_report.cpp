@@ -28,7 +28,14 @@ DeviceRates device_of(const PlanRequest& options, const Settings& settings) {
 
 void set_rates(Report& report, const PlanRequest& options) {
   if (!options.measured.empty()) {
-    report.rates.flops = measured_flops(options.measured);
+    const MeasuredRate measured = measured_rate(options.measured);
+    const auto kind = [](bool on_card) { return on_card ? "a card" : "the CPU"; };
+    if (measured.on_card != report.device.on_card) {
+      throw bad_input(
+          "--measured " + options.measured, fmt::format("a run on {}", kind(measured.on_card)),
+          fmt::format("one on {}, for which this plan is (--device)", kind(report.device.on_card)));
+    }
+    report.rates.flops = measured.flops;
     report.rates_measured = true;
   } else {
     report.rates.flops =
