@@ -1,7 +1,6 @@
 #include "model/ops/attention.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "model/ops/attention_devices.h"
 #include "model/ops/dispatch.h"
@@ -20,21 +19,6 @@ at::Tensor operand(const at::Tensor& x_NHD, int64_t start, int64_t length) {
   return document(x_NHD, start, length).to(cpu_product_type(x_NHD.scalar_type()));
 }
 
-/// Runs f(document index, start, length): documents side by side where there are enough of them to keep every
-/// thread busy, else one after another with the threads inside each.
-template <typename F>
-void for_each_document(const std::vector<int64_t>& starts, F&& f) {
-  const int64_t count = static_cast<int64_t>(starts.size()) - 1;
-  const auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i, starts[i], starts[i + 1] - starts[i]);
-  };
-  if (count >= 4 * at::get_num_threads()) {
-    at::parallel_for(0, count, 1, run);
-  } else {
-    run(0, count);
-  }
-}
-
 /// One past the last row of the documents that continue document i: in depth-first order they follow it.
 int64_t subtree_end(const std::vector<int64_t>& starts, const std::vector<int64_t>& parents, int64_t i) {
   auto next = static_cast<size_t>(i + 1);
@@ -46,17 +30,10 @@ int64_t subtree_end(const std::vector<int64_t>& starts, const std::vector<int64_
 /// it. Softmaxes over disjoint sets of keys are one softmax once each is weighed by exp(its log-sum-exp).
 at::Tensor forward_tree(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
                         const std::vector<int64_t>& starts, const std::vector<int64_t>& parents) {
-  const int64_t N = q_NHD.size(0), H = q_NHD.size(1);
-  const auto wide = q_NHD.options().dtype(statistics_type(q_NHD.scalar_type()));
-  const at::Tensor out_1HND = at::empty({N, H, q_NHD.size(2)}, wide).transpose(0, 1).unsqueeze(0);
-  const at::Tensor log_sum_1HN = at::empty({1, H, N}, wide);
-  for_each_document(starts, [&](int64_t, int64_t start, int64_t length) {
-    const auto [out, log_sum] = at::_scaled_dot_product_flash_attention_for_cpu(
-        operand(q_NHD, start, length), operand(k_NKD, start, length), operand(v_NKD, start, length), 0.0,
-        /*is_causal=*/true);
-    out_1HND.narrow(2, start, length).copy_(out);
-    log_sum_1HN.narrow(2, start, length).copy_(log_sum);
-  });
+  const at::ScalarType product = cpu_product_type(q_NHD.scalar_type());
+  const AttentionOut own = flash_cpu_forward(q_NHD.to(product), k_NKD.to(product), v_NKD.to(product), starts);
+  const at::Tensor out_1HND = own.out_NHD.to(statistics_type(product)).transpose(0, 1).unsqueeze(0);
+  const at::Tensor log_sum_1HN = own.saved[0].unsqueeze(0);
   for (size_t i = 0; i < parents.size(); ++i) {
     const int64_t begin = starts[i + 1], rows = subtree_end(starts, parents, static_cast<int64_t>(i)) - begin;
     if (rows == 0) continue;
