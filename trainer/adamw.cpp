@@ -202,7 +202,28 @@ void AdamW::update(std::span<const at::Tensor> gradients, double gradient_scale,
   const auto coefficients_of = [&](bool decay) {
     return coefficients(options_, gradient_scale, learning_rate, t, decay);
   };
-  const StateUpdate update{coefficients_of(true), coefficients_of(false), options_.seed, t};
+  apply(gradients, {coefficients_of(true), coefficients_of(false), options_.seed, t});
+}
+
+void AdamW::update(std::span<const at::Tensor> gradients, const at::Tensor& gradient_scale,
+                   double learning_rate, int64_t t) {
+  TORCH_CHECK(gradient_scale.scalar_type() == at::kFloat && gradient_scale.numel() == 1);
+  const bool on_card = cuda::on_card(gradient_scale) && cuda::on_card(segments_[0].numbers);
+  if (!on_card) {
+    const float scale =
+        gradient_scale.is_cpu() ? *gradient_scale.const_data_ptr<float>() : gradient_scale.item<float>();
+    if (!std::isnan(scale)) update(gradients, scale, learning_rate, t);
+    return;
+  }
+  const auto coefficients_of = [&](bool decay) {
+    AdamWCoefficients c = coefficients(options_, 1, learning_rate, t, decay);
+    c.decided_scale = gradient_scale.const_data_ptr<float>();
+    return c;
+  };
+  apply(gradients, {coefficients_of(true), coefficients_of(false), options_.seed, t});
+}
+
+void AdamW::apply(std::span<const at::Tensor> gradients, const StateUpdate& update) {
   for (size_t i = 0; i < segments_.size(); ++i) {
     SegmentState& segment = segments_[i];
     const at::Tensor gradient = gradients[i].to(segment.numbers.device());

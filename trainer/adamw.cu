@@ -11,6 +11,8 @@ constexpr int N = 4;  // 16 bytes of each fp32 array, so that a warp's accesses 
 template <typename G, typename W, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     update_kernel(AdamWArrays arrays, int64_t n, AdamWCoefficients c) {
+  const float scale = c.decided_scale == nullptr ? c.gradient_scale : *c.decided_scale;
+  if (scale != scale) return;
   const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N, left = n - at;
   if (left <= 0) return;
   const auto gradient = read<kVector, N>(static_cast<const G*>(arrays.gradient) + at, left);
@@ -19,7 +21,7 @@ __global__ void __launch_bounds__(kThreads)
   Pack<W, N> weights;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const float g = load(gradient.values[i]) * c.gradient_scale;
+    const float g = load(gradient.values[i]) * scale;
     m.values[i] = m.values[i] + c.one_minus_beta1 * (g - m.values[i]);
     v.values[i] = v.values[i] * c.beta2 + c.one_minus_beta2 * g * g;
     const float denominator = square_root(v.values[i]) / c.bias_correction2_sqrt + c.epsilon;

@@ -55,6 +55,10 @@ class AdamW {
   /// Applies update number `t` (1-based) of gradients * `gradient_scale` to master and weight shards.
   /// `gradients`: by segment, of the sizes of the shards; fp32 or the weights' type.
   void update(std::span<const at::Tensor> gradients, double gradient_scale, double learning_rate, int64_t t);
+  /// The same with an fp32 scalar, which may be the result of work that is still queued on the card of the
+  /// gradients. NaN there: nothing changes. Only state on the host waits for it.
+  void update(std::span<const at::Tensor> gradients, const at::Tensor& gradient_scale, double learning_rate,
+              int64_t t);
   /// The share of whole gradients.
   void update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate, int64_t t);
 
@@ -96,6 +100,7 @@ class AdamW {
     bool all_fp32() const;
     const StateArray& array(std::string_view part) const;
   };
+  void apply(std::span<const at::Tensor> gradients, const StateUpdate& update);
   static std::vector<Run> decay_runs(const std::vector<StatePiece>& pieces);
   void make_state(SegmentState& segment, at::Device state_device) const;
   static void write_weights(const SegmentState& segment);

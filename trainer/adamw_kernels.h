@@ -16,6 +16,8 @@ struct AdamWCoefficients {
   float step_size;              ///< lr / (1 - beta1^t)
   float bias_correction2_sqrt;  ///< sqrt(1 - beta2^t)
   float epsilon;
+  /// On a card, in its memory: takes the place of gradient_scale, and where it is NaN there is no update.
+  const float* decided_scale = nullptr;
 };
 
 /// What an update of a share needs beside its arrays.

@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(kBlockThreads, kWhole ? 5 : 4)
                   NoiseSource source) {
   const uint32_t block = blockIdx.x * kWarps + threadIdx.x / kWarp;
   const int64_t begin = int64_t{block} * kStateBlock, tile = begin / kStateTile * kStateTile;
-  if (begin >= n) return;
+  const float scale = c.decided_scale == nullptr ? c.gradient_scale : *c.decided_scale;
+  if (begin >= n || scale != scale) return;
   // Padding is left alone by the tile; inside of a tile it is decoded and encoded.
   const int first = first_piece(pieces, tile);
   if (first == pieces.count || pieces.at[first].begin >= tile + kStateTile) return;
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(kBlockThreads, kWhole ? 5 : 4)
 #pragma unroll
     for (int i = 0; i < kOwned; ++i) {
       // Worked out for all, so that the divisions of neighbours go side by side.
-      const float scaled = g[i] * c.gradient_scale;
+      const float scaled = g[i] * scale;
       const float first_moment = m[i] + c.one_minus_beta1 * (scaled - m[i]);
       const float second_moment = v[i] * c.beta2 + c.one_minus_beta2 * scaled * scaled;
       const float denominator = square_root(second_moment) / c.bias_correction2_sqrt + c.epsilon;

@@ -8,6 +8,7 @@
 #include "model/ops/cuda_kernels.h"
 #include "trainer/adamw_kernels.h"
 #include "trainer/state_form.h"
+#include "trainer/update_decision.h"
 
 namespace satune::cuda {
 
@@ -49,6 +50,9 @@ void adamw_update_state(const AdamWState& state, int64_t n, const AdamWPiece* pi
 int64_t sum_of_squares_parts(int64_t n);
 void sum_of_squares(Element element, const void* values, int64_t n, double* parts, Stream stream);
 void sum_of_parts(const double* parts, int64_t count, double* sum, Stream stream);
+
+/// scale [1] = gradient_scale() of the step's numbers `all`, to the bits of the host.
+void decide_update(const double* all, const StepNumbers& step, float* scale, Stream stream);
 
 /// trainer/sum_parts.h: sum [n] = parts[0] + parts[1] + ... in this order, after sum itself with
 /// `accumulate`. In the statistics' type of `element`. `parts` is read on the host.

@@ -32,10 +32,7 @@ double sum_on_cpu(const at::Tensor& values) {
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
-}  // namespace
-
-at::Tensor sum_of_squares_on_card(std::span<const at::Tensor> gradients) {
-  TORCH_CHECK(!gradients.empty());
+at::Tensor sum_on_card(std::span<const at::Tensor> gradients) {
   int64_t count = 0;
   for (const at::Tensor& values : gradients) count += cuda::sum_of_squares_parts(values.numel());
   const at::TensorOptions options = gradients[0].options().dtype(at::kDouble);
@@ -51,24 +48,26 @@ at::Tensor sum_of_squares_on_card(std::span<const at::Tensor> gradients) {
   return sum;
 }
 
-double gradient_sum_of_squares(std::span<const at::Tensor> gradients) {
-  if (gradients.empty()) return 0;
-  if (cuda::on_card(gradients[0])) return sum_of_squares_on_card(gradients).item<double>();
+}  // namespace
+
+at::Tensor sum_of_squares(std::span<const at::Tensor> gradients) {
+  if (gradients.empty()) return at::zeros({}, at::kDouble);
+  if (cuda::on_card(gradients[0])) return sum_on_card(gradients);
   double total = 0;
   for (const at::Tensor& values : gradients) {
     if (values.numel() > 0) total += sum_on_cpu(values);
   }
-  return total;
+  return at::scalar_tensor(total, at::kDouble);
+}
+
+double gradient_sum_of_squares(std::span<const at::Tensor> gradients) {
+  return sum_of_squares(gradients).item<double>();
 }
 
 double gradient_sum_of_squares(const ParameterBuffers& gradients) {
   std::vector<at::Tensor> flats;
   for (int i = 0; i < gradients.num_segments(); ++i) flats.push_back(gradients.flat(i));
   return gradient_sum_of_squares(flats);
-}
-
-double clip_factor(double norm, double max_norm) {
-  return max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
 }
 
 }  // namespace satune

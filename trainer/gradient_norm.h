@@ -12,11 +12,7 @@ namespace satune {
 double gradient_sum_of_squares(std::span<const at::Tensor> gradients);
 double gradient_sum_of_squares(const ParameterBuffers& gradients);
 
-/// The same of buffers on a card, without waiting for it: a scalar fp64 tensor there.
-at::Tensor sum_of_squares_on_card(std::span<const at::Tensor> gradients);
-
-/// What torch.nn.utils.clip_grad_norm_ multiplies gradients by: max_norm / (norm + 1e-6), at most 1;
-/// 1 when max_norm is 0 (no clipping).
-double clip_factor(double norm, double max_norm);
+/// The same as an fp64 scalar on their device, without waiting for a card.
+at::Tensor sum_of_squares(std::span<const at::Tensor> gradients);
 
 }  // namespace satune

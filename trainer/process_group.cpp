@@ -34,6 +34,11 @@ class LocalGroup final : public ProcessGroup {
     ++traffic_.collectives;
     return {values.begin(), values.end()};
   }
+
+  at::Tensor gather(const at::Tensor& numbers) override {
+    ++traffic_.collectives;
+    return numbers;
+  }
 };
 
 }  // namespace

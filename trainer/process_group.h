@@ -66,6 +66,10 @@ class ProcessGroup {
   /// the same size on every rank.
   virtual std::vector<double> exchange(std::span<const double> values) = 0;
 
+  /// The same of a vector of fp64 numbers on the group's device: [size() * numel()] there. On a card it is
+  /// queued, as all_gather() is after wait().
+  virtual at::Tensor gather(const at::Tensor& numbers) = 0;
+
   /// Ends the group in an orderly way: all ranks call it, with nothing in flight. Throws as wait() does.
   virtual void shut_down() {}
   /// Ends it at once when something failed: what the peers wait for fails. The last call on the group.

@@ -121,18 +121,23 @@ class GlooGroup final : public ProcessGroup {
 
   std::unique_ptr<Work> all_gather(const at::Tensor& whole, const at::Tensor& part) override {
     traffic_.gathered += static_cast<int64_t>(part.nbytes()) * (world_.size - 1);
-    return gather(whole, part);
+    return gather_parts(whole, part);
   }
 
   std::vector<double> exchange(std::span<const double> values) override {
-    const auto count = static_cast<int64_t>(values.size());
-    traffic_.other += static_cast<int64_t>(values.size_bytes()) * (world_.size - 1);
+    const at::Tensor all = gather(at::from_blob(const_cast<double*>(values.data()),
+                                                {static_cast<int64_t>(values.size())}, at::kDouble));
+    const auto* numbers = all.const_data_ptr<double>();
+    return {numbers, numbers + all.numel()};
+  }
+
+  at::Tensor gather(const at::Tensor& numbers) override {
+    traffic_.other += static_cast<int64_t>(numbers.nbytes()) * (world_.size - 1);
     // Memory that outlives an exception, because transfers with other peers go on.
-    const at::Tensor whole = at::empty({count * world_.size}, at::kDouble);
-    auto* numbers = whole.mutable_data_ptr<double>();
-    std::copy(values.begin(), values.end(), numbers + count * world_.rank);
-    gather(whole, slice(whole, world_.rank))->wait();
-    return {numbers, numbers + whole.numel()};
+    const at::Tensor whole = at::empty({numbers.numel() * world_.size}, at::kDouble);
+    slice(whole, world_.rank).copy_(numbers);
+    gather_parts(whole, slice(whole, world_.rank))->wait();
+    return whole;
   }
 
   void shut_down() override {
@@ -159,7 +164,7 @@ class GlooGroup final : public ProcessGroup {
     return buffer.narrow(0, rank * size, size);
   }
 
-  std::unique_ptr<Work> gather(const at::Tensor& whole, const at::Tensor& part) {
+  std::unique_ptr<Work> gather_parts(const at::Tensor& whole, const at::Tensor& part) {
     check(whole);
     check(part);
     TORCH_CHECK(whole.numel() == part.numel() * world_.size && whole.scalar_type() == part.scalar_type());

@@ -75,16 +75,19 @@ class NcclGroup final : public ProcessGroup {
   }
 
   std::vector<double> exchange(std::span<const double> values) override {
-    const auto count = static_cast<int64_t>(values.size());
-    traffic_.other += static_cast<int64_t>(values.size_bytes()) * (world_.size - 1);
-    ++traffic_.collectives;
-    at::Tensor whole = at::empty({count * world_.size}, at::device(device_).dtype(at::kDouble));
-    at::Tensor own = whole.narrow(0, count * world_.rank, count);
-    own.copy_(at::from_blob(const_cast<double*>(values.data()), {count}, at::kDouble));
-    start([&] { return backend_->_allgather_base(whole, own); }, {})->wait();
-    const at::Tensor all = whole.cpu();
+    const at::Tensor own =
+        at::from_blob(const_cast<double*>(values.data()), {static_cast<int64_t>(values.size())}, at::kDouble);
+    const at::Tensor all = gather(own.to(device_)).cpu();
     const double* numbers = all.const_data_ptr<double>();
     return {numbers, numbers + all.numel()};
+  }
+
+  at::Tensor gather(const at::Tensor& numbers) override {
+    traffic_.other += static_cast<int64_t>(numbers.nbytes()) * (world_.size - 1);
+    ++traffic_.collectives;
+    at::Tensor whole = at::empty({numbers.numel() * world_.size}, numbers.options()), own = numbers;
+    start([&] { return backend_->_allgather_base(whole, own); }, {})->wait();
+    return whole;
   }
 
   void shut_down() override {

@@ -1,35 +1,71 @@
 #include "trainer/step.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <span>
 #include <utility>
 
 #include "data/files/error.h"
 #include "evaluation/device_batch.h"
+#include "model/ops/cuda_stream.h"
 #include "trainer/collective.h"
+#include "trainer/cuda_kernels.h"
 #include "trainer/failure_report.h"
 #include "trainer/gradient_norm.h"
+#include "trainer/update_decision.h"
 
 namespace satune {
 namespace {
 
 // Where the host waits for the card, and so for every collective that the card's streams wait for: once a
-// step. While pinned memory for uploads is first made it may wait as well.
+// step. While pinned memory for uploads and numbers is first made it may wait as well.
 constexpr const char* kUpload = "upload of a micro-batch";
 constexpr const char* kNorm = "norm of the gradients";
+constexpr const char* kRead = "loss and norm of a card";
 
-/// Loss and right answers of each, one after another.
-std::vector<double> read_sums(const std::vector<LossSums>& sums) {
-  std::vector<at::Tensor> scalars;
-  for (const LossSums& sum : sums) scalars.insert(scalars.end(), {sum.loss, sum.correct.to(at::kDouble)});
-  const at::Tensor numbers = at::stack(scalars).cpu();
-  const auto* first = numbers.const_data_ptr<double>();
-  return {first, first + numbers.numel()};
+/// Sum of squares of the share, then loss and right answers of each micro-batch: a rank's StepNumbers.
+at::Tensor numbers_of(std::span<const at::Tensor> gradients, const std::vector<LossSums>& sums) {
+  std::vector<at::Tensor> numbers;
+  for (const LossSums& sum : sums) numbers.insert(numbers.end(), {sum.loss, sum.correct.to(at::kDouble)});
+  const at::Tensor of_micro_batches = at::stack(numbers);
+  return at::cat({sum_of_squares(gradients).to(of_micro_batches.device()).reshape({1}), of_micro_batches});
 }
+
+/// gradient_scale() of them, where they are.
+at::Tensor decide(const at::Tensor& all, const StepNumbers& step) {
+  const auto* numbers = all.const_data_ptr<double>();
+  if (all.is_cpu()) return at::scalar_tensor(gradient_scale(sum_up(numbers, step), step), at::kFloat);
+  at::Tensor scale = at::empty({}, all.options().dtype(at::kFloat));
+  cuda::decide_update(numbers, step, scale.mutable_data_ptr<float>(), cuda::current_stream(all));
+  return scale;
+}
+
+/// Numbers on their way to the host, behind what was queued on their card before and beside what comes after.
+class ReadBack {
+ public:
+  explicit ReadBack(const at::Tensor& numbers) : host_(numbers) {
+    if (numbers.is_cpu()) return;
+    host_ = at::empty(numbers.sizes(), at::dtype(at::kDouble).pinned_memory(true));
+    host_.copy_(numbers, /*non_blocking=*/true);
+    arrived_.emplace(numbers.device().type());
+    arrived_->record(c10::impl::VirtualGuardImpl(numbers.device().type()).getStream(numbers.device()));
+  }
+
+  const double* wait() {
+    if (arrived_) arrived_->synchronize();
+    return host_.const_data_ptr<double>();
+  }
+
+ private:
+  at::Tensor host_;
+  std::optional<c10::Event> arrived_;
+};
 
 }  // namespace
 
@@ -77,7 +113,7 @@ DeviceBatch TrainingStep::upload(const Batch& batch) {
   return in_collective(coordinator_, kUpload, [&] { return to_device(batch, model_.weights().device()); });
 }
 
-TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double loss_scale) {
+at::Tensor TrainingStep::accumulate(const StepPosition& position, double loss_scale) {
   std::vector<LossSums> micro_batch_sums;
   sharding_.begin_step();
   for (const StepPosition& rows : micro_batches(position, rows_per_micro_batch_, groups_.all.world())) {
@@ -88,29 +124,22 @@ TrainingStep::Sums TrainingStep::accumulate(const StepPosition& position, double
     sharding_.end_micro_batch();
   }
   sharding_.finish_gradients();
-  // Sum of squares of the share, then loss and right answers of each micro-batch.
-  std::vector<double> mine(1);
-  in_collective(coordinator_, kNorm, [&] {
-    mine[0] = gradient_sum_of_squares(sharding_.gradient_shares());
-    const std::vector<double> sums = read_sums(micro_batch_sums);
-    mine.insert(mine.end(), sums.begin(), sums.end());
-  });
+  const at::Tensor mine = in_collective(
+      coordinator_, kNorm, [&] { return numbers_of(sharding_.gradient_shares(), micro_batch_sums); });
+  return in_collective(coordinator_, "exchange of loss and norm", [&] { return groups_.all.gather(mine); });
+}
 
-  const std::vector<double> all =
-      in_collective(coordinator_, "exchange of loss and norm", [&] { return groups_.all.exchange(mine); });
-  Sums sums;
-  const size_t ranks = all.size() / mine.size();
-  // The shares of one model; replicas hold the same ones.
-  const auto shards = static_cast<size_t>(sharding_.world().size);
-  for (size_t rank = 0; rank < shards; ++rank) sums.squares += all[rank * mine.size()];
-  // In the order of the rows: the same sum whatever the number of ranks.
-  for (size_t i = 1; i < mine.size(); i += 2) {
-    for (size_t rank = 0; rank < ranks; ++rank) {
-      sums.loss += all[rank * mine.size() + i];
-      sums.correct += all[rank * mine.size() + i + 1];
-    }
+void TrainingStep::apply_update(const at::Tensor& gradient_scale, double learning_rate, int64_t number) {
+  // A stop waits: the update reaches all ranks or none.
+  const Held held(coordinator_);
+  coordinator_.at_phase("update");
+  const std::vector<at::Tensor> gradients = sharding_.optimizer_gradients();
+  {
+    const QueuedBehind queued(coordinator_, model_.weights().device());
+    const TracedPart part(coordinator_.trace(), "optimizer");
+    optimizer_.update(gradients, gradient_scale, learning_rate, number);
   }
-  return sums;
+  sharding_.publish_weights();
 }
 
 StepResult TrainingStep::run(const StepPosition& position, double learning_rate, int64_t update,
@@ -125,25 +154,21 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
     return result;
   }
   const auto targets = static_cast<double>(result.targets);
-  const Sums sums = accumulate(position, loss_scale / targets);
+  const at::Tensor all = accumulate(position, loss_scale / targets);
+  const int64_t ranks = groups_.all.world().size;
+  const StepNumbers step{ranks,   all.numel() / ranks, sharding_.world().size,
+                         targets, loss_scale,          max_grad_norm_};
+  const at::Tensor scale = decide(all, step);
+  const auto start = [&] { return ReadBack(all); };
+  ReadBack read_back = all.is_cpu() ? start() : in_collective(coordinator_, kRead, start);
+  // Without an answer from the card the update is queued; where there is none, it leaves everything as it is.
+  if (!all.is_cpu() || !std::isnan(*scale.const_data_ptr<float>())) apply_update(scale, learning_rate, update);
+  const auto wait = [&] { return read_back.wait(); };
+  const StepSums sums = sum_up(all.is_cpu() ? wait() : in_collective(coordinator_, kRead, wait), step);
   result.loss = sums.loss / targets;
   result.accuracy = sums.correct / targets;
-  result.grad_norm = std::sqrt(sums.squares) / loss_scale;
-  result.finite = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
-  if (!result.finite) return result;
-
-  // From here on a stop waits: the update reaches all ranks or none.
-  const Held held(coordinator_);
-  coordinator_.at_phase("update");
-  const double gradient_scale = clip_factor(result.grad_norm, max_grad_norm_) / loss_scale;
-  const std::vector<at::Tensor> gradients = sharding_.optimizer_gradients();
-  {
-    const QueuedBehind queued(coordinator_, model_.weights().device());
-    const TracedPart part(coordinator_.trace(), "optimizer");
-    optimizer_.update(gradients, gradient_scale, learning_rate, update);
-  }
-  sharding_.publish_weights();
-  result.updated = true;
+  result.grad_norm = gradient_norm(sums, step);
+  result.finite = result.updated = is_finite(sums, step);
   return result;
 }
 

@@ -46,8 +46,9 @@ class TrainingStep {
 
   /// Gradients of the mean loss over all targets of the step, whose number is known beforehand, so that
   /// every micro-batch is scaled by it (times `loss_scale`, which norm and update divide out again). Update
-  /// number `update` (1-based) follows unless loss or norm is not finite. What a checkpoint throws leaves
-  /// weights and moments as they were, on all ranks.
+  /// number `update` (1-based) follows unless loss or norm is not finite. A card decides that by itself: the
+  /// host waits for loss and norm while it is at the update. What a checkpoint throws leaves weights and
+  /// moments as they were, on all ranks.
   StepResult run(const StepPosition& position, double learning_rate, int64_t update, double loss_scale = 1);
 
   /// Forward and backward of the largest micro-batch of `epoch`, so that a run whose longest samples do not
@@ -60,11 +61,10 @@ class TrainingStep {
   std::vector<NonFiniteRecord> find_nonfinite_records(const StepPosition& position);
 
  private:
-  struct Sums {
-    double loss = 0, correct = 0, squares = 0;
-  };
   DeviceBatch upload(const Batch& batch);
-  Sums accumulate(const StepPosition& position, double loss_scale);
+  /// StepNumbers of all ranks, on the device.
+  at::Tensor accumulate(const StepPosition& position, double loss_scale);
+  void apply_update(const at::Tensor& gradient_scale, double learning_rate, int64_t number);
   bool row_is_finite(const StepPosition& row, int64_t rank);
   bool record_is_finite(const SampleView& sample, int64_t rank);
 

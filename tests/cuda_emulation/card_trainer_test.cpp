@@ -83,6 +83,30 @@ TEST(CardTrainer, OnePassUpdatesStateAndWeightsToTheBitsOfTheCpu) {
   }
 }
 
+TEST(CardTrainer, AScaleOnTheCardUpdatesAsTheHostsOrNotAtAll) {
+  for (const OptimizerMoments moments : {OptimizerMoments::kFp32, OptimizerMoments::k8Bit}) {
+    AdamWOptions options;
+    options.format.moments = moments;
+    const Buffers told(at::kBFloat16, at::kBFloat16), decided(at::kBFloat16, at::kBFloat16);
+    AdamW expected(told.weights, options), optimizer(decided.weights, options);
+    const auto update = [&](double scale, int64_t t) {
+      optimizer.update(shards_of(decided.gradients, {}), at::scalar_tensor(scale, at::kFloat), 1e-3, t);
+    };
+    const auto expect_equal = [&](const char* what) {
+      for (int i = 0; i < told.weights.num_segments(); ++i) {
+        for (const std::string_view part : kOptimizerParts)
+          EXPECT_TRUE(at::equal(optimizer.part(part, i), expected.part(part, i))) << what << " " << part;
+        EXPECT_TRUE(at::equal(decided.weights.flat(i), told.weights.flat(i))) << what;
+      }
+    };
+    expected.update(told.gradients, static_cast<double>(0.37F), 1e-3, 1);
+    update(0.37, 1);
+    expect_equal("decided");
+    update(std::nan(""), 2);
+    expect_equal("not at all");
+  }
+}
+
 /// Two updates of a share on the card and by update_tiles().
 void expect_the_cpus_state(const StateFormat& format, const Buffers& buffers, const World& owner) {
   const ParameterBuffers& weights = buffers.weights;
@@ -164,7 +188,7 @@ TEST(CardTrainer, NormAndSumOverRanksLaunchTheirKernels) {
   const at::Tensor values = waves(70000, 1, at::kBFloat16);
   const at::Tensor gradients[] = {values, values.narrow(0, 1, 9000), values.narrow(0, 0, 0)};
   const int64_t before = emulation::traffic().launches;
-  const at::Tensor sum = sum_of_squares_on_card(gradients);
+  const at::Tensor sum = sum_of_squares(gradients);
   EXPECT_EQ(emulation::traffic().launches - before, 3);
   const double expected = values.to(at::kDouble).square().sum().item<double>() +
                           gradients[1].to(at::kDouble).square().sum().item<double>();

@@ -1,4 +1,8 @@
 // AdamW, the norm and the sum over ranks: the first and the last to the bits of the CPU's loops.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
 #include "tests/kernels/kernel_fixtures.h"
 #include "trainer/cuda_kernels.h"
 
@@ -19,6 +23,38 @@ AdamWCoefficients coefficients(bool decay) {
   c.bias_correction2_sqrt = 0.0547F;
   c.epsilon = 1e-8F;
   return c;
+}
+
+TEST(UpdateDecision, IsThatOfTheHost) {
+  // Two micro-batches of three ranks, of which two share a model.
+  const std::vector<double> usual = {4, 10, 3, 12, 1, 5, 9, 2, 8, 0, 100, 7, 4, 7, 2};
+  const StepNumbers step{3, 5, 2, 20, 512, 1};
+  const auto decided = [&](const std::vector<double>& all) {
+    float scale = -1;
+    cuda::decide_update(all.data(), step, &scale, nullptr);
+    const StepSums sums = sum_up(all.data(), step);
+    const float expected = gradient_scale(sums, step);
+    EXPECT_EQ(std::memcmp(&scale, &expected, sizeof(scale)), 0) << scale << " " << expected;
+    EXPECT_EQ(std::isnan(scale), !is_finite(sums, step));
+    return scale;
+  };
+  const StepSums sums = sum_up(usual.data(), step);
+  EXPECT_EQ(sums.squares, 9);  // not the replica's
+  EXPECT_EQ(sums.loss, 10 + 9 + 7 + 12 + 8 + 7);
+  EXPECT_EQ(sums.correct, 3 + 2 + 4 + 1 + 0 + 2);
+  EXPECT_EQ(decided(usual), 1.0F / 512) << "a norm of 3 / 512 is not clipped";
+  std::vector<double> steep = usual;
+  steep[0] = 1e10;
+  EXPECT_LT(decided(steep), 1.0F / 512);
+  constexpr double kBad[] = {std::numeric_limits<double>::quiet_NaN(),
+                             std::numeric_limits<double>::infinity()};
+  for (const double bad : kBad) {
+    for (const size_t place : {0, 5, 1, 8, 13}) {  // norms and losses
+      std::vector<double> broken = usual;
+      broken[place] = bad;
+      EXPECT_TRUE(std::isnan(decided(broken))) << place;
+    }
+  }
 }
 
 std::vector<double> squared(std::vector<double> values) {

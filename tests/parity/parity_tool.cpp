@@ -13,6 +13,7 @@
 #include "tests/model/targets.h"
 #include "trainer/adamw.h"
 #include "trainer/gradient_norm.h"
+#include "trainer/update_decision.h"
 
 namespace satune {
 namespace {

@@ -12,6 +12,7 @@
 #include "tests/model_configs.h"
 #include "trainer/adamw_kernels.h"
 #include "trainer/gradient_norm.h"
+#include "trainer/update_decision.h"
 
 namespace satune::trainer_test {
 namespace {
@@ -160,6 +161,7 @@ TEST(GradientNorm, IsTheNormInDoublePrecision) {
 // rival: a clip that divides by the norm twice.
 TEST(GradientNorm, ClipsAsTorchDoes) {
   EXPECT_DOUBLE_EQ(clip_factor(4.0, 1.0), 1.0 / (4.0 + 1e-6));
+  EXPECT_EQ(clip_factor(1.0 - 1e-6, 1.0), 1.0);
   EXPECT_DOUBLE_EQ(clip_factor(0.5, 1.0), 1.0);
   EXPECT_DOUBLE_EQ(clip_factor(4.0, 0.0), 1.0) << "0 = no clipping";
 }

@@ -76,6 +76,11 @@ class HalfGroup : public ProcessGroup {
     all.resize(2 * values.size(), not_finite ? std::numeric_limits<double>::quiet_NaN() : 0);
     return all;
   }
+  at::Tensor gather(const at::Tensor& numbers) override {
+    begin("gather");
+    const double other = not_finite ? std::numeric_limits<double>::quiet_NaN() : 0;
+    return at::cat({numbers, at::full_like(numbers, other)});
+  }
   bool broken = false, not_finite = false;
 
  private:

@@ -174,6 +174,7 @@ TEST(Profile, OfARunThatStopsEarlierIsWhole) {
 TEST(Profile, ThatCannotBeWrittenIsAWarning) {
   const TinyRun tiny;
   std::filesystem::create_directories(tiny.output("run"));
+  tiny.directory().write("run/.lock", "");
   tiny.directory().write("run/profile", "a file");
   EXPECT_EQ(train_profiled(tiny, "run", 1, {"max_steps=3"}), kExitOk);
   EXPECT_EQ(metric_rows(tiny.output("run")).size(), 3U);

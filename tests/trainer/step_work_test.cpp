@@ -187,7 +187,7 @@ TEST_P(StepWork, ProductsAreThoseOfTheModel) {
   EXPECT_DOUBLE_EQ(counted, modelled);
 }
 
-TEST_P(StepWork, NothingWaitsForTheDeviceBeforeTheEnd) {
+TEST_P(StepWork, NothingWaitsForTheDevice) {
   const auto& [shared, tied, recording] = GetParam();
   const LoggedStep step(config_with(shared, tied), recording);
   ASSERT_TRUE(step.result.updated);
