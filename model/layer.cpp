@@ -48,11 +48,6 @@ void split_qkv(const LayerContext& context, const at::Tensor& qkv, bool is_ancho
   }
 }
 
-/// Where an op leaves the largest magnitudes of its result, if anything will be made of them.
-at::Tensor* largest_if_fp8(const LayerContext& context, at::Tensor& largest) {
-  return context.fp8 != nullptr ? &largest : nullptr;
-}
-
 bool in_fp8(const LayerContext& context, const FusedProjection& projection) {
   return context.fp8 != nullptr && projection.takes_fp8();
 }
@@ -85,7 +80,7 @@ void attend_inputs(const LayerContext& context, const LayerWeights& weights, boo
                    LayerRecord& record) {
   RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
     return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
-                            context.config.rms_norm_eps, largest_if_fp8(context, record.normed_in.largest));
+                            context.config.rms_norm_eps, context.if_fp8(record.normed_in.largest));
   });
   record.normed_in.x_NI = std::move(norm.y_NC);
   record.rstd_in_N = norm.rstd_N;
@@ -101,7 +96,7 @@ void attend_inputs(const LayerContext& context, const LayerWeights& weights, boo
 void mlp_inputs(const LayerContext& context, const LayerWeights& weights, LayerRecord& record) {
   RmsNormOut norm = traced(context.trace, part::kNorm, [&] {
     return rms_norm_forward(record.mid_NC, context.weights.tensor(weights.post_attention_norm),
-                            context.config.rms_norm_eps, largest_if_fp8(context, record.normed_post.largest));
+                            context.config.rms_norm_eps, context.if_fp8(record.normed_post.largest));
   });
   record.normed_post.x_NI = std::move(norm.y_NC);
   record.rstd_post_N = norm.rstd_N;
@@ -133,7 +128,7 @@ void forward_until_act(const LayerContext& context, const LayerWeights& weights,
   record.gate_up_N2F = traced(context.trace, part::kGateUp,
                               [&] { return project(context, weights.gate_up, record.normed_post, keep); });
   record.act.x_NI = traced(context.trace, part::kSwiglu, [&] {
-    return swiglu_forward(record.gate_up_N2F, largest_if_fp8(context, record.act.largest));
+    return swiglu_forward(record.gate_up_N2F, context.if_fp8(record.act.largest));
   });
 }
 
@@ -147,25 +142,26 @@ void restore(const LayerContext& context, const LayerWeights& weights, Recording
   } else if (recording == Recording::kSelective) {
     record.normed_in.x_NI = traced(context.trace, part::kNorm, [&] {
       return rms_norm_forward(record.x_NC, context.weights.tensor(weights.input_norm),
-                              context.config.rms_norm_eps, largest_if_fp8(context, record.normed_in.largest))
+                              context.config.rms_norm_eps, context.if_fp8(record.normed_in.largest))
           .y_NC;
     });
     mlp_inputs(context, weights, record);
     record.act.x_NI = traced(context.trace, part::kSwiglu, [&] {
-      return swiglu_forward(record.gate_up_N2F, largest_if_fp8(context, record.act.largest));
+      return swiglu_forward(record.gate_up_N2F, context.if_fp8(record.act.largest));
     });
   }
 }
 
 at::Tensor mlp_backward(const LayerContext& context, const LayerWeights& weights, LayerRecord& record,
-                        const at::Tensor& d_out_NC, const ParameterBuffers& gradients, bool accumulate,
+                        const StreamGradient& d_out, const ParameterBuffers& gradients, bool accumulate,
                         at::Tensor& largest_d_mid) {
   const at::Tensor d_act = traced(context.trace, part::kDown, [&] {
-    return project_backward(context, weights.down, d_out_NC, record.act, gradients, accumulate, {});
+    return project_backward(context, weights.down, d_out.d_NC, record.act, gradients, accumulate,
+                            d_out.largest);
   });
   at::Tensor largest;  // of d_gate_up
   const at::Tensor d_gate_up = traced(context.trace, part::kSwiglu, [&] {
-    return swiglu_backward(d_act, record.gate_up_N2F, largest_if_fp8(context, largest));
+    return swiglu_backward(d_act, record.gate_up_N2F, context.if_fp8(largest));
   });
   record.gate_up_N2F.reset();
   const at::Tensor d_normed = traced(context.trace, part::kGateUp, [&] {
@@ -174,9 +170,9 @@ at::Tensor mlp_backward(const LayerContext& context, const LayerWeights& weights
   });
   return traced(context.trace, part::kNorm, [&] {
     return rms_norm_backward(d_normed, record.mid_NC, context.weights.tensor(weights.post_attention_norm),
-                             record.rstd_post_N, d_out_NC,
+                             record.rstd_post_N, d_out.d_NC,
                              gradient_of(gradients, weights.post_attention_norm), accumulate,
-                             largest_if_fp8(context, largest_d_mid));
+                             context.if_fp8(largest_d_mid));
   });
 }
 
@@ -290,14 +286,14 @@ std::vector<at::Tensor*> own_activations(LayerRecord& record, bool is_anchor, bo
   return tensors;
 }
 
-at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weights, int layer,
-                          LayerRecord& record, const LayerRecord* anchor, Recording recording,
-                          const at::Tensor& d_out_NC, SpanGradient& span, const ParameterBuffers& gradients,
-                          bool accumulate, bool need_input) {
+StreamGradient layer_backward(const LayerContext& context, const LayerWeights& weights, int layer,
+                              LayerRecord& record, const LayerRecord* anchor, Recording recording,
+                              const StreamGradient& d_out, SpanGradient& span,
+                              const ParameterBuffers& gradients, bool accumulate, bool need_input) {
   TORCH_CHECK(record.x_NC.defined(), "layer ", layer, " was not recorded");
   restore(context, weights, recording, anchor, record);
   at::Tensor largest;  // of d_mid
-  const at::Tensor d_mid = mlp_backward(context, weights, record, d_out_NC, gradients, accumulate, largest);
+  const at::Tensor d_mid = mlp_backward(context, weights, record, d_out, gradients, accumulate, largest);
   const at::Tensor d_attn = traced(context.trace, part::kOutput, [&] {
     ProjectionInput attended{record.attention.out_NHD.flatten(1), std::move(record.attended8)};
     return project_backward(context, weights.output, d_mid, attended, gradients, accumulate, largest)
@@ -312,10 +308,12 @@ at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weigh
                             need_normed);
   });
   if (!need_normed) return {};
-  return traced(context.trace, part::kNorm, [&] {
+  StreamGradient d_in;
+  d_in.d_NC = traced(context.trace, part::kNorm, [&] {
     return rms_norm_backward(d_normed, record.x_NC, context.weights.tensor(weights.input_norm),
-                             record.rstd_in_N, d_mid, d_input_norm, accumulate);
+                             record.rstd_in_N, d_mid, d_input_norm, accumulate, context.if_fp8(d_in.largest));
   });
+  return d_in;
 }
 
 }  // namespace satune

@@ -51,6 +51,9 @@ struct LayerContext {
   StepTrace* trace = nullptr;
   Fp8Weights* fp8 = nullptr;  ///< projections that take them are of 8 bits
   bool keep_inputs = false;   ///< of projections, for a backward that computes nothing again
+
+  /// Where an op leaves the largest magnitudes of its result, if anything will be made of them.
+  at::Tensor* if_fp8(at::Tensor& largest) const { return fp8 != nullptr ? &largest : nullptr; }
 };
 
 /// Runs layer `layer`. `anchor` is the record whose q and k a shared layer reads (nullptr otherwise); where
@@ -74,11 +77,17 @@ struct SpanGradient {
   at::Tensor d_q_NHD, d_k_NKD;
 };
 
-/// Backward of one layer. `d_out_NC` is the gradient of its output; returns that of its input (undefined when
+/// Gradient of the stream between two layers.
+struct StreamGradient {
+  at::Tensor d_NC;
+  at::Tensor largest = {};  ///< to_fp8()'s, of d_NC, where products are of 8 bits
+};
+
+/// Backward of one layer. `d_out` is the gradient of its output; returns that of its input (undefined when
 /// `need_input` is false). `span`: for an anchor, what its span left; for a shared layer, where it adds.
-at::Tensor layer_backward(const LayerContext& context, const LayerWeights& weights, int layer,
-                          LayerRecord& record, const LayerRecord* anchor, Recording recording,
-                          const at::Tensor& d_out_NC, SpanGradient& span, const ParameterBuffers& gradients,
-                          bool accumulate, bool need_input);
+StreamGradient layer_backward(const LayerContext& context, const LayerWeights& weights, int layer,
+                              LayerRecord& record, const LayerRecord* anchor, Recording recording,
+                              const StreamGradient& d_out, SpanGradient& span,
+                              const ParameterBuffers& gradients, bool accumulate, bool need_input);
 
 }  // namespace satune

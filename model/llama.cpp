@@ -96,8 +96,8 @@ class Pass {
  private:
   at::Tensor forward();
   void forward_layer(int layer, at::Tensor& x_NC);
-  CrossEntropyGradients head(const at::Tensor& x_NC, double loss_scale, at::Tensor& d_x_NC);
-  void backward_layer(int layer, at::Tensor& d_x_NC);
+  CrossEntropyGradients head(const at::Tensor& x_NC, double loss_scale, StreamGradient& d_x);
+  void backward_layer(int layer, StreamGradient& d_x);
   void backward_embedding(const at::Tensor& d_x_NC);
   const LayerRecord* anchor_of(int layer) const;
 
@@ -174,7 +174,7 @@ at::Tensor Pass::forward() {
   return x_NC;
 }
 
-CrossEntropyGradients Pass::head(const at::Tensor& x_NC, double loss_scale, at::Tensor& d_x_NC) {
+CrossEntropyGradients Pass::head(const at::Tensor& x_NC, double loss_scale, StreamGradient& d_x) {
   const int segment = model_.head_segment();
   hooks_.before_forward(segment);
   const RmsNormOut norm = traced(context_.trace, part::kNorm, [&] { return model_.norm(x_NC); });
@@ -187,15 +187,15 @@ CrossEntropyGradients Pass::head(const at::Tensor& x_NC, double loss_scale, at::
   });
   const at::Tensor d_norm =
       gradients_.selected(model_.final_norm) ? gradients_.tensor(model_.final_norm) : at::Tensor();
-  d_x_NC = traced(context_.trace, part::kNorm, [&] {
+  d_x.d_NC = traced(context_.trace, part::kNorm, [&] {
     return rms_norm_backward(out.d_hidden_NC, x_NC, model_.weights.tensor(model_.final_norm), norm.rstd_N, {},
-                             d_norm, accumulate_);
+                             d_norm, accumulate_, context_.if_fp8(d_x.largest));
   });
   hooks_.after_backward(segment);
   return out;
 }
 
-void Pass::backward_layer(int layer, at::Tensor& d_x_NC) {
+void Pass::backward_layer(int layer, StreamGradient& d_x) {
   const int segment = layer + 1;
   const int source = model_.config.sharing.source(layer);
   hooks_.before_backward(segment);
@@ -203,9 +203,8 @@ void Pass::backward_layer(int layer, at::Tensor& d_x_NC) {
     offload_->restore(layer);
     if (segment > std::max(lowest_, 1)) offload_->fetch(layer - 1);
   }
-  d_x_NC =
-      layer_backward(context_, model_.layers[layer], layer, records_[layer], anchor_of(layer),
-                     recording_[layer], d_x_NC, spans_[source], gradients_, accumulate_, segment > lowest_);
+  d_x = layer_backward(context_, model_.layers[layer], layer, records_[layer], anchor_of(layer),
+                       recording_[layer], d_x, spans_[source], gradients_, accumulate_, segment > lowest_);
   hooks_.after_backward(segment);
   records_[layer] = {};
 }
@@ -241,13 +240,13 @@ LossSums idle_pass(const Llama::Impl& model, const ParameterBuffers& gradients, 
 
 LossSums Pass::run(double loss_scale) {
   at::Tensor x_NC = forward();
-  at::Tensor d_x_NC;
-  const CrossEntropySums sums = head(x_NC, loss_scale, d_x_NC).sums;
+  StreamGradient d_x;
+  const CrossEntropySums sums = head(x_NC, loss_scale, d_x).sums;
   x_NC.reset();
   for (int layer = model_.num_layers() - 1; layer + 1 >= std::max(lowest_, 1); --layer) {
-    backward_layer(layer, d_x_NC);
+    backward_layer(layer, d_x);
   }
-  if (lowest_ == 0) backward_embedding(d_x_NC);
+  if (lowest_ == 0) backward_embedding(d_x.d_NC);
   return {sums.loss, sums.correct};
 }
 
