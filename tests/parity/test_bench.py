@@ -107,6 +107,8 @@ def test_decoding(satune, folder):
 @pytest.mark.parametrize("arguments, words", [
     (["--sequence-length", 65], "--sequence-length: found 65, expected at most 64, the model's max_position_embeddings"),
     (["--sequence-length", 32, "--document-length", 5], "--document-length: found 5, expected a divisor of"),
+    (["--sequence-length", 32, "--document-length", 100], "--document-length: found 100, expected a divisor of --sequence-length 32"),
+    (["--sequence-length", 256, "--document-length", 128], "--document-length: found 128, expected at most 64"),
     (["--sequence-length", 32, "--layers", 5], "--layers: found 5, expected at most 4"),
     (["--sequence-length", 32, "--layers", 2, "--sharing", "2-3"], "layer 2"),
     (["--sequence-length", 32, "--anchor", "first"], "--anchor: found first, expected --sharing"),

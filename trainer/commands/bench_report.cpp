@@ -52,15 +52,18 @@ void check_shape(const BenchRequest& request, const ModelConfig& own) {
   if (request.layers && *request.layers > own.num_hidden_layers)
     throw bad_input("--layers", std::to_string(*request.layers),
                     fmt::format("at most {}, the layers of {}", own.num_hidden_layers, request.model));
+  if (!request.decode && request.sequence_length % request.length.document_length != 0)
+    throw bad_input("--document-length", std::to_string(request.length.document_length),
+                    fmt::format("a divisor of --sequence-length {}", request.sequence_length));
   const int64_t longest =
       request.decode ? request.decoding.prompt + request.decoding.tokens : request.length.document_length;
   if (longest > own.max_position_embeddings)
     throw bad_input(
-        request.decode ? "--prompt-length and --new-tokens" : "--sequence-length", std::to_string(longest),
+        request.decode            ? "--prompt-length and --new-tokens"
+        : request.document_length ? "--document-length"
+                                  : "--sequence-length",
+        std::to_string(longest),
         fmt::format("at most {}, the model's max_position_embeddings", own.max_position_embeddings));
-  if (!request.decode && request.sequence_length % request.length.document_length != 0)
-    throw bad_input("--document-length", std::to_string(request.length.document_length),
-                    fmt::format("a divisor of --sequence-length {}", request.sequence_length));
   if (request.anchor && request.sharing.empty())
     throw bad_input("--anchor", *request.anchor, "--sharing LAYERS beside it");
 }
