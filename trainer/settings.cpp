@@ -215,8 +215,7 @@ std::string name_source(const Settings& settings, std::string_view message) {
   };
   for (const Field& field : settings_table()) {
     const std::string& key = field.info.key;
-    // A plan calls its list "sharing layers": it may be that of an option, too.
-    if (!begins_with(key) && !(key == "sharing.layers" && begins_with("sharing layers"))) continue;
+    if (!begins_with(key)) continue;
     const bool overridden = std::ranges::count(settings.overrides, key) > 0;
     return fmt::format("{}: {}", overridden ? kCommandLine : settings.source, message);
   }

@@ -110,7 +110,7 @@ def test_decoding(satune, folder):
     (["--sequence-length", 32, "--document-length", 100], "--document-length: found 100, expected a divisor of --sequence-length 32"),
     (["--sequence-length", 256, "--document-length", 128], "--document-length: found 128, expected at most 64"),
     (["--sequence-length", 32, "--layers", 5], "--layers: found 5, expected at most 4"),
-    (["--sequence-length", 32, "--layers", 2, "--sharing", "2-3"], "layer 2"),
+    (["--sequence-length", 32, "--layers", 2, "--sharing", "2-3"], 'error: --sharing "2-3": found layer 2, expected layers 0 to 1'),
     (["--sequence-length", 32, "--anchor", "first"], "--anchor: found first, expected --sharing"),
     (["--sequence-length", 32, "--precision", "fp8"], "precision"),
     (["--sequence-length", 32, "learning_rate=1"], "found learning_rate=1, expected key=value with one of"),

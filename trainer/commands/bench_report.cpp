@@ -133,7 +133,7 @@ std::string BenchVariant::name() const {
 std::vector<BenchVariant> bench_variants(const BenchRequest& request) {
   const Settings settings = settings_of(request);
   const auto plan = [&](const Settings& asked, std::optional<int64_t> layers) {
-    return naming_source(asked, [&] { return plan_architecture(asked, layers); });
+    return naming_source(asked, [&] { return plan_architecture(asked, layers, "--sharing"); });
   };
   check_shape(request, plan(settings, std::nullopt).config);
   BenchVariant dense{settings, plan(settings, request.layers)};
