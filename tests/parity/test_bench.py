@@ -92,7 +92,7 @@ def test_ranks(satune, folder):
 
 def test_decoding(satune, folder):
     report = bench(satune, folder / "arch.json", "--decode", "--sharing", "2-3", "--prompt-length", 5, "--new-tokens", 3,
-                   "--max-batch", 3, "--precision", "fp32", "--device", "cpu")
+                   "--max-batch", 3, "--precision", "fp32", "--device", "cpu", "num_threads=1")
     assert report["kind"] == "decoding" and report["ended_by"] == "--max-batch"
     dense, shared = report["runs"]
     assert dense["kv_bytes_per_token"] == 2 * 4 * 16 * 4 and shared["kv_bytes_per_token"] == (2 * 4 - 2) * 16 * 4
@@ -117,6 +117,8 @@ def test_decoding(satune, folder):
     (["--sequence-length", 32, "--steps", 0], "--steps"),
     (["--sequence-length", 32, "--peak-tflops", -1], "--peak-tflops"),
     (["--decode", "--steps", 3], "excludes"),
+    *((["--decode", word], f"error: {word}: found --decode, which does not read it, expected a training step")
+      for word in ("fp8=true", "optimizer_offload=cpu", "attn_implementation=eager", "ddp_timeout=9")),
     (["--max-batch", 3], "--decode"),
     (["--decode", "--prompt-length", 60, "--new-tokens", 5], "found 65, expected at most 64"),
     (["--sequence-length", 32, "--output", "/nowhere/bench.json"], "/nowhere"),

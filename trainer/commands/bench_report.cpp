@@ -21,13 +21,19 @@ constexpr std::string_view kMeasuredSettings[] = {
     "adam_epsilon",          "master_weights",      "max_grad_norm", "num_threads", "optimizer_moments",
     "optimizer_offload",     "shard_group_size",    "weight_decay",  "ddp_timeout"};
 
-void check_overrides(const std::vector<std::string>& overrides) {
-  for (const std::string& word : overrides) {
+/// The one of them that generation reads, too.
+constexpr std::string_view kDecodingSetting = "num_threads";
+
+void check_overrides(const BenchRequest& request) {
+  for (const std::string& word : request.overrides) {
     const std::string key = word.substr(0, word.find('='));
-    if (word.find('=') != std::string::npos &&
-        std::find(std::begin(kMeasuredSettings), std::end(kMeasuredSettings), key) !=
-            std::end(kMeasuredSettings))
-      continue;
+    const bool known = word.find('=') != std::string::npos &&
+                       std::find(std::begin(kMeasuredSettings), std::end(kMeasuredSettings), key) !=
+                           std::end(kMeasuredSettings);
+    if (known && request.decode && key != kDecodingSetting)
+      throw bad_input(word, "--decode, which does not read it",
+                      fmt::format("a training step, or no setting but {}", kDecodingSetting));
+    if (known) continue;
     throw bad_input(
         "satune bench", word,
         fmt::format("key=value with one of {}; shapes have options", fmt::join(kMeasuredSettings, ", ")));
@@ -35,7 +41,7 @@ void check_overrides(const std::vector<std::string>& overrides) {
 }
 
 Settings settings_of(const BenchRequest& request) {
-  check_overrides(request.overrides);
+  check_overrides(request);
   std::vector<std::string> overrides = request.overrides;
   overrides.insert(overrides.begin(),
                    {"model_name_or_path=" + request.model, "precision=" + request.precision,
