@@ -127,6 +127,12 @@ def test_bad_lines(satune, folder, arguments, words):
     assert words in refused(satune, "bench", folder / "arch.json", "--device", "cpu", *arguments)
 
 
+def test_a_place_that_takes_no_file_shows_before_the_measurement(satune, folder):
+    for more in ((*SMALL,), (*SMALL, "--nproc-per-node", 2), ("--decode", "--device", "cpu")):
+        line = refused(satune, "bench", folder / "arch.json", *more, "--output", "/proc/bench.json", code=3)
+        assert "/proc/bench.json: cannot be created" in line
+
+
 def test_a_missing_model(satune, folder):
     assert "none.json" in refused(satune, "bench", folder / "none.json")
 

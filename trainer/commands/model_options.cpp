@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <system_error>
 
+#include "data/files/atomic_file.h"
 #include "data/files/error.h"
 #include "data/utf8.h"
 #include "trainer/device.h"
@@ -65,6 +66,7 @@ void require_new_file(const fs::path& file, std::string_view option) {
   if (fs::exists(file, error)) throw bad_input(where, "an existing file", "a new file to write");
   const fs::path folder = file.parent_path().empty() ? fs::path(".") : file.parent_path();
   if (!fs::is_directory(folder, error)) throw bad_input(where, "no folder " + folder.string(), "one");
+  const AtomicFile trial(file);  // leaves nothing
 }
 
 void require_utf8(std::string_view text, std::string_view option) {
