@@ -120,7 +120,8 @@ int run(CLI::App& app, int argc, char** argv) {
   app.footer(
       "satune COMMAND --help tells the options of each, with examples.\n"
       "Exit codes: 2 bad command line, input or config; 3 environment; 4 stopped by a signal, resumable; 1 "
-      "other.");
+      "other.\n"
+      "A signal ends what cannot be taken up again as any program (a shell shows 128 and its number).");
   add_commands(app, exit_code);
   try {
     app.parse(argc, argv);

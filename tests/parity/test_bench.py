@@ -137,16 +137,23 @@ def test_a_missing_model(satune, folder):
     assert "none.json" in refused(satune, "bench", folder / "none.json")
 
 
-def test_ctrl_c_leaves_no_file(satune, folder):
-    output = folder / "stopped" / "bench.json"
-    output.parent.mkdir()
-    run = subprocess.Popen([satune, "bench", str(folder / "arch.json"), *map(str, SMALL[:4]), "--steps", "1000000",
-                            "--output", str(output)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert "1000000 steps" in run.stderr.readline()
-    time.sleep(0.3)
-    run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 4
-    assert not list(output.parent.iterdir()) and run.stdout.read() == ""
+@pytest.mark.parametrize("sent, shape, begun", [
+    (signal.SIGINT, [*SMALL[:4], "--steps", 1000000], "1000000 steps"),
+    (signal.SIGTERM, [*SMALL[:4], "--steps", 1000000, "--nproc-per-node", 2], "1000000 steps"),
+    (signal.SIGINT, ["--decode", "--precision", "fp32", "--prompt-length", 1, "--new-tokens", 63, "--max-batch", 1 << 30], "batch 64"),
+])
+def test_a_signal_leaves_no_file_and_says_so(satune, folder, tmp_path, sent, shape, begun):
+    run = subprocess.Popen([satune, "bench", str(folder / "arch.json"), *map(str, shape), "--device", "cpu", "num_threads=1",
+                            "--output", str(tmp_path / "bench.json")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while begun not in (line := run.stderr.readline()):
+        assert line
+    time.sleep(0.1)
+    run.send_signal(sent)
+    out, log = run.communicate(timeout=60)
+    told = "satune: stopped by a signal: nothing was written, and the same command begins anew"
+    assert run.returncode == -sent and [line for line in log.splitlines() if not line.startswith("[")] == [told], log
+    assert not list(tmp_path.iterdir()) and out == ""
 
 
 @pytest.fixture(scope="module")

@@ -288,8 +288,10 @@ def test_a_stopped_run_says_how_it_goes_on(satune, stories, tmp_path):
         logs.append(log)
     assert "there already" not in logs[0] and all("items are there already" in log for log in logs[1:])
     # Nothing to go on from: the signal itself.
-    code, log = stopped(signal.SIGTERM, lambda process: catches(process, signal.SIGTERM), *command)
-    assert code == -signal.SIGTERM and "stopped by a signal: nothing was kept (--output FILE" in log
+    for more in ([], ["--nproc-per-node", 2]):
+        ready = (lambda _: time.sleep(1) or True) if more else (lambda process: catches(process, signal.SIGTERM))
+        code, log = stopped(signal.SIGTERM, ready, *command, *more)
+        assert code == -signal.SIGTERM and "stopped by a signal: nothing was kept (--output FILE" in log
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
@@ -17,6 +18,7 @@
 #include "trainer/commands/standard_output.h"
 #include "trainer/device.h"
 #include "trainer/progress.h"
+#include "trainer/signals.h"
 
 namespace satune {
 namespace {
@@ -171,6 +173,9 @@ void print_report(const AnalysisReport& report) {
 
 int run_analyze(AnalyzeOptions options) {
   require_new_directory(options.output);
+  std::optional<StopNotice> stop_notice;
+  stop_notice.emplace(stop_line("nothing was written, and the same command begins anew"),
+                      /*resumable=*/false);
   options.analysis.budget = parse_budget(options.budget);
   if (options.suggestion_given && options.analysis.max_span == 0)
     throw bad_input("--max-span 0", "--layers or --loss-budget beside it",
@@ -184,7 +189,8 @@ int run_analyze(AnalyzeOptions options) {
     texts.push_back(read_documents(options, *model));
   }
   check_same_documents(models, texts);
-  AtomicDirectory folder(options.output);  // before the work: that it can be written shows at once
+  // That it can be written shows before the work; a signal leaves nothing.
+  { const AtomicDirectory trial(options.output); }
 
   AnalysisReport report;
   report.data = options.data;
@@ -203,6 +209,8 @@ int run_analyze(AnalyzeOptions options) {
     report.models.back().step = models[i]->step();
   }
   const Json json = analysis_json(report);
+  stop_notice.reset();
+  AtomicDirectory folder(options.output);
   write_report(folder.path(), report, json);
   folder.commit();
   if (options.json) {

@@ -10,7 +10,6 @@
 
 #include "data/files/error.h"
 #include "trainer/device.h"
-#include "trainer/launcher.h"
 #include "trainer/visible_cards.h"
 
 namespace satune {
@@ -95,7 +94,7 @@ bool needs_launcher(const RankOptions& options, int64_t processes) {
   return processes > 1 || options.max_restarts.value_or(0) > 0;
 }
 
-int start_ranks(const RankOptions& options, const Settings& settings, int64_t processes) {
+LaunchEnd start_ranks(const RankOptions& options, const Settings& settings, int64_t processes) {
   refuse_shared_cards(options, settings);
   LaunchOptions launch;
   launch.processes = processes;
