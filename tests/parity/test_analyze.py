@@ -433,6 +433,7 @@ def test_errors_are_one_line(satune, stories, random_model, text, records, tmp_p
         ([random_model, "--data", empty, "--output", out], ["empty.txt"]),
         ([tmp_path / "nobody", "--data", text, "--output", out], ["nobody"]),
         ([random_model, "--data", text, "--output", full], ["full", "empty"]),
+        ([random_model, "--data", text, "--output", tmp_path / "no" / "out"], [f"--output {tmp_path}/no/out: found no folder {tmp_path}/no,"]),
         ([random_model, "--data", text, "--output", out, "--max-length", 513], ["--max-length", "513", "512"]),
         ([random_model, "--data", records, "--output", out, "--max-length", 4], ["records.json", "4 tokens"]),
         ([random_model, "--data", text, "--output", out, "--template", "alpaca"], ["--template", "plain text"]),
@@ -450,7 +451,7 @@ def test_errors_are_one_line(satune, stories, random_model, text, records, tmp_p
         lines = [line for line in done.stderr.splitlines() if "info" not in line]
         assert len(lines) == 1, lines
         assert all(word in lines[0] for word in words), (words, lines)
-        assert not out.exists()
+        assert not out.exists() and not (tmp_path / "no").exists()
 
 
 def test_a_signal_leaves_nothing_and_says_so(satune, random_model, text, tmp_path):

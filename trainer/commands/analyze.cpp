@@ -173,6 +173,7 @@ void print_report(const AnalysisReport& report) {
 
 int run_analyze(AnalyzeOptions options) {
   require_new_directory(options.output);
+  require_folder_for(options.output, "--output");
   std::optional<StopNotice> stop_notice;
   stop_notice.emplace(stop_line("nothing was written, and the same command begins anew"),
                       /*resumable=*/false);
