@@ -114,7 +114,8 @@ def test_decoding(satune, folder):
     (["--sequence-length", 32, "--anchor", "first"], "--anchor: found first, expected --sharing"),
     (["--sequence-length", 32, "--precision", "fp8"], "precision"),
     (["--sequence-length", 32, "learning_rate=1"], "found learning_rate=1, expected key=value with one of"),
-    (["--sequence-length", 32, "--steps", 0], "--steps"),
+    (["--sequence-length", 32, "--steps", 0], "--steps: found 0, expected a whole number from 1 to 2147483648"),
+    (["--sequence-length", 32, "--steps", "x"], "--steps: found x, expected a whole number from 1 to 2147483648"),
     (["--sequence-length", 32, "--peak-tflops", -1], "--peak-tflops"),
     (["--decode", "--steps", 3], "excludes"),
     *((["--decode", word], f"error: {word}: found --decode, which does not read it, expected a training step")
@@ -187,7 +188,10 @@ def test_profile_of_two_ranks(satune, config):
 @pytest.mark.parametrize("arguments, words", [
     (["--profile", "0"], "--profile: found 0, expected 1 to 100 steps"),
     (["--profile", "101"], "--profile: found 101"),
-    (["--profile", "two"], "--profile"),
+    (["--profile", "two"], "--profile: found two, expected a whole number"),
+    (["--nproc-per-node", "two"], "--nproc-per-node: found two, expected a whole number"),
+    (["--profile", "2", "--profile", "3"], "--profile: found 2 of them, expected one"),
+    (["--profile"], "--profile: found nothing, expected a value"),
     (["--profile", "2", "--dry-run"], "--profile: found --dry-run"),
 ])
 def test_bad_profiles(satune, config, arguments, words):

@@ -56,6 +56,7 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
         (["generate", stories, "--prompt", "a", "--instruction", "b"], ["--prompt", "--instruction"]),
         (["generate", stories, "--prompt", "a", "--input", "b"], ["--input"]),
         (["generate", stories, "--prompt", "a", "--temperature", "-1"], ["--temperature", "-1"]),
+        (["generate", stories, "--prompt", "a", "--temperature", "hot"], ["--temperature: found hot, expected a number"]),
         (["generate", stories, "--prompt", "a", "--temperature", "1", "--top-p", "0"], ["--top-p", "0"]),
         (["generate", stories, "--prompt", "a", "--top-p", "0.9"], ["--top-p", "--temperature"]),
         (["generate", stories, "--prompt", "a", "--top-k", "3"], ["--top-k", "--temperature"]),
