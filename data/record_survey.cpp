@@ -27,6 +27,8 @@ std::string describe_invalid(std::string_view text, size_t at) {
   return fmt::format("the byte 0x{:02x} at byte {} of the record", static_cast<unsigned char>(text[at]), at);
 }
 
+constexpr char32_t kReplacementCharacter = 0xFFFD;
+
 class Survey {
  public:
   Survey(const std::filesystem::path& path, const ColumnNames& columns, size_t listed)
@@ -42,6 +44,7 @@ class Survey {
                 .lines = {},
                 .ignored_keys = {},
                 .problems = DataProblems(listed),
+                .replaced = false,
                 .unread = {}} {}
 
   RecordSurvey run() {
@@ -188,20 +191,26 @@ RecordSurvey survey_text_file(const std::filesystem::path& path, size_t listed) 
                       .lines = {1},
                       .ignored_keys = {},
                       .problems = DataProblems(listed),
+                      .replaced = false,
                       .unread = {}};
   if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
   if (text.empty()) throw bad_input(path.string(), "an empty file", "text");
   size_t line = 1;
+  bool own_replacements = false;
   for (size_t i = 0; i < text.size();) {
     const CodePoint c = code_point_at(text, i);
     if (!c.valid) {
       survey.problems.add(ProblemKind::kInvalidUtf8,
                           {1, line, fmt::format("the byte 0x{:02x}", static_cast<unsigned char>(text[i]))});
     }
+    own_replacements |= c.valid && c.value == kReplacementCharacter;
     line += c.value == '\n';
     i += c.length;
   }
-  if (survey.problems.count(ProblemKind::kInvalidUtf8) > 0) text = replace_invalid_utf8(text);
+  if (survey.problems.count(ProblemKind::kInvalidUtf8) > 0) {
+    text = replace_invalid_utf8(text);
+    survey.replaced = !own_replacements;
+  }
   survey.documents.push_back({std::move(text), 1});
   return survey;
 }

@@ -222,7 +222,11 @@ def test_plain_text(satune, stories, tmp_path):
     report = data(satune, path, "--model", stories, "--max-length", 64)
     [variant] = report["variants"]
     assert report["format"] == "text" and variant["template"] is None
+    # The U+FFFD that stands for the byte is none of the file's.
+    assert report["problems"].keys() == {"invalid_utf8"}
     assert report["problems"]["invalid_utf8"]["listed"] == [{"record": 1, "line": 41, "text": "the byte 0xff"}]
+    (tmp_path / "both.txt").write_bytes(path.read_bytes() + "\ufffd\n".encode())
+    assert data(satune, tmp_path / "both.txt")["problems"].keys() == {"invalid_utf8", "damaged_text"}
     # Pieces overlap by one token, so that every token but the first is a target once.
     assert variant["target_tokens"] == variant["lengths"]["sum"] - 1
     assert variant["samples"] > 1 and variant["longest_sample"] == 64
