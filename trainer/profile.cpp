@@ -8,6 +8,7 @@
 #include <exception>
 #include <utility>
 
+#include "data/files/counted.h"
 #include "trainer/trace_file.h"
 
 namespace satune {
@@ -53,7 +54,7 @@ void Profile::write() noexcept {
     std::filesystem::create_directories(folder_);
     write_file_atomic(file, trace_json(recorded, world), ops_);
     if (world.rank != 0) return;
-    spdlog::info("profile of {} steps: {} (open it in ui.perfetto.dev)", recorded_, file.string());
+    spdlog::info("profile of {}: {} (open it in ui.perfetto.dev)", counted(recorded_, "step"), file.string());
     fmt::print(stderr, "{}", summary_text(recorded));
   } catch (const std::exception& error) {
     spdlog::warn("profile: {}: {}", file.string(), error.what());

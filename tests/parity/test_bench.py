@@ -76,7 +76,9 @@ def test_a_cut_model_says_so(satune, folder):
     run, = report["runs"]
     assert run["parameters"] == 2 * 280 * 32 + 32 + 2 * ((matrices() - 280 * 32) // 4 + 64)
     assert not [row for row in run["segments"] if row["pass"] == "again"]
-    text = call(satune, "bench", folder / "arch.json", *SMALL, "--layers", 2).stdout
+    done = call(satune, "bench", folder / "arch.json", *SMALL[:4], "--warm-up", 1, *SMALL[8:], "--layers", 2, "--steps", 1)
+    text = done.stdout
+    assert "dense: 1 step after 1" in done.stderr and "cpu, 1 thread, fp32" in text
     assert "cut by --layers: not the whole model" in text and "MFU" in text and "layers forward  attention" in text
 
 

@@ -60,6 +60,8 @@ def test_every_problem_has_its_record(satune, tmp_path):
     text = call(satune, "data", path, "--strict", "--problems", 1, code=1).stdout
     assert "record 5 (line 6): key \"instruction\": found" in text and "and 1 more" in text
     assert "need a tokenizer (--model)" in text
+    (tmp_path / "one.jsonl").write_bytes(BROKEN_LINES[0])
+    assert "1 record of instructions" in call(satune, "data", tmp_path / "one.jsonl").stdout
 
 
 def test_a_broken_array_is_read_on(satune, tmp_path):

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "data/files/atomic_file.h"
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "evaluation/analyze_model.h"
 #include "trainer/analysis_models.h"
@@ -201,9 +202,10 @@ int run_analyze(AnalyzeOptions options) {
       {"template", texts[0].prompt_template ? Json(texts[0].prompt_template->name()) : Json(nullptr)},
       {"precision", options.precision}};
   for (size_t i = 0; i < models.size(); ++i) {
-    spdlog::info("{}{}: {} documents, {} tokens", models[i]->name(),
+    spdlog::info("{}{}: {}, {}", models[i]->name(),
                  models[i]->step() ? fmt::format(" step {}", *models[i]->step()) : "",
-                 texts[i].documents.samples.size(), texts[i].documents.tokens());
+                 counted(texts[i].documents.samples.size(), "document"),
+                 counted(texts[i].documents.tokens(), "token"));
     const Llama model = models[i]->load();
     report.models.push_back(
         analyze_model(models[i]->name(), model, texts[i].documents, options.analysis, ProgressLines()));

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "data/files/atomic_file.h"
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "model/llama.h"
 #include "trainer/commands/bench_report.h"
@@ -66,7 +67,7 @@ std::optional<BenchReport> bench_training(const BenchRequest& request,
   for (int64_t turn = 0; turn < request.turns; ++turn) {
     for (size_t i = 0; i < variants.size(); ++i) {
       if (ranks.is_leader())
-        spdlog::info("{}: {} steps after {}{}", variants[i].name(), request.length.steps,
+        spdlog::info("{}: {} after {}{}", variants[i].name(), counted(request.length.steps, "step"),
                      request.length.warm_up,
                      request.turns > 1 ? fmt::format(", turn {} of {}", turn + 1, request.turns) : "");
       add_turn(times[i], time_training(variants[i].model, variants[i].settings, request.length, device, ranks,

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <string_view>
 
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "trainer/device.h"
 #include "trainer/visible_cards.h"
@@ -100,7 +101,7 @@ LaunchEnd start_ranks(const RankOptions& options, const Settings& settings, int6
   launch.processes = processes;
   launch.max_restarts = options.max_restarts.value_or(0);
   launch.default_environment = waiting_policy(settings, processes);
-  spdlog::info("starting {} ranks", processes);
+  spdlog::info("starting {}", counted(processes, "rank"));
   return launch_ranks("/proc/self/exe", without_rank_options(own_arguments()), launch);
 }
 
