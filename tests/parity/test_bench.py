@@ -119,6 +119,8 @@ def test_decoding(satune, folder):
     (["--sequence-length", 32, "--steps", 0], "--steps: found 0, expected a whole number from 1 to 2147483648"),
     (["--sequence-length", 32, "--steps", "x"], "--steps: found x, expected a whole number from 1 to 2147483648"),
     (["--sequence-length", 32, "--peak-tflops", -1], "--peak-tflops"),
+    (["--sequence-length", 32, "--nproc-per-node", 3, "shard_group_size=2"],
+     "error: command line: shard_group_size: found 2, expected a divisor of the number of processes, 3"),
     (["--decode", "--steps", 3], "excludes"),
     *((["--decode", word], f"error: {word}: found --decode, which does not read it, expected a training step")
       for word in ("fp8=true", "optimizer_offload=cpu", "attn_implementation=eager", "ddp_timeout=9")),

@@ -97,6 +97,8 @@ bool needs_launcher(const RankOptions& options, int64_t processes) {
 
 LaunchEnd start_ranks(const RankOptions& options, const Settings& settings, int64_t processes) {
   refuse_shared_cards(options, settings);
+  // Each rank would find it by itself, and say so.
+  naming_source(settings, [&] { return shard_group_size(settings, processes); });
   LaunchOptions launch;
   launch.processes = processes;
   launch.max_restarts = options.max_restarts.value_or(0);

@@ -32,7 +32,7 @@ int64_t process_count(const RankOptions& options, const Settings& settings);
 bool needs_launcher(const RankOptions& options, int64_t processes);
 
 /// Starts this program `processes` times with this process's arguments (less the options above) and returns
-/// the run's end. Throws BadInput when ranks would have to share a card.
+/// the run's end. Throws BadInput when ranks would have to share a card, or do not make whole shard groups.
 LaunchEnd start_ranks(const RankOptions& options, const Settings& settings, int64_t processes);
 
 /// Arguments less --nproc-per-node and --max-restarts with their values.
