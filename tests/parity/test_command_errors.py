@@ -8,14 +8,19 @@ import pytest
 from programs import call
 
 
-def test_output_that_does_not_arrive_is_an_error(satune, stories, records):
+def test_output_that_does_not_arrive_is_an_error(satune, stories, records, tmp_path):
+    arch = make_models.write_architecture(tmp_path)
     for arguments in (["eval", stories, "--task", f"response_loss={records}", "--json"],
                       ["generate", stories, "--prompt", "Once", "--max-new-tokens", "3"],
+                      ["bench", arch, "--sequence-length", "8", "--steps", "1", "--precision", "fp32", "--json"],
+                      ["data", records, "--model", stories, "--records", "1-20"],
+                      ["plan", arch, "--json", "device=cpu"],
                       ["train", "--print-config"], ["--version"]):
         with open("/dev/full", "wb") as full:
             done = subprocess.run([satune, *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, timeout=300)
         assert done.returncode == 3, arguments
-        assert b"No space left on device" in done.stderr or b"standard output: cannot be written" in done.stderr
+        told = b"satune: error: standard output: cannot be written: No space left on device"
+        assert done.stderr.splitlines()[-1] == told, (arguments, done.stderr)
 
 
 def test_what_the_machine_lacks_is_exit_3(satune, stories, tmp_path, records):
