@@ -60,6 +60,9 @@ def test_every_problem_has_its_record(satune, tmp_path):
     text = call(satune, "data", path, "--strict", "--problems", 1, code=1).stdout
     assert "record 5 (line 6): key \"instruction\": found" in text and "and 1 more" in text
     assert "need a tokenizer (--model)" in text
+    # Each place once.
+    text = call(satune, "data", path).stdout
+    assert "record 6 (line 7): column " in text and ": record 6" not in text
     (tmp_path / "one.jsonl").write_bytes(BROKEN_LINES[0])
     assert "1 record of instructions" in call(satune, "data", tmp_path / "one.jsonl").stdout
 
@@ -72,6 +75,7 @@ def test_a_broken_array_is_read_on(satune, tmp_path):
     assert report["records"] == 5
     assert listed(report, "broken_file") == [2, 5], "a comma is missing after 2; one is too many after 5"
     assert listed(report, "invalid_json") == [4]
+    assert [problem["text"][:6] for problem in report["problems"]["broken_file"]["listed"]] == ["found ", "found "]
     assert listed(report, "duplicate") == [2, 3, 5]
 
     raw = good.replace("hello", "hel\nlo")
