@@ -126,9 +126,11 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
   }
   const auto targets = static_cast<double>(result.targets);
   const Sums sums = accumulate(position, loss_scale / targets);
-  result.loss = sums.loss / targets;
+  // The sign of a NaN is chance, and would be shown.
+  const auto without_sign = [](double value) { return std::isnan(value) ? std::abs(value) : value; };
+  result.loss = without_sign(sums.loss / targets);
   result.accuracy = sums.correct / targets;
-  result.grad_norm = std::sqrt(sums.squares) / loss_scale;
+  result.grad_norm = without_sign(std::sqrt(sums.squares) / loss_scale);
   result.finite = std::isfinite(result.loss) && std::isfinite(result.grad_norm);
   if (!result.finite) return result;
 
