@@ -52,9 +52,11 @@ void Profile::write() noexcept {
   try {
     const StepRecorder::Recorded recorded = recorder_->take();
     std::filesystem::create_directories(folder_);
+    const bool replaces = std::filesystem::exists(file);
     write_file_atomic(file, trace_json(recorded, world), ops_);
     if (world.rank != 0) return;
-    spdlog::info("profile of {}: {} (open it in ui.perfetto.dev)", counted(recorded_, "step"), file.string());
+    spdlog::info("profile of {}: {} (open it in ui.perfetto.dev){}", counted(recorded_, "step"),
+                 file.string(), replaces ? ", in the place of an earlier one" : "");
     fmt::print(stderr, "{}", summary_text(recorded));
   } catch (const std::exception& error) {
     spdlog::warn("profile: {}: {}", file.string(), error.what());

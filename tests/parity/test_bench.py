@@ -189,6 +189,15 @@ def test_profile_of_two_ranks(satune, config):
         assert [event for event in spans if event["args"]["kind"] == "gather of segment"]
 
 
+def test_a_second_profile_says_that_it_replaces_the_first(satune, config):
+    def profiled(steps):
+        return call(satune, "train", config, f"output_dir={config.parent / 'again'}", f"max_steps={steps}", "--allow-changes",
+                    "--profile", 1).stderr
+
+    assert "in the place of an earlier one" not in (first := profiled(3)) and "profile of 1 step: " in first
+    assert "rank0.json (open it in ui.perfetto.dev), in the place of an earlier one" in profiled(6)
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--profile", "0"], "--profile: found 0, expected 1 to 100 steps"),
     (["--profile", "101"], "--profile: found 101"),
