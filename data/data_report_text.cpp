@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "data/data_report.h"
+#include "data/files/counted.h"
 
 namespace satune {
 namespace {
@@ -33,8 +34,8 @@ std::string head(const DataReport& report) {
   const bool plain = survey.format == DataFormat::kText;
   std::string text =
       line("file", fmt::format("{}: {}, {} bytes", report.file, survey.container, survey.bytes));
-  std::string records =
-      fmt::format("{} {}", survey.records, plain ? "documents of plain text" : "records of instructions");
+  std::string records = counted(survey.records, plain ? "document" : "record") +
+                        (plain ? " of plain text" : " of instructions");
   if (survey.readable() < survey.records) records += fmt::format(", {} of them readable", survey.readable());
   if (!plain) records += fmt::format("; {} with an input", records_with_input(survey));
   text += line("records", records);
@@ -70,8 +71,9 @@ std::string variant_text(const DataVariant& variant, const DatasetPolicy& policy
       variant.model);
   if (!variant.unusable.empty()) return text + line("  unusable", variant.unusable);
   const DatasetSummary& s = variant.summary;
-  text += line("samples", fmt::format("{} of {} records, {} tokens ({} targets), longest {}", s.kept,
-                                      s.records, s.tokens, s.target_tokens, s.longest));
+  text +=
+      line("samples", fmt::format("{} of {}, {} ({}), longest {}", s.kept, counted(s.records, "record"),
+                                  counted(s.tokens, "token"), counted(s.target_tokens, "target"), s.longest));
   text += line("dropped", dropped_text(variant, policy));
   text += line("tokens", figures(variant.lengths) + " (of all records)") +
           bars(variant.lengths, policy.max_length);
@@ -79,10 +81,11 @@ std::string variant_text(const DataVariant& variant, const DatasetPolicy& policy
   if (s.kept == 0) return text;
   const double packed = variant.padding(variant.packed_rows, policy.max_length),
                plain = variant.padding(variant.plain_rows, policy.max_length);
-  text += line("packed", fmt::format("{} rows an epoch of {} tokens, {} padding", variant.packed_rows,
-                                     policy.max_length, percent(packed)));
-  text += line("unpacked", fmt::format("{} rows, {} padding: packing saves {} of the rows",
-                                       variant.plain_rows, percent(plain),
+  text +=
+      line("packed", fmt::format("{} an epoch of {} tokens, {} padding", counted(variant.packed_rows, "row"),
+                                 policy.max_length, percent(packed)));
+  text += line("unpacked", fmt::format("{}, {} padding: packing saves {} of the rows",
+                                       counted(variant.plain_rows, "row"), percent(plain),
                                        percent(1 - static_cast<double>(variant.packed_rows) /
                                                        static_cast<double>(variant.plain_rows))));
   return text;
@@ -90,7 +93,7 @@ std::string variant_text(const DataVariant& variant, const DatasetPolicy& policy
 
 std::string problems_text(const DataProblems& problems) {
   if (problems.total() == 0) return "\nno problems\n";
-  std::string text = fmt::format("\n{} problem{}\n", problems.total(), problems.total() == 1 ? "" : "s");
+  std::string text = fmt::format("\n{}\n", counted(problems.total(), "problem"));
   for (const ProblemKindInfo& info : problem_kinds()) {
     const int64_t count = problems.count(info.kind);
     if (count == 0) continue;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "data/files/counted.h"
 #include "data/tokenizers/code_points.h"
 
 namespace satune {
@@ -58,14 +59,14 @@ std::vector<std::string> preview_lines(const Batch& batch, int64_t document, con
                                      batch.targets.begin() + static_cast<std::ptrdiff_t>(end),
                                      [](int32_t target) { return target != kIgnoreTarget; });
   std::vector<std::string> lines = {
-      fmt::format("{} tokens, {} of them targets", end - begin, learned),
+      fmt::format("{}, {} of them targets", counted(end - begin, "token"), learned),
       fmt::format("{:>6} {:>6} {} -> {}", "place", "id", pad("token", 20), "target")};
   const size_t shown = max_tokens > 0 ? static_cast<size_t>(max_tokens) : end - begin;
   const bool cut = end - begin > shown;
   const size_t head = cut ? (shown + 1) / 2 : end - begin;
   const size_t tail = cut ? shown - head : 0;
   for (size_t i = begin; i < begin + head; ++i) lines.push_back(token_line(batch, i, tokenizer));
-  if (cut) lines.push_back(fmt::format("   ... {} tokens left out ...", end - begin - shown));
+  if (cut) lines.push_back(fmt::format("   ... {} left out ...", counted(end - begin - shown, "token")));
   for (size_t i = end - tail; i < end; ++i) lines.push_back(token_line(batch, i, tokenizer));
   return lines;
 }

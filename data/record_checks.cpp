@@ -33,13 +33,13 @@ size_t bar_token(std::string_view text) {
   return end > 2 && text.substr(end).starts_with("|>") ? end + 2 : 0;
 }
 
-/// U+FFFD, or a control character other than tab and line ends.
-std::optional<std::string> find_damage(std::string_view text) {
+/// U+FFFD (unless we have put it there), or a control character other than tab and line ends.
+std::optional<std::string> find_damage(std::string_view text, bool replaced) {
   for (size_t i = 0; i < text.size(); ++i) {
     const auto byte = static_cast<unsigned char>(text[i]);
     const bool control = (byte < 0x20 && byte != '\t' && byte != '\n' && byte != '\r') || byte == 0x7F;
     if (control) return fmt::format("U+{:04X}", byte);
-    if (byte == 0xEF && text.substr(i).starts_with("\xEF\xBF\xBD")) return "U+FFFD";
+    if (!replaced && byte == 0xEF && text.substr(i).starts_with("\xEF\xBF\xBD")) return "U+FFFD";
   }
   return std::nullopt;
 }
@@ -94,7 +94,7 @@ class Checks {
       add(ProblemKind::kTemplateText, fmt::format("{} in \"{}\"", quote_text(marker), key));
       break;
     }
-    if (const auto damage = find_damage(text))
+    if (const auto damage = find_damage(text, survey_.replaced))
       add(ProblemKind::kDamagedText, fmt::format("{} in \"{}\"", *damage, key));
   }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -23,9 +24,29 @@ std::string without_place(std::string_view message, const RawRecord& raw) {
   return std::string(message);
 }
 
+/// "LINE:COLUMN: record N: what" of a record that has its number and line beside it.
+std::string without_record(std::string message, const RawRecord& raw) {
+  size_t line = 0, column = 0, number = 0;
+  int used = 0;
+  if (std::sscanf(message.c_str(), "%zu:%zu: record %zu: %n", &line, &column, &number, &used) != 3 ||
+      used == 0)
+    return message;
+  const std::string place = line == raw.line ? "" : fmt::format("line {}, ", line);
+  return fmt::format("{}column {}: {}", place, column, message.substr(static_cast<size_t>(used)));
+}
+
+/// "line 3, after record 2: what" likewise.
+std::string without_line(std::string message, size_t line) {
+  const std::string place = fmt::format("line {}", line);
+  const size_t colon = message.find(": ");
+  return message.starts_with(place) && colon != std::string::npos ? message.substr(colon + 2) : message;
+}
+
 std::string describe_invalid(std::string_view text, size_t at) {
   return fmt::format("the byte 0x{:02x} at byte {} of the record", static_cast<unsigned char>(text[at]), at);
 }
+
+constexpr char32_t kReplacementCharacter = 0xFFFD;
 
 class Survey {
  public:
@@ -42,6 +63,7 @@ class Survey {
                 .lines = {},
                 .ignored_keys = {},
                 .problems = DataProblems(listed),
+                .replaced = false,
                 .unread = {}} {}
 
   RecordSurvey run() {
@@ -53,7 +75,8 @@ class Survey {
         see(*raw);
       } catch (const BadInput& error) {
         note_first(error);
-        add(ProblemKind::kBrokenFile, scanner_.number(), scanner_.line(), without_file(error.what()));
+        add(ProblemKind::kBrokenFile, scanner_.number(), scanner_.line(),
+            without_line(without_file(error.what()), scanner_.line()));
         if (scanner_.recover()) continue;
         // Beside the problems, of which the first few alone are listed: the counts are not those of the file.
         if (scanner_.gave_up())
@@ -120,7 +143,7 @@ class Survey {
       parse_record(raw, path_);
     } catch (const BadInput& error) {
       note_first(error);
-      add(ProblemKind::kInvalidJson, raw, without_file(error.what()));
+      add(ProblemKind::kInvalidJson, raw, without_record(without_file(error.what()), raw));
     }
   }
 
@@ -188,20 +211,26 @@ RecordSurvey survey_text_file(const std::filesystem::path& path, size_t listed) 
                       .lines = {1},
                       .ignored_keys = {},
                       .problems = DataProblems(listed),
+                      .replaced = false,
                       .unread = {}};
   if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
   if (text.empty()) throw bad_input(path.string(), "an empty file", "text");
   size_t line = 1;
+  bool own_replacements = false;
   for (size_t i = 0; i < text.size();) {
     const CodePoint c = code_point_at(text, i);
     if (!c.valid) {
       survey.problems.add(ProblemKind::kInvalidUtf8,
                           {1, line, fmt::format("the byte 0x{:02x}", static_cast<unsigned char>(text[i]))});
     }
+    own_replacements |= c.valid && c.value == kReplacementCharacter;
     line += c.value == '\n';
     i += c.length;
   }
-  if (survey.problems.count(ProblemKind::kInvalidUtf8) > 0) text = replace_invalid_utf8(text);
+  if (survey.problems.count(ProblemKind::kInvalidUtf8) > 0) {
+    text = replace_invalid_utf8(text);
+    survey.replaced = !own_replacements;
+  }
   survey.documents.push_back({std::move(text), 1});
   return survey;
 }

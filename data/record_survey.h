@@ -23,7 +23,8 @@ struct RecordSurvey {
   std::vector<size_t> lines;
   std::map<std::string, int64_t> ignored_keys;  ///< keys that no column reads, and in how many records
   DataProblems problems;
-  std::string unread;  ///< from where on the file was not read, and why; "" = it was read to its end
+  bool replaced = false;  ///< every U+FFFD in the texts is ours, for bytes that are not UTF-8
+  std::string unread;     ///< from where on the file was not read, and why; "" = it was read to its end
 
   int64_t readable() const { return static_cast<int64_t>(lines.size()); }
 };

@@ -207,7 +207,11 @@ bool TokenCache::open_stored(const std::filesystem::path& path) {
 
 void TokenCache::store(const std::filesystem::path& path, const TokenCacheLimits& limits) {
   try {
-    std::filesystem::create_directories(path.parent_path());
+    std::error_code error;
+    std::filesystem::create_directories(path.parent_path(), error);
+    if (error)
+      throw EnvironmentError(
+          fmt::format("{}: cannot be made: {}", path.parent_path().string(), error.message()));
     AtomicFile file(path);
     file.write(memory_);
     file.commit();

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "data/files/counted.h"
 #include "evaluation/analysis_report.h"
 
 namespace satune {
@@ -139,7 +140,7 @@ Json analysis_json(const AnalysisReport& report) {
 
 std::string documents_text(const ModelAnalysis& model) {
   std::string text =
-      fmt::format("{} document{}, {} tokens", model.documents, model.documents == 1 ? "" : "s", model.tokens);
+      fmt::format("{}, {}", counted(model.documents, "document"), counted(model.tokens, "token"));
   if (model.over_length > 0) text += fmt::format("; {} longer ones are left out", model.over_length);
   return text;
 }

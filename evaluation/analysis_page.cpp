@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "data/files/counted.h"
 #include "evaluation/analysis_report.h"
 #include "evaluation/figures/html_page.h"
 
@@ -55,19 +56,19 @@ void add_model(HtmlPage& page, const AnalysisReport& report, size_t index,
                const std::vector<NamedFigure>& figures) {
   const ModelAnalysis& model = report.models[index];
   page.heading(model_title(model));
-  page.paragraph(fmt::format("{}. {} layers, {} query heads, {}.", documents_text(model),
-                             model.config.num_hidden_layers, model.config.num_attention_heads,
-                             describe_sharing(model.config.sharing)));
+  page.paragraph(fmt::format(
+      "{}. {}, {}, {}.", documents_text(model), counted(model.config.num_hidden_layers, "layer"),
+      counted(model.config.num_attention_heads, "query head"), describe_sharing(model.config.sharing)));
   if (!model.note.empty()) page.paragraph(model.note);
   if (model.allowed_increase && !model.suggested)
     page.paragraph(fmt::format("No measured plan adds at most {:.4g} to the loss.", *model.allowed_increase));
   if (model.suggested) {
     const MeasuredPlan& plan = model.frontier[*model.suggested];
     page.paragraph(fmt::format(
-        "Suggested: --sharing {} ({} layers). Without training it adds {} to the loss of {:.4f} and saves {} "
+        "Suggested: --sharing {} ({}). Without training it adds {} to the loss of {:.4f} and saves {} "
         "parameters, {:.4g} FLOPs and {} bytes of KV cache a token.",
-        plan.layers, plan.shared_layers, with_error(plan.head_for_head.increase), model.dense_loss.ratio(),
-        plan.savings.parameters, plan.savings.forward_flops_per_token,
+        plan.layers, counted(plan.shared_layers, "layer"), with_error(plan.head_for_head.increase),
+        model.dense_loss.ratio(), plan.savings.parameters, plan.savings.forward_flops_per_token,
         plan.savings.kv_cache_bytes_per_token));
   }
   for (const NamedFigure& figure : figures)

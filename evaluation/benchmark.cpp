@@ -77,7 +77,12 @@ std::vector<BenchmarkDocument> read_documents(const Benchmark& benchmark, const 
   return read_glue(benchmark.name, file);
 }
 
-DocumentGroup read_group(const Benchmark& benchmark, const fs::path& data, bool with_examples) {
+/// What says how many examples there are, for errors.
+std::string shots_from(std::string_view name, const TaskOptions& options) {
+  return options.num_fewshot ? "--num-fewshot" : fmt::format("the default --num-fewshot of {}", name);
+}
+
+DocumentGroup read_group(const Benchmark& benchmark, const fs::path& data, const TaskOptions& options) {
   const bool is_folder = fs::is_directory(data);
   const fs::path file = is_folder ? find_data_file(data, benchmark.stems) : data,
                  folder = is_folder ? data : data.parent_path();
@@ -87,10 +92,11 @@ DocumentGroup read_group(const Benchmark& benchmark, const fs::path& data, bool 
   DocumentGroup group;
   group.documents = read_documents(benchmark, file);
   group.pool_has_document = benchmark.name != "gsm8k";
-  if (!with_examples) return group;
+  group.shots_from = shots_from(benchmark.name, options);
+  if (options.num_fewshot.value_or(benchmark.shots) == 0) return group;
   const fs::path examples = find_data_file(folder, benchmark.examples);
   if (examples.empty())
-    throw bad_input(folder.string(), "no examples for --num-fewshot",
+    throw bad_input(folder.string(), "no examples for " + group.shots_from,
                     fmt::format("{} as .jsonl, .json, .tsv or .csv (or --num-fewshot 0)",
                                 fmt::join(benchmark.examples, " or ")));
   group.pool = read_documents(benchmark, examples);
@@ -117,17 +123,16 @@ std::unique_ptr<Task> make_benchmark(std::string_view name, const fs::path& data
                                      const Tokenizer& tokenizer) {
   const Benchmark& benchmark = *find(name);
   if (benchmark.name == "wikitext") return make_wikitext(data, options, tokenizer);
-  const bool with_examples = options.num_fewshot.value_or(benchmark.shots) > 0;
   std::vector<DocumentGroup> groups;
   ChoiceMetrics metrics = benchmark.metrics;
   if (benchmark.name == "mmlu") {
-    groups = read_mmlu(data, with_examples);
+    groups = read_mmlu(data, options.num_fewshot.value_or(benchmark.shots) > 0);
     metrics.missing_subjects = missing_mmlu_subjects(groups);
     if (const size_t missing = metrics.missing_subjects.size(); missing > 0)
       spdlog::warn("mmlu: no questions of {} of {} subjects in {}: {}", missing, missing + groups.size(),
                    data.string(), fmt::join(metrics.missing_subjects, ", "));
   } else {
-    groups.push_back(read_group(benchmark, data, with_examples));
+    groups.push_back(read_group(benchmark, data, options));
   }
   if (benchmark.name == "gsm8k")
     return make_answer_task(name, std::move(groups.front()), gsm8k_answers(), benchmark.shots, options,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "data/utf8.h"
 #include "evaluation/benchmark_files.h"
@@ -93,7 +94,7 @@ std::vector<BenchmarkDocument> read_glue(std::string_view name, const std::files
   int64_t cut_off = 0;
   std::vector<DataRow> rows = read_data_rows(file, columns, name == "qqp" ? &cut_off : nullptr);
   if (cut_off > 0)
-    spdlog::warn("{}: {} rows with fewer fields than the header are left out", file.string(), cut_off);
+    spdlog::warn("{}: left out {} with fewer fields than the header", file.string(), counted(cut_off, "row"));
   std::vector<BenchmarkDocument> documents;
   for (DataRow& row : rows) {
     // The hub numbers the rows: those that say the same are not the same document.

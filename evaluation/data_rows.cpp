@@ -141,7 +141,7 @@ std::vector<DataRow> read_json_rows(std::string_view text, const std::string& wh
       ++number;
       if (trim_white_space(line).empty()) continue;
       const std::string place = fmt::format("{}: line {}", where, number);
-      rows.push_back({parse_json(line, place), place});
+      rows.push_back({parse_json(line, where, {.line = number}), place});
     }
   }
   for (const DataRow& row : rows)

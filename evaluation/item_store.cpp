@@ -121,7 +121,7 @@ std::optional<uint64_t> ItemStore::read_lines(const std::string& text, const fs:
     const std::string where = line_of(file.string(), ++number);
     Json line;
     try {
-      line = parse_json(std::string_view(text).substr(begin, end - begin), where);
+      line = parse_json(std::string_view(text).substr(begin, end - begin), file.string(), {.line = number});
     } catch (const BadInput&) {
       // Another rank may have cut its file and gone on while it was read: what is lost here is computed
       // again.

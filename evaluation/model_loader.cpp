@@ -40,9 +40,10 @@ bool settle_sharing(ModelConfig& config, std::string_view layers, const std::opt
     if (anchor) throw bad_input("--anchor " + *anchor, "no --sharing", "--sharing LAYERS beside it");
     return false;
   }
+  constexpr std::string_view kOption = "--sharing";
   const AnchorRule rule = anchor ? parse_anchor_rule(*anchor) : AnchorRule::kBefore;
-  return adopt_sharing(config, SharingPlan::parse(layers, rule, static_cast<int>(config.num_hidden_layers)),
-                       "--sharing", source);
+  const auto own_layers = static_cast<int>(config.num_hidden_layers);
+  return adopt_sharing(config, SharingPlan::parse(layers, rule, own_layers, kOption), kOption, source);
 }
 
 ModelSource find_model(const ModelRequest& request) {

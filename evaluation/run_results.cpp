@@ -72,7 +72,7 @@ void for_each_json_line(const fs::path& path, std::string_view expected,
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {
     if (file.eof()) break;
-    if (!line.empty()) f(number, parse_json(line, fmt::format("{} line {}", path.string(), number)));
+    if (!line.empty()) f(number, parse_json(line, path.string(), {.line = static_cast<size_t>(number)}));
   }
 }
 

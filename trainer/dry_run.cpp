@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "data/files/atomic_file.h"
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "data/preview.h"
 #include "trainer/attention_choice.h"
@@ -30,8 +31,8 @@ std::string line(std::string_view name, const std::string& text) {
 std::string model_lines(const RunPlan& plan) {
   const ModelConfig& config = plan.config();
   std::string text =
-      line("model", fmt::format("{}: {} layers, {} parameters, {}", plan.model_directory().string(),
-                                config.num_hidden_layers,
+      line("model", fmt::format("{}: {}, {} parameters, {}", plan.model_directory().string(),
+                                counted(config.num_hidden_layers, "layer"),
                                 format_count(static_cast<double>(plan.table().parameter_count())),
                                 torch_name(config.dtype)));
   std::string sharing = "none";
@@ -52,10 +53,10 @@ std::string model_lines(const RunPlan& plan) {
 }
 
 std::string data_line(std::string_view name, const std::filesystem::path& file, const DatasetSummary& s) {
-  std::string text =
-      fmt::format("{}: {} samples of {} records, {} tokens ({} targets), longest {}", file.string(), s.kept,
-                  s.records, format_count(static_cast<double>(s.tokens)),
-                  format_count(static_cast<double>(s.target_tokens)), s.longest);
+  std::string text = fmt::format("{}: {} of {}, {} tokens ({} targets), longest {}", file.string(),
+                                 counted(s.kept, "sample"), counted(s.records, "record"),
+                                 format_count(static_cast<double>(s.tokens)),
+                                 format_count(static_cast<double>(s.target_tokens)), s.longest);
   if (s.dropped_empty > 0) text += fmt::format("; {} dropped (nothing to learn)", s.dropped_empty);
   if (s.dropped_overlength > 0) text += fmt::format("; {} dropped (too long)", s.dropped_overlength);
   if (s.truncated > 0) text += fmt::format("; {} truncated", s.truncated);
@@ -109,13 +110,13 @@ std::string step_lines(RunPlan& plan) {
   std::string text = line(
       "rows", fmt::format("{} an epoch, {} ({:.1f} % of {} tokens each)", rows,
                           settings.packing ? "packed" : "one sample each", 100 * full, settings.max_length));
-  text +=
-      line("step", fmt::format("{} rows = {} a micro-batch x {} accumulated{}", plan.rows_per_step(),
-                               settings.per_device_train_batch_size, settings.gradient_accumulation_steps,
-                               plan.world_size() == 1 ? "" : fmt::format(" x {} ranks", plan.world_size())));
+  text += line("step",
+               fmt::format("{} = {} a micro-batch x {} accumulated{}", counted(plan.rows_per_step(), "row"),
+                           settings.per_device_train_batch_size, settings.gradient_accumulation_steps,
+                           plan.world_size() == 1 ? "" : fmt::format(" x {} ranks", plan.world_size())));
   text += line("steps", fmt::format("{} ({:.2f} epochs; {} in the first)", plan.total_steps(),
                                     plan.epochs_of_run(), plan.steps_of_epoch(0)));
-  text += line("warm-up", fmt::format("{} steps = {:.1f} % of the run", plan.warmup_steps(),
+  text += line("warm-up", fmt::format("{} = {:.1f} % of the run", counted(plan.warmup_steps(), "step"),
                                       100.0 * static_cast<double>(plan.warmup_steps()) /
                                           static_cast<double>(plan.total_steps())));
   text += line("per step", fmt::format("samples {}, tokens {}, target tokens {}", samples.text(),

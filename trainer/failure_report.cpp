@@ -46,6 +46,9 @@ Failure current_failure() {
   } catch (const std::bad_alloc&) {
     return {"out of memory", kExitEnvironment};
   } catch (const std::system_error& error) {  // of a file system, standard output, threads
+    // fmt::print() says "cannot write to file", whichever it is.
+    if (std::ferror(stdout) != 0)
+      return {"standard output: cannot be written: " + error.code().message(), kExitEnvironment};
     return {error.what(), kExitEnvironment};
   } catch (const std::exception& error) {
     return {error.what(), kExitFailure};

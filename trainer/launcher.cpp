@@ -103,8 +103,8 @@ bool may_pass(const RankFailure& cause) {
 
 }  // namespace
 
-int launch_ranks(const std::string& program, const std::vector<std::string>& arguments,
-                 const LaunchOptions& options) {
+LaunchEnd launch_ranks(const std::string& program, const std::vector<std::string>& arguments,
+                       const LaunchOptions& options) {
   std::signal(SIGCHLD, SIG_DFL);  // where a parent ignored it, exit codes would be lost
   std::signal(SIGPIPE, SIG_IGN);  // output that nobody reads any more ends no run
   SignalEvents signals(signals_to_read());
@@ -119,11 +119,11 @@ int launch_ranks(const std::string& program, const std::vector<std::string>& arg
     };
     RankSupervision ranks(start, signals);
     ranks.run();
-    if (ranks.failures().empty()) return ranks.stopped() ? kExitResumable : kExitOk;
+    if (ranks.failures().empty()) return {ranks.stopped() ? kExitResumable : kExitOk, ranks.stop_signal()};
     const RankFailure& cause = first_cause(ranks.failures());
     if (attempt == options.max_restarts || ranks.stopped() || !may_pass(cause)) {
       report(ranks.failures(), cause);
-      return exit_code_of(cause);
+      return {exit_code_of(cause), ranks.stop_signal()};
     }
     spdlog::warn("restart {} of {} after: rank {}: {}", attempt + 1, options.max_restarts, cause.rank,
                  reason(cause));

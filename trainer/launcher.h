@@ -15,10 +15,15 @@ struct LaunchOptions {
   std::vector<std::string> default_environment;  ///< "NAME=VALUE" for every rank where NAME is not set yet
 };
 
+struct LaunchEnd {
+  int exit_code = 0;
+  int stop_signal = 0;  ///< SIGTERM, SIGINT or SIGHUP that this process got and passed on; 0 = none
+};
+
 /// Starts `program` with `arguments` (argv[1..]) `processes` times, each in a process group of its own, with
-/// torchrun's variables set and a store of its own port on 127.0.0.1, and returns the exit code of the run
-/// when all have ended: that of the rank that failed first (kExitEnvironment if a signal killed it), else
-/// kExitResumable if they were stopped, else kExitOk.
+/// torchrun's variables set and a store of its own port on 127.0.0.1, and returns the end of the run when all
+/// have ended; its exit code is that of the rank that failed first (kExitEnvironment if a signal killed it),
+/// else kExitResumable if they were stopped, else kExitOk.
 ///
 /// SIGTERM, SIGINT, SIGHUP and SIGUSR1 go on to every rank, each as often as it came. Output of rank 0
 /// passes; what the others write comes out on stderr, line by line behind "[rank N] ". When a rank fails, the
@@ -29,8 +34,8 @@ struct LaunchOptions {
 /// however it ends.
 ///
 /// Call it in the main thread, before any other thread, and before CUDA is used.
-int launch_ranks(const std::string& program, const std::vector<std::string>& arguments,
-                 const LaunchOptions& options);
+LaunchEnd launch_ranks(const std::string& program, const std::vector<std::string>& arguments,
+                       const LaunchOptions& options);
 
 /// Ranks to start when none is asked for: the visible cards, at least 1. Reads /dev and CUDA_VISIBLE_DEVICES;
 /// makes no CUDA call.

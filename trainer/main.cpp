@@ -11,6 +11,7 @@
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/option_errors.h"
 #include "trainer/commands/standard_output.h"
 #include "trainer/failure_report.h"
 #include "trainer/host_allocator.h"
@@ -86,9 +87,9 @@ std::string describe_extras(const CLI::App& app) {
 }
 
 std::string describe_misuse(const CLI::App& app, const CLI::ParseError& error) {
-  const std::string command =
-      app.get_subcommands().empty() ? "satune" : "satune " + app.get_subcommands().front()->get_name();
-  return fmt::format("{0}: {1} (see {0} --help)", command, error.what());
+  const CLI::App& command = app.get_subcommands().empty() ? app : *app.get_subcommands().front();
+  const std::string name = &command == &app ? "satune" : "satune " + command.get_name();
+  return fmt::format("{0}: {1} (see {0} --help)", name, describe_option_error(command, error));
 }
 
 void add_commands(CLI::App& app, int& exit_code) {
@@ -120,7 +121,8 @@ int run(CLI::App& app, int argc, char** argv) {
   app.footer(
       "satune COMMAND --help tells the options of each, with examples.\n"
       "Exit codes: 2 bad command line, input or config; 3 environment; 4 stopped by a signal, resumable; 1 "
-      "other.");
+      "other.\n"
+      "A signal ends what cannot be taken up again as any program (a shell shows 128 and its number).");
   add_commands(app, exit_code);
   try {
     app.parse(argc, argv);

@@ -41,7 +41,8 @@ MeasuredSteps read_steps(const fs::path& file) {
   // What follows the last line's end is being written, or was when the run was killed.
   for (size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
     const std::string place = fmt::format("{}:{}", file.string(), ++number);
-    const Json row = parse_json(std::string_view(text).substr(begin, end - begin), place);
+    const Json row = parse_json(std::string_view(text).substr(begin, end - begin), file.string(),
+                                {.line = static_cast<size_t>(number)});
     const JsonFields fields(row, place);
     const int64_t tokens = fields.integer("num_tokens", before, std::numeric_limits<int64_t>::max());
     const double seconds = fields.number("step_seconds");

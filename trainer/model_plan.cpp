@@ -12,12 +12,16 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-void settle(ModelPlan& plan, const Settings& settings, const fs::path& config_file) {
+constexpr std::string_view kSharingLayers = "sharing.layers";
+
+void settle(ModelPlan& plan, const Settings& settings, const fs::path& config_file,
+            std::string_view sharing_key = kSharingLayers) {
   if (!settings.sharing_layers.empty()) {
     const auto layers = static_cast<int>(plan.config.num_hidden_layers);
     plan.dense_source = adopt_sharing(
-        plan.config, SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers),
-        "sharing.layers", config_file.string());
+        plan.config,
+        SharingPlan::parse(settings.sharing_layers, settings.sharing_anchor, layers, sharing_key),
+        sharing_key, config_file.string());
   }
   plan.table = TensorTable(plan.config);
   plan.trained_mask = match_unfrozen(plan.table, settings.unfrozen_parameters);
@@ -47,10 +51,11 @@ ModelPlan plan_model(const Settings& settings) {
 ModelPlan plan_model_or_architecture(const Settings& settings) {
   std::error_code error;
   if (!fs::is_regular_file(settings.model_name_or_path, error)) return plan_model(settings);
-  return plan_architecture(settings);
+  return plan_architecture(settings, std::nullopt, kSharingLayers);
 }
 
-ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> layers) {
+ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> layers,
+                            std::string_view sharing_key) {
   ModelPlan plan;
   std::error_code error;
   plan.directory = fs::is_regular_file(settings.model_name_or_path, error)
@@ -63,7 +68,7 @@ ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> lay
   if (!architecture.contains("model_type")) architecture["model_type"] = "llama";
   if (layers) architecture["num_hidden_layers"] = *layers;
   plan.config = parse_model_config(architecture, plan.directory.string());
-  settle(plan, settings, plan.directory);
+  settle(plan, settings, plan.directory, sharing_key);
   return plan;
 }
 

@@ -36,6 +36,8 @@ PlannedRun planned_run(const ModelPlan& model, const Settings& settings, bool on
 
 /// The architecture alone, of such a file or of a model directory's config.json, which is all that is read.
 /// `layers`: instead of its own number of them (of the first ones, where it has a sharing plan).
-ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> layers = std::nullopt);
+/// `sharing_key`: the option or setting that gave the sharing plan, for errors.
+ModelPlan plan_architecture(const Settings& settings, std::optional<int64_t> layers,
+                            std::string_view sharing_key);
 
 }  // namespace satune

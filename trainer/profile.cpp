@@ -6,8 +6,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <system_error>
 #include <utility>
 
+#include "data/files/counted.h"
+#include "data/files/error.h"
 #include "trainer/trace_file.h"
 
 namespace satune {
@@ -50,13 +53,18 @@ void Profile::write() noexcept {
   const std::filesystem::path file = folder_ / fmt::format("rank{}.json", world.rank);
   try {
     const StepRecorder::Recorded recorded = recorder_->take();
-    std::filesystem::create_directories(folder_);
+    std::error_code error;
+    std::filesystem::create_directories(folder_, error);
+    if (error)
+      throw EnvironmentError(fmt::format("{}: cannot be made: {}", folder_.string(), error.message()));
+    const bool replaces = std::filesystem::exists(file);
     write_file_atomic(file, trace_json(recorded, world), ops_);
     if (world.rank != 0) return;
-    spdlog::info("profile of {} steps: {} (open it in ui.perfetto.dev)", recorded_, file.string());
+    spdlog::info("profile of {}: {} (open it in ui.perfetto.dev){}", counted(recorded_, "step"),
+                 file.string(), replaces ? ", in the place of an earlier one" : "");
     fmt::print(stderr, "{}", summary_text(recorded));
   } catch (const std::exception& error) {
-    spdlog::warn("profile: {}: {}", file.string(), error.what());
+    spdlog::warn("profile: {}", error.what());
   }
 }
 

@@ -71,7 +71,7 @@ void RankSupervision::pass_on_output() {
 
 void RankSupervision::pass_on(int signal) {
   if (signal == SIGCHLD) return;  // what it tells is asked for in note_ends()
-  if (is_stop(signal)) stop_passed_on_ = true;
+  if (is_stop(signal)) stop_signal_ = signal;
   for (const Rank& rank : ranks_) rank.process.send(signal);
 }
 
@@ -102,7 +102,7 @@ void RankSupervision::note_end(int64_t rank, const ProcessEnd& end, int64_t roun
 }
 
 bool RankSupervision::told_to_end(int signal) const {
-  if (stop_passed_on_ && is_stop(signal)) return true;
+  if (stop_signal_ != 0 && is_stop(signal)) return true;
   return ending_ && (signal == SIGTERM || (killing_ && signal == SIGKILL));
 }
 

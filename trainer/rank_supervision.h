@@ -39,7 +39,9 @@ class RankSupervision {
   /// In the order in which they were noticed. Ranks that ended because they were told to are not among them.
   const std::vector<RankFailure>& failures() const { return failures_; }
   /// SIGTERM, SIGINT or SIGHUP was passed on, or a rank says that it was stopped (kExitResumable).
-  bool stopped() const { return stop_passed_on_ || rank_stopped_; }
+  bool stopped() const { return stop_signal_ != 0 || rank_stopped_; }
+  /// The last of these that was passed on; 0 = none.
+  int stop_signal() const { return stop_signal_; }
 
  private:
   struct Rank {
@@ -63,7 +65,8 @@ class RankSupervision {
   std::vector<Rank> ranks_;
   std::vector<RankFailure> failures_;
   int64_t rounds_ = 0;
-  bool stop_passed_on_ = false, rank_stopped_ = false, ending_ = false, killing_ = false;
+  int stop_signal_ = 0;
+  bool rank_stopped_ = false, ending_ = false, killing_ = false;
   std::chrono::steady_clock::time_point deadline_;  ///< of ranks that were told to end; once ending_
 };
 

@@ -47,8 +47,11 @@ void check_evaluation_is_not_asked_for(const Settings& settings) {
                settings.train_file, settings.val_size);
 }
 
-void log_notes(const Dataset& data) {
-  if (!data.cache().note().empty()) spdlog::warn("{}", data.cache().note());
+/// Of both caches a folder that cannot be written says the same.
+void log_notes(const TrainingData& data) {
+  const std::string train = data.train.cache().note(), eval = data.eval ? data.eval->cache().note() : "";
+  if (!train.empty()) spdlog::warn("{}", train);
+  if (!eval.empty() && eval != train) spdlog::warn("{}", eval);
 }
 
 }  // namespace
@@ -71,12 +74,11 @@ void RunPlan::plan_tokenizer() {
 
 void RunPlan::plan_data() {
   TrainingData data = load_training_data(data_options(settings_), *tokenizer_, *prompt_template_);
-  log_notes(data.train);
+  log_notes(data);
   check_positions(data.train, model_.config);
   const PlanOptions options{settings_.max_length, settings_.packing, settings_.shuffle, settings_.seed};
   train_ = std::make_unique<BatchSource>(std::move(data.train), options);
   if (!data.eval) return check_evaluation_is_not_asked_for(settings_);
-  log_notes(*data.eval);
   check_positions(*data.eval, model_.config);
   PlanOptions in_order = options;
   in_order.shuffle = false;

@@ -70,6 +70,9 @@ void give(GivenByKey& given, const std::string& key, Json value, std::string_vie
 
 GivenByKey read_file_values(const Json& config, std::string_view source) {
   if (!config.is_object()) throw bad_input(source, describe_json(&config), "an object of settings");
+  if (config.contains("model_type"))
+    throw bad_input(source, "a model's config.json (the key \"model_type\")",
+                    "settings of a run, with the model's folder or file as model_name_or_path");
   GivenByKey given;
   for (const auto& [key, value] : config.items()) {
     if (find_field(key) != nullptr || !is_group(key)) {
@@ -215,8 +218,7 @@ std::string name_source(const Settings& settings, std::string_view message) {
   };
   for (const Field& field : settings_table()) {
     const std::string& key = field.info.key;
-    // A plan calls its list "sharing layers": it may be that of an option, too.
-    if (!begins_with(key) && !(key == "sharing.layers" && begins_with("sharing layers"))) continue;
+    if (!begins_with(key)) continue;
     const bool overridden = std::ranges::count(settings.overrides, key) > 0;
     return fmt::format("{}: {}", overridden ? kCommandLine : settings.source, message);
   }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "data/files/error.h"
+#include "trainer/failure_report.h"
 
 namespace satune {
 namespace {
@@ -106,6 +107,21 @@ struct sigaction install_save(int signal) {
 }
 
 }  // namespace
+
+std::string stop_line(std::string_view what_is_left) {
+  return fmt::format("{}satune: {}\n", ::isatty(STDERR_FILENO) != 0 ? "\n" : "",
+                     error_line(fmt::format("stopped by a signal: {}", what_is_left)));
+}
+
+void end_of_signal(int signal) {
+  std::signal(signal, SIG_DFL);
+  sigset_t alone;
+  sigemptyset(&alone);
+  sigaddset(&alone, signal);
+  ::pthread_sigmask(SIG_UNBLOCK, &alone, nullptr);
+  ::raise(signal);
+  _exit(128 + signal);  // where a parent has it blocked for good
+}
 
 StopNotice::StopNotice(std::string line, bool resumable) {
   // Outlives the notice: a handler may still be running in another thread.

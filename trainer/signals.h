@@ -5,6 +5,7 @@
 #include <csignal>
 #include <exception>
 #include <string>
+#include <string_view>
 
 #include "model/llama.h"
 
@@ -18,7 +19,8 @@ class Interrupted : public std::exception {
 
 /// For a command whose work is kept as it is done: as long as it lives, SIGTERM, SIGINT and SIGHUP (those
 /// that are not ignored) write `line` to stderr and end the process at once, with exit code 4 where
-/// `resumable`, else of the signal itself. One at a time, and none beside a SignalWatch.
+/// `resumable`, else of the signal itself. One at a time; beside a SignalWatch only made after it, and where
+/// that never defers a stop.
 class StopNotice {
  public:
   StopNotice(std::string line, bool resumable);
@@ -29,6 +31,13 @@ class StopNotice {
  private:
   struct sigaction previous_term_, previous_int_, previous_hup_;
 };
+
+/// The line for it: "satune: stopped by a signal: {what is left}". On a terminal a bar may stand on the line
+/// before.
+std::string stop_line(std::string_view what_is_left);
+
+/// Ends the process as `signal` does where no handler is: a shell sees 128 and its number.
+[[noreturn]] void end_of_signal(int signal);
 
 class SignalWatch {
  public:

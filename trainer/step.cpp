@@ -162,12 +162,15 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
   const auto start = [&] { return ReadBack(all); };
   ReadBack read_back = all.is_cpu() ? start() : in_collective(coordinator_, kRead, start);
   // Without an answer from the card the update is queued; where there is none, it leaves everything as it is.
-  if (!all.is_cpu() || !std::isnan(*scale.const_data_ptr<float>())) apply_update(scale, learning_rate, update);
+  if (!all.is_cpu() || !std::isnan(*scale.const_data_ptr<float>()))
+    apply_update(scale, learning_rate, update);
   const auto wait = [&] { return read_back.wait(); };
   const StepSums sums = sum_up(all.is_cpu() ? wait() : in_collective(coordinator_, kRead, wait), step);
-  result.loss = sums.loss / targets;
+  // The sign of a NaN is chance, and would be shown.
+  const auto without_sign = [](double value) { return std::isnan(value) ? std::abs(value) : value; };
+  result.loss = without_sign(sums.loss / targets);
   result.accuracy = sums.correct / targets;
-  result.grad_norm = gradient_norm(sums, step);
+  result.grad_norm = without_sign(gradient_norm(sums, step));
   result.finite = result.updated = is_finite(sums, step);
   return result;
 }

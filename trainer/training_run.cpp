@@ -9,6 +9,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "trainer/attention_choice.h"
 #include "trainer/collective.h"
@@ -211,8 +212,8 @@ ExitCode TrainingRun::train() {
   }
   if (state_.skipped_steps > 0) {
     clear_for_log();
-    spdlog::warn("{} of {} steps were skipped: their loss or gradient norm was not finite",
-                 state_.skipped_steps, state_.step);
+    spdlog::warn("{} of {} skipped: the loss or the gradient norm was not finite", state_.skipped_steps,
+                 counted(state_.step, "step"));
   }
   // All ranks go on to the export, or none does.
   if (any_rank_stops()) return kExitResumable;

@@ -15,7 +15,7 @@ enum ExitCode : int {
   kExitFailure = 1,      ///< anything not named below
   kExitBadInput = 2,     ///< bad command line, input or config
   kExitEnvironment = 3,  ///< device, network, disk
-  kExitResumable = 4,    ///< stopped by a signal; the snapshot resumes
+  kExitResumable = 4,    ///< stopped by a signal, and the same command goes on; else the signal itself
 };
 
 /// Bad command line, input or configuration. The message is one line that names the file, key or record,

@@ -17,16 +17,24 @@ constexpr size_t kMaxDepth = 256;
 // Objects of more keys look duplicates up in a set instead of scanning.
 constexpr size_t kScannedKeys = 16;
 
-[[noreturn]] void fail_at(std::string_view source, std::string_view text, size_t byte,
+// Whose text it is, and the number of its only line (0 = it is the whole).
+struct TextPlace {
+  std::string_view source;
+  size_t line;
+
+  std::string name() const { return line == 0 ? std::string(source) : fmt::format("{}:{}", source, line); }
+};
+
+[[noreturn]] void fail_at(const TextPlace& place, std::string_view text, size_t byte,
                           std::string_view detail) {
   byte = std::min(byte, text.size());
   const std::string_view before = text.substr(0, byte);
-  const size_t line = 1 + std::count(before.begin(), before.end(), '\n');
+  const size_t line = std::max<size_t>(place.line, 1) + std::count(before.begin(), before.end(), '\n');
   const size_t newline = before.rfind('\n');
   const std::string_view row = newline == std::string_view::npos ? before : before.substr(newline + 1);
   const auto is_first_byte = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };
   const size_t column = 1 + std::count_if(row.begin(), row.end(), is_first_byte);
-  throw BadInput(fmt::format("{}:{}:{}: {}", source, line, column, detail));
+  throw BadInput(fmt::format("{}:{}:{}: {}", place.source, line, column, detail));
 }
 
 // Where the key number `index` (from 0, in the order of the text) begins. The text is valid up to there.
@@ -58,7 +66,7 @@ std::string without_prefix(std::string_view what) {
 // Builds the document from the parser's events, refusing repeated keys.
 class Builder {
  public:
-  Builder(std::string_view source, std::string_view text) : source_(source), text_(text) {}
+  Builder(const TextPlace& place, std::string_view text) : place_(place), text_(text) {}
 
   Json take() { return std::move(root_); }
 
@@ -77,7 +85,7 @@ class Builder {
   bool key(std::string& name) {
     Frame& frame = open_.back();
     if (has_key(frame, name)) {
-      fail_at(source_, text_, find_key(text_, keys_seen_),
+      fail_at(place_, text_, find_key(text_, keys_seen_),
               fmt::format("found the key {} twice in one object, expected it once", quote_json(name)));
     }
     ++keys_seen_;
@@ -86,7 +94,7 @@ class Builder {
   }
 
   bool parse_error(size_t position, const std::string&, const Json::exception& error) {
-    fail_at(source_, text_, position == 0 ? 0 : position - 1, without_prefix(error.what()));
+    fail_at(place_, text_, position == 0 ? 0 : position - 1, without_prefix(error.what()));
   }
 
  private:
@@ -131,8 +139,8 @@ class Builder {
 
   bool open(Json container) {
     if (open_.size() >= kMaxDepth) {
-      throw BadInput(fmt::format("{}: found objects and arrays nested deeper than {}, expected less", source_,
-                                 kMaxDepth));
+      throw BadInput(fmt::format("{}: found objects and arrays nested deeper than {}, expected less",
+                                 place_.name(), kMaxDepth));
     }
     open_.push_back({place(std::move(container)), {}});
     return true;
@@ -143,7 +151,8 @@ class Builder {
     return true;
   }
 
-  std::string_view source_, text_;
+  TextPlace place_;
+  std::string_view text_;
   Json root_;
   std::vector<Frame> open_;
   std::string key_;
@@ -198,19 +207,20 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 }  // namespace
 
 Json parse_json(std::string_view text, std::string_view source, JsonOptions options) {
-  if (text.empty()) throw bad_input(source, "nothing", "a JSON document");
+  const TextPlace place{source, options.line};
+  if (text.empty()) throw bad_input(place.name(), "nothing", "a JSON document");
   // nlohmann's lexer takes a NUL for the end of the text and would ignore what follows.
   if (const size_t nul = text.find('\0'); nul != std::string_view::npos) {
-    fail_at(source, text, nul, "found a NUL byte, expected JSON text");
+    fail_at(place, text, nul, "found a NUL byte, expected JSON text");
   }
   std::string blanked;
   if (options.allow_comments) {
     blanked = blank_comments(text);
     text = blanked;
   }
-  Builder builder(source, text);
+  Builder builder(place, text);
   if (!Json::sax_parse(text.data(), text.data() + text.size(), &builder)) {
-    throw bad_input(source, "text that is not JSON", "a JSON document");
+    throw bad_input(place.name(), "text that is not JSON", "a JSON document");
   }
   return builder.take();
 }

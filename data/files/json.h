@@ -15,6 +15,7 @@ using Json = nlohmann::ordered_json;
 
 struct JsonOptions {
   bool allow_comments = false;
+  size_t line = 0;  ///< of the source, where the text is that line alone
 };
 
 /// Parses one document; `source` names it in errors ("config.json", "model.safetensors header").

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "data/files/counted.h"
 #include "evaluation/run_report/run_sections.h"
 
 namespace satune {
@@ -76,8 +77,8 @@ void add_problems(HtmlPage& page, const std::vector<NamedRun>& runs) {
                      "killed) and is left out.");
     for (const auto& [key, count] : rows.nulls)
       if (key == "loss" || key == "grad_norm" || key == "eval_loss")
-        page.paragraph(
-            fmt::format("{}{} is not finite in {} rows, which its curve skips.", name, key, count));
+        page.paragraph(fmt::format("{}{} is not finite in {}, which its curve skips.", name, key,
+                                   counted(count, "row")));
   }
 }
 

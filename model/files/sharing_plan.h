@@ -23,7 +23,9 @@ class SharingPlan {
   /// an empty list, `before` with a run that begins at layer 0, `first` with a run of one layer.
   /// Ranges that touch ("10-12,13-15") are two runs: under `first` 10 and 13 compute; under `before` the
   /// anchor of both is 9 (13's nearest unlisted layer).
-  static SharingPlan parse(std::string_view layers, AnchorRule rule, int num_layers);
+  /// `key`: the option or setting that the list came with, for the message.
+  static SharingPlan parse(std::string_view layers, AnchorRule rule, int num_layers,
+                           std::string_view key = "sharing layers");
 
   int num_layers() const { return static_cast<int>(source_.size()); }
   /// The layer whose Q and K layer i attends with; i itself where it computes its own.

@@ -371,7 +371,7 @@ TEST_F(Benchmarks, KeptRowsThatAreNoneAreNamed) {
            {R"({"run":"r","task":"t","item":0,"tokens":1.5,"result":{}})", {"line 3: tokens", "1.5"}},
            {R"({"run":"r","task":"t","item":0,"result":{}})", {"line 3: tokens", "found nothing"}},
            {R"({"run":"r","task":"t","item":0,"tokens":1,"result":[]})", {"line 3: result", "an object"}},
-           {R"({"run":"r","ta)", {"items.jsonl: line 3"}}}) {
+           {R"({"run":"r","ta)", {"items.jsonl:3:15: "}}}) {
     directory_.write("items.jsonl", whole + row + "\n");
     const std::string message = message_of([&] { ItemStore(file, "model"); });
     EXPECT_THAT(message, HasSubstr(file.string()));

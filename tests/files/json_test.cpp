@@ -53,6 +53,11 @@ TEST(Json, RefusesARepeatedKeyAndSaysWhere) {
   EXPECT_THAT(error_of(R"({"a":1,"\u0061":2})"), StartsWith("c.json:1:8: found the key \"a\" twice"));
 }
 
+TEST(Json, CountsFromTheLineThatTheTextIs) {
+  EXPECT_THAT(error_of("[1 2]", {.line = 7}), StartsWith("c.json:7:4: "));
+  EXPECT_THAT(error_of("", {.line = 7}), StartsWith("c.json:7: found nothing"));
+}
+
 TEST(Json, RefusesARepeatedKeyAmongMany) {
   std::string text = "{";
   for (int i = 0; i < 1000; ++i) text += "\"key" + std::to_string(i) + "\":0,";

@@ -67,7 +67,7 @@ WAYS = [
              "with a stand-in for what starts ranks, as a dry run of one",
              change=((r"HOSTFILE=hosts", "HOSTFILE=<(echo localhost)"),))),
     ("", Way(r"sbatch ", "the script with stand-ins for Slurm, as a dry run")),
-    ("", Way(r"tar -xf ", "as it is")),
+    ("", Way(r"(tar -xf|mkdir -p) ", "as it is")),
     ("", Way(r".*cutoff_len=2048", "as it is: it is refused", codes=(2,))),
     ("", Way(r"satune train .*--print-config", "as it is")),
     ("resume.md", Way(r"satune train llama3\.json (--resume never|learning_rate=1e-5)$",

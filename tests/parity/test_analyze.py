@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import signal
 import subprocess
 import xml.etree.ElementTree
 
@@ -432,6 +433,7 @@ def test_errors_are_one_line(satune, stories, random_model, text, records, tmp_p
         ([random_model, "--data", empty, "--output", out], ["empty.txt"]),
         ([tmp_path / "nobody", "--data", text, "--output", out], ["nobody"]),
         ([random_model, "--data", text, "--output", full], ["full", "empty"]),
+        ([random_model, "--data", text, "--output", tmp_path / "no" / "out"], [f"--output {tmp_path}/no/out: found no folder {tmp_path}/no,"]),
         ([random_model, "--data", text, "--output", out, "--max-length", 513], ["--max-length", "513", "512"]),
         ([random_model, "--data", records, "--output", out, "--max-length", 4], ["records.json", "4 tokens"]),
         ([random_model, "--data", text, "--output", out, "--template", "alpaca"], ["--template", "plain text"]),
@@ -449,7 +451,19 @@ def test_errors_are_one_line(satune, stories, random_model, text, records, tmp_p
         lines = [line for line in done.stderr.splitlines() if "info" not in line]
         assert len(lines) == 1, lines
         assert all(word in lines[0] for word in words), (words, lines)
-        assert not out.exists()
+        assert not out.exists() and not (tmp_path / "no").exists()
+
+
+def test_a_signal_leaves_nothing_and_says_so(satune, random_model, text, tmp_path):
+    child = subprocess.Popen([satune, "analyze", str(random_model), "--data", str(text), "--output", str(tmp_path / "out"),
+                              "--max-length", "8", "--max-records", "100000", "--max-span", "8", "--device", "cpu"],
+                             stderr=subprocess.PIPE, text=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert "documents" in child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    log = child.communicate(timeout=60)[1]
+    assert child.returncode == -signal.SIGINT and not list(tmp_path.iterdir())
+    assert log.splitlines()[-1] == "satune: stopped by a signal: nothing was written, and the same command begins anew"
 
 
 def test_a_folder_that_cannot_be_written_is_exit_3(satune, random_model, text):

@@ -76,7 +76,9 @@ def test_a_cut_model_says_so(satune, folder):
     run, = report["runs"]
     assert run["parameters"] == 2 * 280 * 32 + 32 + 2 * ((matrices() - 280 * 32) // 4 + 64)
     assert not [row for row in run["segments"] if row["pass"] == "again"]
-    text = call(satune, "bench", folder / "arch.json", *SMALL, "--layers", 2).stdout
+    done = call(satune, "bench", folder / "arch.json", *SMALL[:4], "--warm-up", 1, *SMALL[8:], "--layers", 2, "--steps", 1)
+    text = done.stdout
+    assert "dense: 1 step after 1" in done.stderr and "cpu, 1 thread, fp32" in text
     assert "cut by --layers: not the whole model" in text and "MFU" in text and "layers forward  attention" in text
 
 
@@ -92,7 +94,7 @@ def test_ranks(satune, folder):
 
 def test_decoding(satune, folder):
     report = bench(satune, folder / "arch.json", "--decode", "--sharing", "2-3", "--prompt-length", 5, "--new-tokens", 3,
-                   "--max-batch", 3, "--precision", "fp32", "--device", "cpu")
+                   "--max-batch", 3, "--precision", "fp32", "--device", "cpu", "num_threads=1")
     assert report["kind"] == "decoding" and report["ended_by"] == "--max-batch"
     dense, shared = report["runs"]
     assert dense["kv_bytes_per_token"] == 2 * 4 * 16 * 4 and shared["kv_bytes_per_token"] == (2 * 4 - 2) * 16 * 4
@@ -107,14 +109,21 @@ def test_decoding(satune, folder):
 @pytest.mark.parametrize("arguments, words", [
     (["--sequence-length", 65], "--sequence-length: found 65, expected at most 64, the model's max_position_embeddings"),
     (["--sequence-length", 32, "--document-length", 5], "--document-length: found 5, expected a divisor of"),
+    (["--sequence-length", 32, "--document-length", 100], "--document-length: found 100, expected a divisor of --sequence-length 32"),
+    (["--sequence-length", 256, "--document-length", 128], "--document-length: found 128, expected at most 64"),
     (["--sequence-length", 32, "--layers", 5], "--layers: found 5, expected at most 4"),
-    (["--sequence-length", 32, "--layers", 2, "--sharing", "2-3"], "layer 2"),
+    (["--sequence-length", 32, "--layers", 2, "--sharing", "2-3"], 'error: --sharing "2-3": found layer 2, expected layers 0 to 1'),
     (["--sequence-length", 32, "--anchor", "first"], "--anchor: found first, expected --sharing"),
     (["--sequence-length", 32, "--precision", "fp8"], "precision"),
     (["--sequence-length", 32, "learning_rate=1"], "found learning_rate=1, expected key=value with one of"),
-    (["--sequence-length", 32, "--steps", 0], "--steps"),
+    (["--sequence-length", 32, "--steps", 0], "--steps: found 0, expected a whole number from 1 to 2147483648"),
+    (["--sequence-length", 32, "--steps", "x"], "--steps: found x, expected a whole number from 1 to 2147483648"),
     (["--sequence-length", 32, "--peak-tflops", -1], "--peak-tflops"),
+    (["--sequence-length", 32, "--nproc-per-node", 3, "shard_group_size=2"],
+     "error: command line: shard_group_size: found 2, expected a divisor of the number of processes, 3"),
     (["--decode", "--steps", 3], "excludes"),
+    *((["--decode", word], f"error: {word}: found --decode, which does not read it, expected a training step")
+      for word in ("fp8=true", "optimizer_offload=cpu", "attn_implementation=eager", "ddp_timeout=9")),
     (["--max-batch", 3], "--decode"),
     (["--decode", "--prompt-length", 60, "--new-tokens", 5], "found 65, expected at most 64"),
     (["--sequence-length", 32, "--output", "/nowhere/bench.json"], "/nowhere"),
@@ -123,20 +132,33 @@ def test_bad_lines(satune, folder, arguments, words):
     assert words in refused(satune, "bench", folder / "arch.json", "--device", "cpu", *arguments)
 
 
+def test_a_place_that_takes_no_file_shows_before_the_measurement(satune, folder):
+    for more in ((*SMALL,), (*SMALL, "--nproc-per-node", 2), ("--decode", "--device", "cpu")):
+        line = refused(satune, "bench", folder / "arch.json", *more, "--output", "/proc/bench.json", code=3)
+        assert "/proc/bench.json: cannot be created" in line
+
+
 def test_a_missing_model(satune, folder):
     assert "none.json" in refused(satune, "bench", folder / "none.json")
 
 
-def test_ctrl_c_leaves_no_file(satune, folder):
-    output = folder / "stopped" / "bench.json"
-    output.parent.mkdir()
-    run = subprocess.Popen([satune, "bench", str(folder / "arch.json"), *map(str, SMALL[:4]), "--steps", "1000000",
-                            "--output", str(output)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert "1000000 steps" in run.stderr.readline()
-    time.sleep(0.3)
-    run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 4
-    assert not list(output.parent.iterdir()) and run.stdout.read() == ""
+@pytest.mark.parametrize("sent, shape, begun", [
+    (signal.SIGINT, [*SMALL[:4], "--steps", 1000000], "1000000 steps"),
+    (signal.SIGTERM, [*SMALL[:4], "--steps", 1000000, "--nproc-per-node", 2], "1000000 steps"),
+    (signal.SIGINT, ["--decode", "--precision", "fp32", "--prompt-length", 1, "--new-tokens", 63, "--max-batch", 1 << 30], "batch 64"),
+])
+def test_a_signal_leaves_no_file_and_says_so(satune, folder, tmp_path, sent, shape, begun):
+    run = subprocess.Popen([satune, "bench", str(folder / "arch.json"), *map(str, shape), "--device", "cpu", "num_threads=1",
+                            "--output", str(tmp_path / "bench.json")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while begun not in (line := run.stderr.readline()):
+        assert line
+    time.sleep(0.1)
+    run.send_signal(sent)
+    out, log = run.communicate(timeout=60)
+    told = "satune: stopped by a signal: nothing was written, and the same command begins anew"
+    assert run.returncode == -sent and [line for line in log.splitlines() if not line.startswith("[")] == [told], log
+    assert not list(tmp_path.iterdir()) and out == ""
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +189,22 @@ def test_profile_of_two_ranks(satune, config):
         assert [event for event in spans if event["args"]["kind"] == "gather of segment"]
 
 
+def test_a_second_profile_says_that_it_replaces_the_first(satune, config):
+    def profiled(steps):
+        return call(satune, "train", config, f"output_dir={config.parent / 'again'}", f"max_steps={steps}", "--allow-changes",
+                    "--profile", 1).stderr
+
+    assert "in the place of an earlier one" not in (first := profiled(3)) and "profile of 1 step: " in first
+    assert "rank0.json (open it in ui.perfetto.dev), in the place of an earlier one" in profiled(6)
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--profile", "0"], "--profile: found 0, expected 1 to 100 steps"),
     (["--profile", "101"], "--profile: found 101"),
-    (["--profile", "two"], "--profile"),
+    (["--profile", "two"], "--profile: found two, expected a whole number"),
+    (["--nproc-per-node", "two"], "--nproc-per-node: found two, expected a whole number"),
+    (["--profile", "2", "--profile", "3"], "--profile: found 2 of them, expected one"),
+    (["--profile"], "--profile: found nothing, expected a value"),
     (["--profile", "2", "--dry-run"], "--profile: found --dry-run"),
 ])
 def test_bad_profiles(satune, config, arguments, words):

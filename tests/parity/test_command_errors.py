@@ -8,14 +8,19 @@ import pytest
 from programs import call
 
 
-def test_output_that_does_not_arrive_is_an_error(satune, stories, records):
+def test_output_that_does_not_arrive_is_an_error(satune, stories, records, tmp_path):
+    arch = make_models.write_architecture(tmp_path, vocab_size=300)
     for arguments in (["eval", stories, "--task", f"response_loss={records}", "--json"],
                       ["generate", stories, "--prompt", "Once", "--max-new-tokens", "3"],
+                      ["bench", arch, "--sequence-length", "8", "--steps", "1", "--precision", "fp32", "--json"],
+                      ["data", records, "--model", stories, "--records", "1-20"],
                       ["train", "--print-config"], ["--version"]):
         with open("/dev/full", "wb") as full:
             done = subprocess.run([satune, *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, timeout=300)
         assert done.returncode == 3, arguments
-        assert b"No space left on device" in done.stderr or b"standard output: cannot be written" in done.stderr
+        reason = b"" if arguments == ["--version"] else b": No space left on device"
+        told = b"satune: error: standard output: cannot be written" + reason
+        assert done.stderr.splitlines()[-1] == told, (arguments, done.stderr)
 
 
 def test_what_the_machine_lacks_is_exit_3(satune, stories, tmp_path, records):
@@ -56,6 +61,7 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
         (["generate", stories, "--prompt", "a", "--instruction", "b"], ["--prompt", "--instruction"]),
         (["generate", stories, "--prompt", "a", "--input", "b"], ["--input"]),
         (["generate", stories, "--prompt", "a", "--temperature", "-1"], ["--temperature", "-1"]),
+        (["generate", stories, "--prompt", "a", "--temperature", "hot"], ["--temperature: found hot, expected a number"]),
         (["generate", stories, "--prompt", "a", "--temperature", "1", "--top-p", "0"], ["--top-p", "0"]),
         (["generate", stories, "--prompt", "a", "--top-p", "0.9"], ["--top-p", "--temperature"]),
         (["generate", stories, "--prompt", "a", "--top-k", "3"], ["--top-k", "--temperature"]),
@@ -91,7 +97,8 @@ def test_errors_are_one_line_and_exit_2(satune, stories, tmp_path, records):
         (["eval", stories, "--task", task, "--max-length", "10"], ["--max-length", "10"]),
         (["eval", stories, "--task", task, "--output", full / "file"], ["--output", "exist"]),
         (["eval", stories, "--task", task, "--output", tmp_path / "no" / "x.json"], ["--output", "no"]),
-        (["eval", stories, "--task", task, "--sharing", "4-5"], ["5"]),
+        (["eval", stories, "--task", task, "--sharing", "4-5"], ['error: --sharing "4-5": found layer 5']),
+        (["eval", stories, "--task", task, "--sweep", "none;4-5"], ['error: --sweep "4-5": found layer 5']),
         (["eval", stories, "--task", task, "--anchor", "first"], ["--anchor", "--sharing"]),
         (["eval", tmp_path / "shared", "--task", task, "--sharing", "2-4"], ["2-4", "3-4"]),
         (["share", stories, full, "--sharing", "3-4"], ["full", "empty"]),

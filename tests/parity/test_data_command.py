@@ -60,6 +60,11 @@ def test_every_problem_has_its_record(satune, tmp_path):
     text = call(satune, "data", path, "--strict", "--problems", 1, code=1).stdout
     assert "record 5 (line 6): key \"instruction\": found" in text and "and 1 more" in text
     assert "need a tokenizer (--model)" in text
+    # Each place once.
+    text = call(satune, "data", path).stdout
+    assert "record 6 (line 7): column " in text and ": record 6" not in text
+    (tmp_path / "one.jsonl").write_bytes(BROKEN_LINES[0])
+    assert "1 record of instructions" in call(satune, "data", tmp_path / "one.jsonl").stdout
 
 
 def test_a_broken_array_is_read_on(satune, tmp_path):
@@ -70,6 +75,7 @@ def test_a_broken_array_is_read_on(satune, tmp_path):
     assert report["records"] == 5
     assert listed(report, "broken_file") == [2, 5], "a comma is missing after 2; one is too many after 5"
     assert listed(report, "invalid_json") == [4]
+    assert [problem["text"][:6] for problem in report["problems"]["broken_file"]["listed"]] == ["found ", "found "]
     assert listed(report, "duplicate") == [2, 3, 5]
 
     raw = good.replace("hello", "hel\nlo")
@@ -222,7 +228,11 @@ def test_plain_text(satune, stories, tmp_path):
     report = data(satune, path, "--model", stories, "--max-length", 64)
     [variant] = report["variants"]
     assert report["format"] == "text" and variant["template"] is None
+    # The U+FFFD that stands for the byte is none of the file's.
+    assert report["problems"].keys() == {"invalid_utf8"}
     assert report["problems"]["invalid_utf8"]["listed"] == [{"record": 1, "line": 41, "text": "the byte 0xff"}]
+    (tmp_path / "both.txt").write_bytes(path.read_bytes() + "\ufffd\n".encode())
+    assert data(satune, tmp_path / "both.txt")["problems"].keys() == {"invalid_utf8", "damaged_text"}
     # Pieces overlap by one token, so that every token but the first is a target once.
     assert variant["target_tokens"] == variant["lengths"]["sum"] - 1
     assert variant["samples"] > 1 and variant["longest_sample"] == 64

@@ -194,7 +194,7 @@ def test_dense_against_shared(satune, stories, anchor):
 def test_diff_of_an_empty_prompt(satune, stories, stories_without_bos):
     """BOS alone, or nothing to compute on."""
     options = ("--with-precision", "bf16", "--prompt", "")
-    assert "tokens  1 in 1 documents, 0 targets" in call(satune, "diff", stories, *options).stdout
+    assert "tokens  1 in 1 document, 0 targets" in call(satune, "diff", stories, *options).stdout
     line = refused(satune, "diff", stories_without_bos, *options)
     assert "--prompt: found no token: the tokenizer has no BOS, expected some text" in line
 

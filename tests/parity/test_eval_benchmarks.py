@@ -10,7 +10,7 @@ import time
 
 import programs
 import pytest
-from programs import free_port
+from programs import free_port, refused
 
 
 @pytest.fixture(scope="module")
@@ -288,8 +288,10 @@ def test_a_stopped_run_says_how_it_goes_on(satune, stories, tmp_path):
         logs.append(log)
     assert "there already" not in logs[0] and all("items are there already" in log for log in logs[1:])
     # Nothing to go on from: the signal itself.
-    code, log = stopped(signal.SIGTERM, lambda process: catches(process, signal.SIGTERM), *command)
-    assert code == -signal.SIGTERM and "stopped by a signal: nothing was kept (--output FILE" in log
+    for more in ([], ["--nproc-per-node", 2]):
+        ready = (lambda _: time.sleep(1) or True) if more else (lambda process: catches(process, signal.SIGTERM))
+        code, log = stopped(signal.SIGTERM, ready, *command, *more)
+        assert code == -signal.SIGTERM and "stopped by a signal: nothing was kept (--output FILE" in log
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -332,3 +334,15 @@ def test_mistakes_are_one_line(satune, stories, data, arguments, words):
     assert len(done.stderr.strip().splitlines()) == 1
     for word in words:
         assert word.replace("{data}", str(data)) in done.stderr
+
+
+def test_examples_that_nobody_asked_for_are_told_as_the_tasks_own(satune, stories, tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    row = json.dumps({"question": "How many?", "answer": "Two. #### 2"}) + "\n"
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(row)
+    command = ["eval", stories, "--tasks", "gsm8k", "--data-dir", tmp_path]
+    assert "found no examples for the default --num-fewshot of gsm8k, expected" in refused(satune, *command)
+    (tmp_path / "gsm8k" / "train.jsonl").write_text(3 * row)
+    assert "error: the default --num-fewshot of gsm8k: found 5 with 3 examples to draw from, expected at least 5" in refused(
+        satune, *command)
+    assert "error: --num-fewshot: found 4 with 3 examples" in refused(satune, *command, "--num-fewshot", 4)

@@ -271,6 +271,29 @@ def test_ctrl_c_stops_the_answer_and_then_the_program(satune, stories, tmp_path)
     os.close(terminal)
 
 
+def test_a_signal_says_where_the_answers_are(satune, stories, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once\n" * 2000)
+    for output in (tmp_path / "out.jsonl", None):
+        command = [satune, "generate", str(stories), "--prompts", str(prompts), "--max-new-tokens", "20", "--device", "cpu"]
+        child = subprocess.Popen([*command, *(["--output", str(output)] if output else [])], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        partial = tmp_path / "out.jsonl.partial"
+        if output:
+            end = time.monotonic() + 60
+            while not (partial.exists() and partial.stat().st_size):
+                assert child.poll() is None and time.monotonic() < end
+                time.sleep(0.01)
+        else:
+            child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        log = child.communicate(timeout=60)[1].decode()
+        place = f"{partial} holds the answers until here" if output else "the answers until here are printed"
+        assert child.returncode == -signal.SIGINT
+        assert log.splitlines()[-1] == f"satune: stopped by a signal: {place}; the same command begins anew"
+        assert not output or (partial.exists() and not output.exists())
+
+
 def test_a_reader_that_has_gone_is_one_line(satune, stories):
     child = subprocess.Popen([satune, "generate", str(stories), "--prompt", "Once", "--max-new-tokens", "200"],
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -200,7 +200,8 @@ def test_predicts_with_the_rate_of_an_earlier_run(satune, model, tmp_path):
     again = plan(satune, *settings, "--measured", tmp_path / "run")
     assert again["prediction"]["step_seconds"] == planned["prediction"]["step_seconds"]
     file.write_text('{"step": 0, "num_tok\n' + whole)
-    assert "metrics.jsonl:1" in refused(satune, "plan", *settings, "--measured", tmp_path / "run")
+    line = refused(satune, "plan", *settings, "--measured", tmp_path / "run")
+    assert f"error: {file}:1:21: syntax error" in line
     file.write_text(whole.replace('"num_tokens":', '"num_tokens":"x","other":', 1))
     line = refused(satune, "plan", *settings, "--measured", tmp_path / "run")
     assert "metrics.jsonl:1: key num_tokens: found the string" in line and "expected an integer" in line

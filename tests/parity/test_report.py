@@ -133,7 +133,7 @@ def test_broken_rows_are_left_out_and_told(satune, synthetic):
                      '{"step": 5, "loss": 0.'], config="[", data='{"train": 3, "eval": {"lengths": []}, "x\u0001": "<\u0000"}')
     page = report(satune, run, output=run / "report.html")
     assert "metrics.jsonl: 4 lines are no rows" in page and "the last line is not finished" in page
-    assert "loss is not finite in 1 rows" in page and "config.json is not a JSON object" in page
+    assert "loss is not finite in 1 row," in page and "config.json is not a JSON object" in page
     assert cells(page, "Numbers of the curves")["loss"][1:4] == ["2", "3", "1"]
     assert "99" not in cells(page)["loss"]
 

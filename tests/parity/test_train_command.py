@@ -124,6 +124,10 @@ def test_errors_name_what_was_found_and_expected(satune, tiny, tmp_path):
     assert "expected learning_rate" in refused(satune, "train", config, "--lr=1")
     assert "expected max_length" in refused(satune, "train", config, "cutoff_len=1")
     assert "missing.json" in refused(satune, "train", tmp_path / "missing.json")
+    arch = tmp_path / "arch.json"
+    arch.write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    for command in ("train", "plan"):
+        assert 'arch.json: found a model\'s config.json (the key "model_type"), expected settings' in refused(satune, command, arch)
     assert "found no CONFIG" in refused(satune, "train")
     assert "key=value" in refused(satune, "train", config, "learning_rate")
     assert "log-level" in refused(satune, "--log-level", "loud", "train", config)

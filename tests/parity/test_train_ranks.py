@@ -65,6 +65,8 @@ def test_options_for_the_launcher_are_refused_in_a_rank(satune, tiny):
 def test_options_out_of_range(satune, tiny):
     config = tiny / "config.json"
     assert "found 0, expected 1 or more" in refused(satune, "train", config, "--nproc-per-node", "0")
+    lines = call(satune, "train", config, "--nproc-per-node", "3", "shard_group_size=2", code=2).stderr.splitlines()
+    assert lines == ["satune: error: command line: shard_group_size: found 2, expected a divisor of the number of processes, 3"]
     assert "found -1, expected 0 or more" in refused(satune, "train", config, "--max-restarts", "-1")
     assert "resume auto" in refused(satune, "train", config, "--max-restarts", "1", "--resume", "never")
     assert "--nproc-per-node" in refused(satune, "train", config, "--nproc-per-node", "two")

@@ -89,7 +89,7 @@ class Launched {
     spdlog::flush_on(spdlog::level::trace);
     try {
       if (before) before();
-      const int code = launch_ranks(program, arguments, options);
+      const int code = launch_ranks(program, arguments, options).exit_code;
       if (::waitpid(-1, nullptr, WNOHANG) != -1 || errno != ECHILD) return kChildrenLeft;
       rusage used{};
       ::getrusage(RUSAGE_SELF, &used);

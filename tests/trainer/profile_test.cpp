@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -176,7 +177,11 @@ TEST(Profile, ThatCannotBeWrittenIsAWarning) {
   std::filesystem::create_directories(tiny.output("run"));
   tiny.directory().write("run/.lock", "");
   tiny.directory().write("run/profile", "a file");
+  ::testing::internal::CaptureStdout();
   EXPECT_EQ(train_profiled(tiny, "run", 1, {"max_steps=3"}), kExitOk);
+  EXPECT_THAT(
+      ::testing::internal::GetCapturedStdout(),
+      ::testing::HasSubstr("profile: " + (tiny.output("run") / "profile").string() + ": cannot be made: "));
   EXPECT_EQ(metric_rows(tiny.output("run")).size(), 3U);
 }
 

@@ -155,7 +155,7 @@ TEST_F(RunPlanTest, ErrorsNameTheConfigThatSaidIt) {
               StartsWith("run.json: warmup_steps: "));
   EXPECT_THAT(error({{"template", "vicuna"}}), StartsWith("run.json: template: "));
   EXPECT_THAT(error({{"sharing", {{"layers", "2-9"}, {"anchor", "before"}}}}),
-              StartsWith("run.json: sharing layers \"2-9\": "));
+              StartsWith("run.json: sharing.layers \"2-9\": "));
   EXPECT_THAT(error({{"unfrozen_parameters", {"model.layer.1"}}}),
               StartsWith("run.json: unfrozen_parameters: "));
   EXPECT_THAT(error({{"val_size", 40}}), StartsWith("run.json: val_size: "));

@@ -7,8 +7,10 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "data/files/atomic_file.h"
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "evaluation/analyze_model.h"
 #include "trainer/analysis_models.h"
@@ -17,6 +19,7 @@
 #include "trainer/commands/standard_output.h"
 #include "trainer/device.h"
 #include "trainer/progress.h"
+#include "trainer/signals.h"
 
 namespace satune {
 namespace {
@@ -171,6 +174,10 @@ void print_report(const AnalysisReport& report) {
 
 int run_analyze(AnalyzeOptions options) {
   require_new_directory(options.output);
+  require_folder_for(options.output, "--output");
+  std::optional<StopNotice> stop_notice;
+  stop_notice.emplace(stop_line("nothing was written, and the same command begins anew"),
+                      /*resumable=*/false);
   options.analysis.budget = parse_budget(options.budget);
   if (options.suggestion_given && options.analysis.max_span == 0)
     throw bad_input("--max-span 0", "--layers or --loss-budget beside it",
@@ -184,7 +191,8 @@ int run_analyze(AnalyzeOptions options) {
     texts.push_back(read_documents(options, *model));
   }
   check_same_documents(models, texts);
-  AtomicDirectory folder(options.output);  // before the work: that it can be written shows at once
+  // That it can be written shows before the work; a signal leaves nothing.
+  { const AtomicDirectory trial(options.output); }
 
   AnalysisReport report;
   report.data = options.data;
@@ -194,15 +202,18 @@ int run_analyze(AnalyzeOptions options) {
       {"template", texts[0].prompt_template ? Json(texts[0].prompt_template->name()) : Json(nullptr)},
       {"precision", options.precision}};
   for (size_t i = 0; i < models.size(); ++i) {
-    spdlog::info("{}{}: {} documents, {} tokens", models[i]->name(),
+    spdlog::info("{}{}: {}, {}", models[i]->name(),
                  models[i]->step() ? fmt::format(" step {}", *models[i]->step()) : "",
-                 texts[i].documents.samples.size(), texts[i].documents.tokens());
+                 counted(texts[i].documents.samples.size(), "document"),
+                 counted(texts[i].documents.tokens(), "token"));
     const Llama model = models[i]->load();
     report.models.push_back(
         analyze_model(models[i]->name(), model, texts[i].documents, options.analysis, ProgressLines()));
     report.models.back().step = models[i]->step();
   }
   const Json json = analysis_json(report);
+  stop_notice.reset();
+  AtomicDirectory folder(options.output);
   write_report(folder.path(), report, json);
   folder.commit();
   if (options.json) {

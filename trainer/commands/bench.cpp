@@ -4,10 +4,14 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 
 #include "data/files/atomic_file.h"
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "model/llama.h"
 #include "trainer/commands/bench_report.h"
@@ -18,6 +22,7 @@
 #include "trainer/compute_types.h"
 #include "trainer/device.h"
 #include "trainer/failure_report.h"
+#include "trainer/parent_death.h"
 #include "trainer/rank_environment.h"
 #include "trainer/ranks.h"
 #include "trainer/signals.h"
@@ -34,23 +39,35 @@ BenchPlace place_of(const at::Device& device, const Settings& settings, const Ra
           environment.world.size};
 }
 
-void print_report(const BenchRequest& request, const Json& json, const std::string& text) {
+struct BenchReport {
+  Json json;
+  std::string text;
+};
+
+void print_report(const BenchRequest& request, const BenchReport& report) {
   finish_after({[&] {
-                 if (request.output) write_file_atomic(*request.output, write_json(json));
+                 if (request.output) write_file_atomic(*request.output, write_json(report.json));
                }},
-               [&] { fmt::print("{}", request.json ? write_json(json) : text); });
+               [&] { fmt::print("{}", request.json ? write_json(report.json) : report.text); });
 }
 
-/// The variants in turns, each built and given back: two models need not fit at one time.
-int bench_training(const BenchRequest& request, const std::vector<BenchVariant>& variants,
-                   const RankEnvironment& environment, Ranks& ranks, const at::Device& device) {
+std::string bench_stop_line() {
+  return stop_line("nothing was written, and the same command begins anew");
+}
+
+/// The variants in turns, each built and given back: two models need not fit at one time. The leader has the
+/// report.
+std::optional<BenchReport> bench_training(const BenchRequest& request,
+                                          const std::vector<BenchVariant>& variants,
+                                          const RankEnvironment& environment, Ranks& ranks,
+                                          const at::Device& device) {
   const Settings& settings = variants.front().settings;
   ranks.connect_groups(device, shard_group_size(settings, ranks.world().size));
   std::vector<TrainingTimes> times(variants.size());
   for (int64_t turn = 0; turn < request.turns; ++turn) {
     for (size_t i = 0; i < variants.size(); ++i) {
       if (ranks.is_leader())
-        spdlog::info("{}: {} steps after {}{}", variants[i].name(), request.length.steps,
+        spdlog::info("{}: {} after {}{}", variants[i].name(), counted(request.length.steps, "step"),
                      request.length.warm_up,
                      request.turns > 1 ? fmt::format(", turn {} of {}", turn + 1, request.turns) : "");
       add_turn(times[i], time_training(variants[i].model, variants[i].settings, request.length, device, ranks,
@@ -58,18 +75,17 @@ int bench_training(const BenchRequest& request, const std::vector<BenchVariant>&
     }
   }
   ranks.end();
-  if (!ranks.is_leader()) return kExitOk;
+  if (!ranks.is_leader()) return std::nullopt;
   const BenchPlace place = place_of(device, settings, environment);
   std::vector<TrainingResult> results;
   for (size_t i = 0; i < variants.size(); ++i)
     results.push_back(training_result(variants[i], std::move(times[i]), request, place));
-  print_report(request, bench_json(request, place, variants, results),
-               bench_text(request, place, variants, results));
-  return kExitOk;
+  return BenchReport{bench_json(request, place, variants, results),
+                     bench_text(request, place, variants, results)};
 }
 
-int bench_decoding(const BenchRequest& request, const std::vector<BenchVariant>& variants,
-                   const RankEnvironment& environment, const at::Device& device) {
+BenchReport bench_decoding(const BenchRequest& request, const std::vector<BenchVariant>& variants,
+                           const RankEnvironment& environment, const at::Device& device) {
   const BenchVariant& dense = variants.front();
   std::vector<Llama> models;
   models.emplace_back(dense.model.config, std::vector<bool>(), weight_type(dense.settings.precision), device);
@@ -86,14 +102,13 @@ int bench_decoding(const BenchRequest& request, const std::vector<BenchVariant>&
                                             [](int64_t batch) { spdlog::info("batch {}", batch); });
   if (series.by_model.front().empty()) throw EnvironmentError("--decode: found no room: " + series.ended_by);
   const BenchPlace place = place_of(device, dense.settings, environment);
-  print_report(request, bench_json(request, place, variants, series),
-               bench_text(request, place, variants, series));
-  return kExitOk;
+  return {bench_json(request, place, variants, series), bench_text(request, place, variants, series)};
 }
 
-int work_as_rank(const BenchRequest& request, const std::vector<BenchVariant>& variants,
-                 const RankEnvironment& environment, const SignalWatch& signals,
-                 const EndProcess& end_process) {
+std::optional<BenchReport> work_as_rank(const BenchRequest& request,
+                                        const std::vector<BenchVariant>& variants,
+                                        const RankEnvironment& environment, const SignalWatch& signals,
+                                        const EndProcess& end_process) {
   const Settings& settings = variants.front().settings;
   use_threads(settings, environment.local_world_size);
   const at::Device device = choose_device(settings.device, environment.local_rank);
@@ -123,14 +138,27 @@ int run_bench(BenchRequest request) {
   if (request.decode && environment.world.size > 1)
     throw bad_input("--decode", fmt::format("{} ranks", environment.world.size), "one process");
   const int64_t processes = request.ranks.processes.value_or(1);
-  if (!environment.launched && processes > 1) return start_ranks(request.ranks, settings, processes);
+  if (!environment.launched && processes > 1) {
+    const LaunchEnd end = start_ranks(request.ranks, settings, processes);
+    if (end.exit_code != kExitResumable) return end.exit_code;
+    std::fputs(bench_stop_line().c_str(), stderr);
+    end_of_signal(end.stop_signal != 0 ? end.stop_signal : SIGTERM);
+  }
   if (environment.world.rank > 0) spdlog::set_level(std::max(spdlog::get_level(), spdlog::level::warn));
   const SignalWatch signals;
+  // A rank that our launcher started leaves it to that to tell.
+  std::optional<StopNotice> stop_notice;
+  if (!started_by_launcher())
+    stop_notice.emplace(environment.world.rank == 0 ? bench_stop_line() : "", /*resumable=*/false);
   const auto end_process = [&environment](const std::string& message, int code) {
     report_rank_failure(environment, message, code);
     std::_Exit(code);
   };
-  return work_as_rank(request, variants, environment, signals, end_process);
+  const std::optional<BenchReport> report =
+      work_as_rank(request, variants, environment, signals, end_process);
+  stop_notice.reset();  // from here on something is written
+  if (report) print_report(request, *report);
+  return kExitOk;
 }
 
 std::vector<CLI::Option*> add_training_options(CLI::App& command, BenchRequest& options) {

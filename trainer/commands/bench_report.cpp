@@ -21,13 +21,19 @@ constexpr std::string_view kMeasuredSettings[] = {
     "adam_epsilon",          "master_weights",      "max_grad_norm", "num_threads", "optimizer_moments",
     "optimizer_offload",     "shard_group_size",    "weight_decay",  "ddp_timeout"};
 
-void check_overrides(const std::vector<std::string>& overrides) {
-  for (const std::string& word : overrides) {
+/// The one of them that generation reads, too.
+constexpr std::string_view kDecodingSetting = "num_threads";
+
+void check_overrides(const BenchRequest& request) {
+  for (const std::string& word : request.overrides) {
     const std::string key = word.substr(0, word.find('='));
-    if (word.find('=') != std::string::npos &&
-        std::find(std::begin(kMeasuredSettings), std::end(kMeasuredSettings), key) !=
-            std::end(kMeasuredSettings))
-      continue;
+    const bool known = word.find('=') != std::string::npos &&
+                       std::find(std::begin(kMeasuredSettings), std::end(kMeasuredSettings), key) !=
+                           std::end(kMeasuredSettings);
+    if (known && request.decode && key != kDecodingSetting)
+      throw bad_input(word, "--decode, which does not read it",
+                      fmt::format("a training step, or no setting but {}", kDecodingSetting));
+    if (known) continue;
     throw bad_input(
         "satune bench", word,
         fmt::format("key=value with one of {}; shapes have options", fmt::join(kMeasuredSettings, ", ")));
@@ -35,7 +41,7 @@ void check_overrides(const std::vector<std::string>& overrides) {
 }
 
 Settings settings_of(const BenchRequest& request) {
-  check_overrides(request.overrides);
+  check_overrides(request);
   std::vector<std::string> overrides = request.overrides;
   overrides.insert(overrides.begin(),
                    {"model_name_or_path=" + request.model, "precision=" + request.precision,
@@ -52,15 +58,18 @@ void check_shape(const BenchRequest& request, const ModelConfig& own) {
   if (request.layers && *request.layers > own.num_hidden_layers)
     throw bad_input("--layers", std::to_string(*request.layers),
                     fmt::format("at most {}, the layers of {}", own.num_hidden_layers, request.model));
+  if (!request.decode && request.sequence_length % request.length.document_length != 0)
+    throw bad_input("--document-length", std::to_string(request.length.document_length),
+                    fmt::format("a divisor of --sequence-length {}", request.sequence_length));
   const int64_t longest =
       request.decode ? request.decoding.prompt + request.decoding.tokens : request.length.document_length;
   if (longest > own.max_position_embeddings)
     throw bad_input(
-        request.decode ? "--prompt-length and --new-tokens" : "--sequence-length", std::to_string(longest),
+        request.decode            ? "--prompt-length and --new-tokens"
+        : request.document_length ? "--document-length"
+                                  : "--sequence-length",
+        std::to_string(longest),
         fmt::format("at most {}, the model's max_position_embeddings", own.max_position_embeddings));
-  if (!request.decode && request.sequence_length % request.length.document_length != 0)
-    throw bad_input("--document-length", std::to_string(request.length.document_length),
-                    fmt::format("a divisor of --sequence-length {}", request.sequence_length));
   if (request.anchor && request.sharing.empty())
     throw bad_input("--anchor", *request.anchor, "--sharing LAYERS beside it");
 }
@@ -130,7 +139,7 @@ std::string BenchVariant::name() const {
 std::vector<BenchVariant> bench_variants(const BenchRequest& request) {
   const Settings settings = settings_of(request);
   const auto plan = [&](const Settings& asked, std::optional<int64_t> layers) {
-    return naming_source(asked, [&] { return plan_architecture(asked, layers); });
+    return naming_source(asked, [&] { return plan_architecture(asked, layers, "--sharing"); });
   };
   check_shape(request, plan(settings, std::nullopt).config);
   BenchVariant dense{settings, plan(settings, request.layers)};

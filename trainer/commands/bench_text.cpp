@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "data/files/counted.h"
 #include "trainer/commands/bench_report.h"
 #include "trainer/progress.h"
 
@@ -13,11 +14,11 @@ std::string in_bytes(int64_t value) {
 std::string model_lines(const BenchRequest& request, const BenchPlace& place,
                         const std::vector<BenchVariant>& variants) {
   const ModelPlan& model = variants.front().model;
-  std::string text = fmt::format("model    {}: {} layers{}, {} parameters, random weights\n", request.model,
-                                 model.config.num_hidden_layers,
+  std::string text = fmt::format("model    {}: {}{}, {} parameters, random weights\n", request.model,
+                                 counted(model.config.num_hidden_layers, "layer"),
                                  request.layers ? " (cut by --layers: not the whole model)" : "",
                                  format_count(static_cast<double>(model.table.parameter_count())));
-  const std::string on = place.device == "cpu" ? fmt::format("cpu, {} threads", place.threads) : place.device;
+  const std::string on = place.device == "cpu" ? "cpu, " + counted(place.threads, "thread") : place.device;
   return text + fmt::format("place    {}{}, {}\n", on,
                             place.world_size > 1 ? fmt::format(" x {} ranks", place.world_size) : "",
                             request.precision);
@@ -60,8 +61,8 @@ std::string training_lines(const BenchRequest& request, const BenchVariant& vari
   text += fmt::format("  floors        GEMM {} FLOP/s, copy {} B/s, measured in this run\n",
                       format_count(times.floors.gemm_flops), format_count(times.floors.copy_bytes));
   if (times.skipped_updates > 0)
-    text += fmt::format("  WARNING       {} steps without an update: loss or gradients were not finite\n",
-                        times.skipped_updates);
+    text += fmt::format("  WARNING       {} without an update: loss or gradients were not finite\n",
+                        counted(times.skipped_updates, "step"));
   return text + rows_text(result.rows);
 }
 

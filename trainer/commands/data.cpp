@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "data/data_report.h"
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "data/record_checks.h"
 #include "data/utf8.h"
@@ -106,7 +107,7 @@ class DataDoctor {
     const int64_t records = report_.survey.records;
     if (range_.first > static_cast<size_t>(records))
       throw bad_input("--records " + options.records,
-                      fmt::format("{} with {} record{}", options.file, records, records == 1 ? "" : "s"),
+                      fmt::format("{} with {}", options.file, counted(records, "record")),
                       "a number that the file has");
   }
 

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "evaluation/backward_walk.h"
 #include "evaluation/device_batch.h"
@@ -155,8 +156,9 @@ int diff_two_runs(const DiffOptions& options) {
   check_ids(batch, source, "tokens");
   check_ids(batch, other, "tokens");
   if (options.gradients) check_gradients(batch);
-  fmt::print("this    {}\nother   {}\ntokens  {} in {} documents, {} targets\n", describe(source),
-             describe(other), batch.tokens.size(), batch.document_starts.size() - 1, batch.target_count);
+  fmt::print("this    {}\nother   {}\ntokens  {} in {}, {}\n", describe(source), describe(other),
+             batch.tokens.size(), counted(batch.document_starts.size() - 1, "document"),
+             counted(batch.target_count, "target"));
   const bool exact = source.type == at::kFloat && other.type == at::kFloat;
   const NamedTensors reference = record(other, batch, options.gradients);
   DiffTable table(reference,

@@ -1,6 +1,5 @@
 // satune eval: what a model scores on files of records or text, and on public benchmarks.
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -16,7 +15,6 @@
 #include "trainer/commands/eval_tasks.h"
 #include "trainer/commands/standard_output.h"
 #include "trainer/device.h"
-#include "trainer/failure_report.h"
 #include "trainer/settings.h"
 #include "trainer/signals.h"
 
@@ -116,13 +114,10 @@ ItemStore open_store(const EvalOptions& options, const ModelSource& source, cons
   return ItemStore(own, model_fingerprint(source, tokenizer), others);
 }
 
-/// What is said where a signal ends the command. On a terminal a bar may stand on the line.
 std::string eval_stop_line(const EvalOptions& options) {
-  const std::string kept = options.output ? fmt::format("the same command goes on from what {} holds",
-                                                        items_file(*options.output, 0).string())
-                                          : "nothing was kept (--output FILE keeps each item's result)";
-  return fmt::format("{}satune: {}\n", ::isatty(STDERR_FILENO) != 0 ? "\n" : "",
-                     error_line("stopped by a signal: " + kept));
+  return stop_line(options.output ? fmt::format("the same command goes on from what {} holds",
+                                                items_file(*options.output, 0).string())
+                                  : "nothing was kept (--output FILE keeps each item's result)");
 }
 
 /// Settings of the ranks that a process starts: threads and device.
@@ -199,9 +194,11 @@ int run_eval(EvalOptions options) {
   const Settings settings = rank_settings(options);
   check_rank_options(options.ranks, settings, environment);
   if (!environment.launched && *options.ranks.processes > 1) {
-    const int code = start_ranks(options.ranks, settings, *options.ranks.processes);
-    if (code == kExitResumable) std::fputs(eval_stop_line(options).c_str(), stderr);
-    return code;
+    const LaunchEnd end = start_ranks(options.ranks, settings, *options.ranks.processes);
+    if (end.exit_code != kExitResumable) return end.exit_code;
+    std::fputs(eval_stop_line(options).c_str(), stderr);
+    if (!options.output && end.stop_signal != 0) end_of_signal(end.stop_signal);
+    return end.exit_code;
   }
   use_threads(settings, environment.local_world_size);
   return evaluate(std::move(options), environment);

@@ -175,7 +175,8 @@ std::vector<SharingPlan> parse_sweep(const EvalOptions& options, const ModelSour
       throw bad_input(fmt::format("--sweep \"{}\"", *options.sweep),
                       fmt::format("an empty plan, number {}", plans.size() + 1),
                       "one such as 23-26, or none, on either side of each semicolon");
-    SharingPlan plan = text == "none" ? SharingPlan(layers) : SharingPlan::parse(text, rule, layers);
+    SharingPlan plan =
+        text == "none" ? SharingPlan(layers) : SharingPlan::parse(text, rule, layers, "--sweep");
     if (std::find(plans.begin(), plans.end(), plan) != plans.end())
       throw bad_input("--sweep", fmt::format("{} twice", text), "each plan once");
     plans.push_back(std::move(plan));

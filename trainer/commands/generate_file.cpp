@@ -7,10 +7,12 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <optional>
 
 #include "data/files/error.h"
 #include "trainer/commands/generate_run.h"
 #include "trainer/item_progress.h"
+#include "trainer/signals.h"
 
 namespace satune {
 namespace {
@@ -36,6 +38,12 @@ class Lines {
   void finish() {
     if (file_ && (std::fclose(file_.release()) != 0 || std::rename(partial_.c_str(), name_.c_str()) != 0))
       fail();
+  }
+
+  /// What a signal leaves.
+  std::string what_is_left() const {
+    return file_ ? fmt::format("{} holds the answers until here; the same command begins anew", partial_)
+                 : "the answers until here are printed; the same command begins anew";
   }
 
  private:
@@ -95,6 +103,8 @@ class InOrder {
 
 int run_prompt_file(const GenerateOptions& options) {
   if (options.output) require_new_file(*options.output, "--output");
+  std::optional<StopNotice> stop_notice;
+  stop_notice.emplace(stop_line("nothing was generated yet"), /*resumable=*/false);
   const GenerateModel model(options);
   const FilePrompts file = read_file_prompts(options, model);
   int64_t capacity = 0;
@@ -111,6 +121,7 @@ int run_prompt_file(const GenerateOptions& options) {
       model.generation(options, file.prompt_template ? &*file.prompt_template : nullptr);
   const Llama llama = load_model(model.source);
   Lines lines(options.output);
+  stop_notice.emplace(stop_line(lines.what_is_left()), /*resumable=*/false);
   InOrder in_order(lines);
 
   const auto start = std::chrono::steady_clock::now();
@@ -129,6 +140,7 @@ int run_prompt_file(const GenerateOptions& options) {
           progress.item(static_cast<int64_t>(result.tokens.size()));
         });
   }
+  stop_notice.reset();
   lines.finish();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   print_summary(generated, seconds, first_token_seconds, decoder);

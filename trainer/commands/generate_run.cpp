@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "trainer/commands/standard_output.h"
@@ -104,9 +105,9 @@ std::string answer_json(const Prompt& prompt, const AnswerText& text, const Gene
 void print_summary(int64_t tokens, double seconds, double first_token_seconds, const Decoder& decoder) {
   const int64_t bytes = decoder.cache_bytes(), dense = decoder.dense_cache_bytes();
   const AttentionCounts& counts = decoder.attention_counts();
-  std::string line =
-      fmt::format("{} tokens in {:.2f} s, {:.1f} tokens/s, first after {:.3f} s; KV cache {}", tokens,
-                  seconds, static_cast<double>(tokens) / seconds, first_token_seconds, bytes_text(bytes));
+  std::string line = fmt::format("{} in {:.2f} s, {:.1f} tokens/s, first after {:.3f} s; KV cache {}",
+                                 counted(tokens, "token"), seconds, static_cast<double>(tokens) / seconds,
+                                 first_token_seconds, bytes_text(bytes));
   if (dense > bytes)
     line += fmt::format(", sharing saves {} of {} ({:.1f} %)", bytes_text(dense - bytes), bytes_text(dense),
                         100.0 * static_cast<double>(dense - bytes) / static_cast<double>(dense));

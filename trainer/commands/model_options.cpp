@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <system_error>
 
+#include "data/files/atomic_file.h"
 #include "data/files/error.h"
 #include "data/utf8.h"
 #include "trainer/device.h"
@@ -59,12 +60,21 @@ void require_new_directory(const fs::path& out) {
     throw bad_input(out.string(), "a folder that is not empty", "a new or empty folder to write to");
 }
 
+void require_folder_for(const fs::path& path, std::string_view option) {
+  // Of "out/", too, the name is "out".
+  const fs::path name = path.has_filename() ? path : path.parent_path();
+  const fs::path folder = name.parent_path().empty() ? fs::path(".") : name.parent_path();
+  std::error_code error;
+  if (!fs::is_directory(folder, error))
+    throw bad_input(fmt::format("{} {}", option, path.string()), "no folder " + folder.string(), "one");
+}
+
 void require_new_file(const fs::path& file, std::string_view option) {
   std::error_code error;
-  const std::string where = fmt::format("{} {}", option, file.string());
-  if (fs::exists(file, error)) throw bad_input(where, "an existing file", "a new file to write");
-  const fs::path folder = file.parent_path().empty() ? fs::path(".") : file.parent_path();
-  if (!fs::is_directory(folder, error)) throw bad_input(where, "no folder " + folder.string(), "one");
+  if (fs::exists(file, error))
+    throw bad_input(fmt::format("{} {}", option, file.string()), "an existing file", "a new file to write");
+  require_folder_for(file, option);
+  const AtomicFile trial(file);  // leaves nothing
 }
 
 void require_utf8(std::string_view text, std::string_view option) {

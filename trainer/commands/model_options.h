@@ -33,7 +33,11 @@ DType parse_export_dtype(const std::string& text);
 /// Throws BadInput when OUT exists and is not an empty folder, so that it shows before any work is done.
 void require_new_directory(const std::filesystem::path& out);
 
-/// Throws BadInput when the file exists already or its folder does not.
+/// Throws BadInput when the folder that `path` would be in does not exist.
+void require_folder_for(const std::filesystem::path& path, std::string_view option);
+
+/// Throws BadInput when the file exists already or its folder does not, EnvironmentError when nothing can be
+/// written there, so that it shows before any work is done.
 void require_new_file(const std::filesystem::path& file, std::string_view option);
 
 /// Throws BadInput that names the option and the first bad byte.

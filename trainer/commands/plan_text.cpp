@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "data/files/counted.h"
 #include "trainer/commands/plan_report.h"
 #include "trainer/progress.h"
 
@@ -124,7 +125,8 @@ std::string duration_text(double hours) {
 std::string whole_run_line(const Report& report) {
   const WholeRun& whole = report.whole;
   if (!whole.steps) return fmt::format("whole run      unknown: {}; give --steps\n", whole.steps_from);
-  std::string text = fmt::format("whole run      {} steps (from {})", *whole.steps, whole.steps_from);
+  std::string text =
+      fmt::format("whole run      {} (from {})", counted(*whole.steps, "step"), whole.steps_from);
   if (whole.hours) text += fmt::format(": {}", duration_text(*whole.hours));
   if (whole.hours && report.world_size > 1) text += fmt::format(", {:.3g} device-hours", *whole.device_hours);
   if (whole.cost) text += fmt::format(", {:.2f} in all", *whole.cost);
@@ -161,8 +163,8 @@ std::string estimate_lines(const Report& report) {
 std::string report_text(const Report& report) {
   const Settings& settings = report.settings;
   const ModelConfig& config = report.model.config;
-  std::string text = fmt::format("model          {}: {} layers, {} parameters, {} trained\n",
-                                 report.model.directory.string(), config.num_hidden_layers,
+  std::string text = fmt::format("model          {}: {}, {} parameters, {} trained\n",
+                                 report.model.directory.string(), counted(config.num_hidden_layers, "layer"),
                                  format_count(static_cast<double>(report.model.table.parameter_count())),
                                  format_count(static_cast<double>(report.model.trained_parameters())));
   text += fmt::format("run            {} x {}, each {} x {} tokens, {} accumulated\n               {}\n",

@@ -8,9 +8,9 @@
 #include <fstream>
 #include <string_view>
 
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "trainer/device.h"
-#include "trainer/launcher.h"
 #include "trainer/visible_cards.h"
 
 namespace satune {
@@ -95,13 +95,15 @@ bool needs_launcher(const RankOptions& options, int64_t processes) {
   return processes > 1 || options.max_restarts.value_or(0) > 0;
 }
 
-int start_ranks(const RankOptions& options, const Settings& settings, int64_t processes) {
+LaunchEnd start_ranks(const RankOptions& options, const Settings& settings, int64_t processes) {
   refuse_shared_cards(options, settings);
+  // Each rank would find it by itself, and say so.
+  naming_source(settings, [&] { return shard_group_size(settings, processes); });
   LaunchOptions launch;
   launch.processes = processes;
   launch.max_restarts = options.max_restarts.value_or(0);
   launch.default_environment = waiting_policy(settings, processes);
-  spdlog::info("starting {} ranks", processes);
+  spdlog::info("starting {}", counted(processes, "rank"));
   return launch_ranks("/proc/self/exe", without_rank_options(own_arguments()), launch);
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/launcher.h"
 #include "trainer/rank_environment.h"
 #include "trainer/settings.h"
 
@@ -31,8 +32,8 @@ int64_t process_count(const RankOptions& options, const Settings& settings);
 bool needs_launcher(const RankOptions& options, int64_t processes);
 
 /// Starts this program `processes` times with this process's arguments (less the options above) and returns
-/// the run's exit code. Throws BadInput when ranks would have to share a card.
-int start_ranks(const RankOptions& options, const Settings& settings, int64_t processes);
+/// the run's end. Throws BadInput when ranks would have to share a card, or do not make whole shard groups.
+LaunchEnd start_ranks(const RankOptions& options, const Settings& settings, int64_t processes);
 
 /// Arguments less --nproc-per-node and --max-restarts with their values.
 std::vector<std::string> without_rank_options(const std::vector<std::string>& arguments);

@@ -120,7 +120,8 @@ int with_stopped_file(const std::filesystem::path& file, const std::function<int
 int run_or_start_ranks(const TrainCommand& command, const Settings& settings, const TrainOptions& options) {
   if (!options.ranks.launched) {
     const int64_t processes = process_count(command.ranks, settings);
-    if (needs_launcher(command.ranks, processes)) return start_ranks(command.ranks, settings, processes);
+    if (needs_launcher(command.ranks, processes))
+      return start_ranks(command.ranks, settings, processes).exit_code;
   }
   return run_training(settings, options);
 }
