@@ -27,7 +27,7 @@ void sum_of_squares(Element, const void*, int64_t, double*, Stream) {
 void sum_of_parts(const double*, int64_t, double*, Stream) {
   no_kernels();
 }
-void decide_update(const double*, const StepNumbers&, float*, Stream) {
+void decide_update(const StepNumbers&, float*, Stream) {
   no_kernels();
 }
 void sum_ranks(Element, const void* const*, int64_t, void*, int64_t, bool, Stream) {

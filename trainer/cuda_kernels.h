@@ -51,8 +51,8 @@ int64_t sum_of_squares_parts(int64_t n);
 void sum_of_squares(Element element, const void* values, int64_t n, double* parts, Stream stream);
 void sum_of_parts(const double* parts, int64_t count, double* sum, Stream stream);
 
-/// scale [1] = gradient_scale() of the step's numbers `all`, to the bits of the host.
-void decide_update(const double* all, const StepNumbers& step, float* scale, Stream stream);
+/// scale [1] = gradient_scale() of numbers on the card, to the bits of the host.
+void decide_update(const StepNumbers& step, float* scale, Stream stream);
 
 /// trainer/sum_parts.h: sum [n] = parts[0] + parts[1] + ... in this order, after sum itself with
 /// `accumulate`. In the statistics' type of `element`. `parts` is read on the host.

@@ -77,8 +77,8 @@ Sharded world_of(const fs::path& run, const fs::path& state_file, bool several_r
           world.integer("zero_stage", 0, kHighestStage), 0};
 }
 
-bool was_on_card(const fs::path& state_file, const at::Device& device) {
-  if (state_file.empty()) return !device.is_cpu();
+std::optional<bool> was_on_card(const fs::path& state_file) {
+  if (state_file.empty()) return std::nullopt;
   const Json state = read_json_file(state_file.string());
   return JsonFields(state, state_file.string()).object("machine").string("device") != "cpu";
 }
@@ -101,8 +101,7 @@ MeasuredRate measured_rate(const fs::path& run) {
   const std::vector<double> later(
       steps.tokens_per_second.begin() + static_cast<std::ptrdiff_t>(steps.tokens_per_second.size() / 2),
       steps.tokens_per_second.end());
-  return {per_token * percentile(later, 0.5) / static_cast<double>(sharded.world_size),
-          was_on_card(state, device)};
+  return {per_token * percentile(later, 0.5) / static_cast<double>(sharded.world_size), was_on_card(state)};
 }
 
 }  // namespace satune

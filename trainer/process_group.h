@@ -66,8 +66,8 @@ class ProcessGroup {
   /// the same size on every rank.
   virtual std::vector<double> exchange(std::span<const double> values) = 0;
 
-  /// The same of a vector of fp64 numbers on the group's device: [size() * numel()] there. On a card it is
-  /// queued, as all_gather() is after wait().
+  /// Every rank's vector of fp64 numbers, rank by rank: [size() * numel()], on the group's device, where
+  /// `numbers` are. Blocks on the CPU; on a card the result is queued behind what is.
   virtual at::Tensor gather(const at::Tensor& numbers) = 0;
 
   /// Ends the group in an orderly way: all ranks call it, with nothing in flight. Throws as wait() does.

@@ -40,12 +40,6 @@ bool is_replaced_by_runs(const std::string& name) {
          name.starts_with(kEpochExport);
 }
 
-/// Every run leaves its lock; who copies without hidden files has its snapshots.
-bool was_made_by_a_run(const fs::path& folder) {
-  std::error_code error;
-  return fs::exists(folder / kLockFile, error) || fs::exists(folder / kSnapshotFolder, error);
-}
-
 int open_lock(const fs::path& folder) {
   const fs::path path = folder / kLockFile;
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -94,12 +88,17 @@ void check_output_folder(const Settings& settings) {
   if (fs::equivalent(folder, model, missing))
     throw bad_input(place, "the folder of the model (model_name_or_path)", "another one");
   for (const std::string& name : names) {
-    const bool exported = name == "export" || name.starts_with(kEpochExport);
+    const bool exported = (name == "export" && settings.export_at_end) ||
+                          (name.starts_with(kEpochExport) && settings.export_every_epoch);
     if (exported && fs::equivalent(folder / name, model, missing))
       throw bad_input(place, fmt::format("its {} as the model (model_name_or_path)", name),
                       "another one: the run would replace its own model");
   }
-  if (was_made_by_a_run(folder)) return;
+  // Every run leaves its lock; who copies without hidden files has the rest.
+  const auto has = [&](std::string_view name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  if (has(kLockFile) || (has(kSnapshotFolder) && has("metrics.jsonl"))) return;
   const auto replaced = std::find_if(names.begin(), names.end(), is_replaced_by_runs);
   if (replaced == names.end()) return;
   throw bad_input(place, fmt::format("a {} that no run of satune has left there", *replaced),

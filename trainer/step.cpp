@@ -18,13 +18,13 @@
 #include "trainer/cuda_kernels.h"
 #include "trainer/failure_report.h"
 #include "trainer/gradient_norm.h"
-#include "trainer/update_decision.h"
 
 namespace satune {
 namespace {
 
 // Where the host waits for the card, and so for every collective that the card's streams wait for: once a
-// step. While pinned memory for uploads and numbers is first made it may wait as well.
+// step (and in votes after it, with several ranks). While pinned memory for uploads and numbers is first made
+// it may wait as well.
 constexpr const char* kUpload = "upload of a micro-batch";
 constexpr const char* kNorm = "norm of the gradients";
 constexpr const char* kRead = "loss and norm of a card";
@@ -37,34 +37,30 @@ at::Tensor numbers_of(std::span<const at::Tensor> gradients, const std::vector<L
   return at::cat({sum_of_squares(gradients).to(of_micro_batches.device()).reshape({1}), of_micro_batches});
 }
 
-/// gradient_scale() of them, where they are.
-at::Tensor decide(const at::Tensor& all, const StepNumbers& step) {
-  const auto* numbers = all.const_data_ptr<double>();
-  if (all.is_cpu()) return at::scalar_tensor(gradient_scale(sum_up(numbers, step), step), at::kFloat);
+at::Tensor decide_on_card(const at::Tensor& all, const StepNumbers& step) {
   at::Tensor scale = at::empty({}, all.options().dtype(at::kFloat));
-  cuda::decide_update(numbers, step, scale.mutable_data_ptr<float>(), cuda::current_stream(all));
+  cuda::decide_update(step, scale.mutable_data_ptr<float>(), cuda::current_stream(all));
   return scale;
 }
 
 /// Numbers on their way to the host, behind what was queued on their card before and beside what comes after.
 class ReadBack {
  public:
-  explicit ReadBack(const at::Tensor& numbers) : host_(numbers) {
-    if (numbers.is_cpu()) return;
-    host_ = at::empty(numbers.sizes(), at::dtype(at::kDouble).pinned_memory(true));
+  explicit ReadBack(const at::Tensor& numbers)
+      : host_(at::empty(numbers.sizes(), at::dtype(at::kDouble).pinned_memory(true))),
+        arrived_(numbers.device().type()) {
     host_.copy_(numbers, /*non_blocking=*/true);
-    arrived_.emplace(numbers.device().type());
-    arrived_->record(c10::impl::VirtualGuardImpl(numbers.device().type()).getStream(numbers.device()));
+    arrived_.record(c10::impl::VirtualGuardImpl(numbers.device().type()).getStream(numbers.device()));
   }
 
   const double* wait() {
-    if (arrived_) arrived_->synchronize();
+    arrived_.synchronize();
     return host_.const_data_ptr<double>();
   }
 
  private:
   at::Tensor host_;
-  std::optional<c10::Event> arrived_;
+  c10::Event arrived_;
 };
 
 }  // namespace
@@ -142,6 +138,27 @@ void TrainingStep::apply_update(const at::Tensor& gradient_scale, double learnin
   sharding_.publish_weights();
 }
 
+StepSums TrainingStep::update_on_host(const StepNumbers& step, double learning_rate, int64_t number) {
+  const StepSums sums = sum_up(step);
+  if (is_finite(sums, step))
+    apply_update(at::scalar_tensor(gradient_scale(sums, step), at::kFloat), learning_rate, number);
+  return sums;
+}
+
+StepSums TrainingStep::update_on_card(const at::Tensor& all, StepNumbers step, double learning_rate,
+                                      int64_t number) {
+  at::Tensor scale;
+  std::optional<ReadBack> numbers;
+  in_collective(coordinator_, kRead, [&] {
+    scale = decide_on_card(all, step);
+    numbers.emplace(all);
+  });
+  apply_update(scale, learning_rate, number);
+  coordinator_.at_phase("step");  // what is waited for may be stuck in any part of it
+  step.all = in_collective(coordinator_, kRead, [&] { return numbers->wait(); });
+  return sum_up(step);
+}
+
 StepResult TrainingStep::run(const StepPosition& position, double learning_rate, int64_t update,
                              double loss_scale) {
   StepResult result;
@@ -156,16 +173,15 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
   const auto targets = static_cast<double>(result.targets);
   const at::Tensor all = accumulate(position, loss_scale / targets);
   const int64_t ranks = groups_.all.world().size;
-  const StepNumbers step{ranks,   all.numel() / ranks, sharding_.world().size,
-                         targets, loss_scale,          max_grad_norm_};
-  const at::Tensor scale = decide(all, step);
-  const auto start = [&] { return ReadBack(all); };
-  ReadBack read_back = all.is_cpu() ? start() : in_collective(coordinator_, kRead, start);
-  // Without an answer from the card the update is queued; where there is none, it leaves everything as it is.
-  if (!all.is_cpu() || !std::isnan(*scale.const_data_ptr<float>()))
-    apply_update(scale, learning_rate, update);
-  const auto wait = [&] { return read_back.wait(); };
-  const StepSums sums = sum_up(all.is_cpu() ? wait() : in_collective(coordinator_, kRead, wait), step);
+  const StepNumbers step{all.const_data_ptr<double>(),
+                         ranks,
+                         all.numel() / ranks,
+                         sharding_.world().size,
+                         targets,
+                         loss_scale,
+                         max_grad_norm_};
+  const StepSums sums = all.is_cpu() ? update_on_host(step, learning_rate, update)
+                                     : update_on_card(all, step, learning_rate, update);
   // The sign of a NaN is chance, and would be shown.
   const auto without_sign = [](double value) { return std::isnan(value) ? std::abs(value) : value; };
   result.loss = without_sign(sums.loss / targets);

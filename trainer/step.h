@@ -10,6 +10,7 @@
 #include "trainer/run_plan.h"
 #include "trainer/settings.h"
 #include "trainer/sharding.h"
+#include "trainer/update_decision.h"
 
 namespace satune {
 
@@ -64,6 +65,10 @@ class TrainingStep {
   DeviceBatch upload(const Batch& batch);
   /// StepNumbers of all ranks, on the device.
   at::Tensor accumulate(const StepPosition& position, double loss_scale);
+  /// Both return the step's sums. Where they are not finite nothing changes; on a card the update is queued
+  /// all the same, and finds that out there.
+  StepSums update_on_host(const StepNumbers& step, double learning_rate, int64_t number);
+  StepSums update_on_card(const at::Tensor& all, StepNumbers step, double learning_rate, int64_t number);
   void apply_update(const at::Tensor& gradient_scale, double learning_rate, int64_t number);
   bool row_is_finite(const StepPosition& row, int64_t rank);
   bool record_is_finite(const SampleView& sample, int64_t rank);

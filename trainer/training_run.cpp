@@ -8,6 +8,7 @@
 #include <iterator>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "data/files/counted.h"
 #include "data/files/error.h"
@@ -236,11 +237,15 @@ void TrainingRun::rehearse() {
 
 void TrainingRun::one_step() {
   const TracedPart part(coordinator_.trace(), "step {}", state_.step + 1);
-  const auto start = Clock::now();
+  // With several cards the update goes on behind its step, and what comes after waits for it: the time from
+  // the end of one step to the next has all of it, where nothing else was done between.
+  const auto start = std::exchange(step_end_, {}).value_or(Clock::now());
   const StepPosition position = plan_.position(state_.step);
   const double learning_rate = schedule_.learning_rate(state_.step);
   const Traffic before = ranks_.traffic();
   const StepResult result = step_->run(position, learning_rate, state_.updates + 1, state_.loss_scale.value);
+  const auto end = Clock::now();
+  if (result.finite) step_end_ = end;
   const Traffic after = ranks_.traffic();
   if (result.updated) state_.loss_scale.succeed(settings_.precision);
   if (!result.finite) note_nonfinite(position, result);
@@ -259,7 +264,7 @@ void TrainingRun::one_step() {
   metrics.epoch = plan_.epochs_after(state_.step);
   metrics.num_tokens = state_.num_tokens;
   metrics.mean_token_accuracy = result.accuracy;
-  metrics.step_seconds = seconds_since(start);
+  metrics.step_seconds = std::chrono::duration<double>(end - start).count();
   metrics.tokens_per_s = static_cast<double>(result.tokens) / metrics.step_seconds;
   metrics.peak_memory_bytes = peak_memory_bytes(device_);
   if (ranks_.world().size > 1) {
@@ -311,6 +316,7 @@ void TrainingRun::evaluate_and_log() {
   StepMetrics metrics = *state_.unlogged;
   if (evaluation_due()) {
     const TracedPart part(coordinator_.trace(), "evaluation");
+    step_end_.reset();
     metrics.eval_loss = evaluation_loss(model_, *plan_.eval(), settings_.per_device_train_batch_size,
                                         ranks_.groups().all, coordinator_, *sharding_);
     note_evaluation(*metrics.eval_loss);
@@ -343,6 +349,7 @@ void TrainingRun::note_evaluation(double loss) {
 }
 
 void TrainingRun::save(SaveBy by, bool resumable) {
+  step_end_.reset();
   background_.wait();
   const bool only_model = settings_.save_only_model && !resumable;
   if (saved_step_ == state_.step && (saved_resumable_ || only_model)) return;

@@ -124,7 +124,8 @@ class TrainingRun {
   int64_t saves_ = 0;  ///< begun since the start; the same on all ranks
   BackgroundSave background_;
   Clock::time_point last_save_;
-  std::optional<Profile> profile_;  ///< last: what it records lies in the others
+  std::optional<Clock::time_point> step_end_;  ///< of the step before, when the next follows at once
+  std::optional<Profile> profile_;             ///< last: what it records lies in the others
 };
 
 }  // namespace satune

@@ -5,14 +5,14 @@ namespace satune::cuda {
 namespace {
 
 /// One thread: a few numbers a rank, added in the order of the host.
-__global__ void decision_kernel(const double* all, StepNumbers step, float* scale) {
-  *scale = gradient_scale(sum_up(all, step), step);
+__global__ void decision_kernel(StepNumbers step, float* scale) {
+  *scale = gradient_scale(sum_up(step), step);
 }
 
 }  // namespace
 
-void decide_update(const double* all, const StepNumbers& step, float* scale, Stream stream) {
-  launch("decide_update", decision_kernel, dim3(1), 1, stream, all, step, scale);
+void decide_update(const StepNumbers& step, float* scale, Stream stream) {
+  launch("decide_update", decision_kernel, dim3(1), 1, stream, step, scale);
 }
 
 }  // namespace satune::cuda

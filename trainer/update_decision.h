@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #ifdef __CUDACC__
 #define SATUNE_ANYWHERE __host__ __device__
@@ -22,9 +21,11 @@ SATUNE_ANYWHERE inline double clip_factor(double norm, double max_norm) {
   return max_norm > 0 && factor < 1 ? factor : 1;
 }
 
-/// The numbers of a step, [ranks, count] fp64: the sum of squares of the rank's share of the gradients, then
-/// loss and right answers of each of its micro-batches.
+/// What the ranks computed in a step.
 struct StepNumbers {
+  /// [ranks, count]: the sum of squares of the rank's share of the gradients, then loss and right answers of
+  /// each of its micro-batches.
+  const double* all;
   int64_t ranks, count;
   int64_t shards;  ///< ranks that share one model: the first ones; replicas hold the same shares
   double targets, loss_scale, max_grad_norm;
@@ -35,13 +36,13 @@ struct StepSums {
 };
 
 /// In the order of the rows: the same sums whatever the number of ranks.
-SATUNE_ANYWHERE inline StepSums sum_up(const double* all, const StepNumbers& step) {
+SATUNE_ANYWHERE inline StepSums sum_up(const StepNumbers& step) {
   StepSums sums;
-  for (int64_t rank = 0; rank < step.shards; ++rank) sums.squares += all[rank * step.count];
+  for (int64_t rank = 0; rank < step.shards; ++rank) sums.squares += step.all[rank * step.count];
   for (int64_t i = 1; i < step.count; i += 2) {
     for (int64_t rank = 0; rank < step.ranks; ++rank) {
-      sums.loss += all[rank * step.count + i];
-      sums.correct += all[rank * step.count + i + 1];
+      sums.loss += step.all[rank * step.count + i];
+      sums.correct += step.all[rank * step.count + i + 1];
     }
   }
   return sums;

@@ -19,7 +19,7 @@ class Arena {
   E* take(int64_t count) {
     const int64_t offset = used_;
     used_ += round_up(count * static_cast<int64_t>(sizeof(E)), 64);
-    return reinterpret_cast<E*>(memory_ + offset);
+    return memory_ == nullptr ? nullptr : reinterpret_cast<E*>(memory_ + offset);
   }
   int64_t used() const { return used_; }
 

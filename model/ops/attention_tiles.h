@@ -321,7 +321,8 @@ inline __attribute__((always_inline)) void transpose(V (&rows)[N]) {
   }
 }
 
-/// A left operand of up to kBlock rows as a right one, [groups, kBlock]; columns from `rows` on are 0.
+/// A left operand of up to kBlock rows as a right one, [groups, kBlock]; columns from `rows` to `columns` are
+/// 0.
 template <typename O>
 void transpose_left(const typename O::Group* left, int64_t rows, int64_t groups, int64_t columns,
                     typename O::Group* to) {

@@ -1,8 +1,8 @@
 // Preloaded into a rank by the fault tests: lets one chosen call of the process fail, or sends the process a
 // signal in it. The program under test has no hooks for this.
 //
-//   SATUNE_FAULT="call=forward n=5 signal=9"            in the 5th product of a forward pass that adds a
-//   residual SATUNE_FAULT="call=backward n=5 signal=19"          in the 5th gradient of a matrix
+//   SATUNE_FAULT="call=forward n=5 signal=9"            in the 5th product of a forward that adds a residual
+//   SATUNE_FAULT="call=backward n=5 signal=19"          in the 5th gradient of a matrix
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 errno=28"   3rd system call on files below such a path fails
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 signal=9"
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 hangs=1"    3rd system call on such a file never returns

@@ -28,17 +28,20 @@ AdamWCoefficients coefficients(bool decay) {
 TEST(UpdateDecision, IsThatOfTheHost) {
   // Two micro-batches of three ranks, of which two share a model.
   const std::vector<double> usual = {4, 10, 3, 12, 1, 5, 9, 2, 8, 0, 100, 7, 4, 7, 2};
-  const StepNumbers step{3, 5, 2, 20, 512, 1};
+  const auto step_of = [](const std::vector<double>& all) {
+    return StepNumbers{all.data(), 3, 5, 2, 20, 512, 1};
+  };
   const auto decided = [&](const std::vector<double>& all) {
+    const StepNumbers step = step_of(all);
     float scale = -1;
-    cuda::decide_update(all.data(), step, &scale, nullptr);
-    const StepSums sums = sum_up(all.data(), step);
+    cuda::decide_update(step, &scale, nullptr);
+    const StepSums sums = sum_up(step);
     const float expected = gradient_scale(sums, step);
     EXPECT_EQ(std::memcmp(&scale, &expected, sizeof(scale)), 0) << scale << " " << expected;
     EXPECT_EQ(std::isnan(scale), !is_finite(sums, step));
     return scale;
   };
-  const StepSums sums = sum_up(usual.data(), step);
+  const StepSums sums = sum_up(step_of(usual));
   EXPECT_EQ(sums.squares, 9);  // not the replica's
   EXPECT_EQ(sums.loss, 10 + 9 + 7 + 12 + 8 + 7);
   EXPECT_EQ(sums.correct, 3 + 2 + 4 + 1 + 0 + 2);

@@ -253,9 +253,13 @@ struct AttentionVariant {
 TEST(AttentionOnCpu, EveryInstructionSetFollowsTheReference) {
   const AttentionVariant variants[] = {
       {"baseline", true, baseline::attend, baseline::attend},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::attend, avx2::attend},
-      {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"), avx512::attend,
-       avx512::attend},
+      {"avx2",
+       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"),
+       avx2::attend, avx2::attend},
+      {"avx512",
+       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"),
+       avx512::attend, avx512::attend},
       {"avx512_bf16", __builtin_cpu_supports("avx512bf16") != 0, avx512_bf16::attend, avx512_bf16::attend}};
   for (const AttentionVariant& variant : variants) {
     if (!variant.here) continue;

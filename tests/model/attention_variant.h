@@ -17,10 +17,10 @@ struct AttentionArrays {
   T *out, *d_q, *d_k, *d_v;
 };
 
-#define SATUNE_DECLARE_VARIANT(name)                    \
-  namespace name {                                      \
-  void attend(const AttentionArrays<float>& x);         \
-  void attend(const AttentionArrays<c10::BFloat16>& x); \
+#define SATUNE_DECLARE_VARIANT(name)                                                           \
+  namespace name {                                                                             \
+  __attribute__((visibility("default"))) void attend(const AttentionArrays<float>& x);         \
+  __attribute__((visibility("default"))) void attend(const AttentionArrays<c10::BFloat16>& x); \
   }
 SATUNE_DECLARE_VARIANT(baseline)
 SATUNE_DECLARE_VARIANT(avx2)

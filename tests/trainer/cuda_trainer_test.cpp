@@ -4,6 +4,8 @@
 #include <ATen/Context.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tests/model_configs.h"
 #include "trainer/adamw.h"
 #include "trainer/gradient_norm.h"
@@ -46,6 +48,31 @@ TEST_P(CudaTrainer, AdamWGivesTheBitsOfTheCpu) {
     }
   }
   for (size_t i = 0; i < states[0].size(); ++i) EXPECT_TRUE(at::equal(states[0][i], states[1][i])) << i;
+}
+
+TEST_P(CudaTrainer, AScaleOfTheCardUpdatesOrLeavesAll) {
+  const TensorTable table(model_configs::config_of(
+      {.vocabulary = 50, .hidden = 40, .ffn = 72, .layers = 1, .heads = 4, .kv_heads = 2, .head_dim = 10}));
+  const std::vector<bool> all(table.tensors().size(), true);
+  const at::Device card(at::kCUDA, 0);
+  for (const at::Device state : {card, at::Device(at::kCPU)}) {  // optimizer_offload
+    const ParameterBuffers weights(table, all, GetParam(), card), told(table, all, GetParam(), card),
+        gradients(table, all, GetParam(), card);
+    fill_waves(weights, 0.5);
+    fill_waves(told, 0.5);
+    fill_waves(gradients, 0.01);
+    AdamW optimizer(weights, shards_of(weights, {}), {}, {}, state),
+        expected(told, shards_of(told, {}), {}, {}, state);
+    const auto scale = [&](double value) { return at::full({}, value, at::dtype(at::kFloat).device(card)); };
+    optimizer.update(shards_of(gradients, {}), scale(0.25), 1e-3, 1);
+    expected.update(gradients, 0.25, 1e-3, 1);
+    optimizer.update(shards_of(gradients, {}), scale(std::nan("")), 1e-3, 2);
+    for (int i = 0; i < weights.num_segments(); ++i) {
+      EXPECT_TRUE(at::equal(weights.flat(i), told.flat(i))) << i;
+      for (const std::string_view name : kOptimizerParts)
+        EXPECT_TRUE(at::equal(optimizer.part(name, i), expected.part(name, i))) << name << " " << i;
+    }
+  }
 }
 
 TEST_P(CudaTrainer, NormAndSumOverRanks) {

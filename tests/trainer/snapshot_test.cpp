@@ -395,11 +395,14 @@ TEST(RunFolder, WhatNoRunHasLeftIsNotReplaced) {
   EXPECT_EQ(error("logs"), "");
   directory.write("copied/config.json", "{}");
   directory.write("copied/snapshots/step-00000001/state.json", "{}");
+  directory.write("copied/metrics.jsonl", "");
   EXPECT_EQ(error("copied"), "") << "a run without its hidden files";
   directory.write("again/.lock", "");
   directory.write("again/export/config.json", "{}");
   settings.model_name_or_path = (directory / "again/export").string();
   EXPECT_THAT(error("again"), HasSubstr("would replace its own model"));
+  settings.export_at_end = false;
+  EXPECT_EQ(error("again"), "");
 }
 
 TEST(RunFolder, OneProcessAtATime) {

@@ -30,9 +30,9 @@ void set_rates(Report& report, const PlanRequest& options) {
   if (!options.measured.empty()) {
     const MeasuredRate measured = measured_rate(options.measured);
     const auto kind = [](bool on_card) { return on_card ? "a card" : "the CPU"; };
-    if (measured.on_card != report.device.on_card) {
+    if (measured.on_card.value_or(report.device.on_card) != report.device.on_card) {
       throw bad_input(
-          "--measured " + options.measured, fmt::format("a run on {}", kind(measured.on_card)),
+          "--measured " + options.measured, fmt::format("a run on {}", kind(*measured.on_card)),
           fmt::format("one on {}, for which this plan is (--device)", kind(report.device.on_card)));
     }
     report.rates.flops = measured.flops;
