@@ -201,7 +201,10 @@ ExitCode TrainingRun::train() {
       if (profile_) profile_->before_step(plan_.total_steps() - state_.step);
       one_step();
       after_step();
-      if (profile_) profile_->after_step();
+      if (profile_) {
+        profile_->after_step();
+        step_end_.reset();
+      }
     }
     save();
   } catch (const Interrupted&) {
@@ -473,6 +476,7 @@ bool TrainingRun::epoch_ended() const {
 
 void TrainingRun::export_epoch() {
   if (!settings_.export_every_epoch || !epoch_ended()) return;
+  step_end_.reset();
   export_to(folder_.exported_epoch(static_cast<int64_t>(std::llround(plan_.epochs_after(state_.step)))));
 }
 
