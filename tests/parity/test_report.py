@@ -204,6 +204,7 @@ def test_samples_and_counts_change_no_bit_and_end_no_run(satune, runs, folder):
     """The same run without samples, into a folder where data.json cannot be written; and the first one again, with
     samples after its last step to cut."""
     (folder / "plain" / "data.json" / "in the way").mkdir(parents=True)
+    (folder / "plain" / ".lock").touch()  # a run's folder: a file of somebody else's there would be refused
     done = call(satune, "train", folder / "fast.json", f"output_dir={folder / 'plain'}", "eval_samples=0", "export_at_end=false")
     assert "data.json" in done.stderr and "the run goes on without it" in done.stderr
     same = ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "mean_token_accuracy")
