@@ -66,6 +66,7 @@ double gradient_sum_of_squares(std::span<const at::Tensor> gradients) {
 
 double gradient_sum_of_squares(const ParameterBuffers& gradients) {
   std::vector<at::Tensor> flats;
+  flats.reserve(gradients.num_segments());
   for (int i = 0; i < gradients.num_segments(); ++i) flats.push_back(gradients.flat(i));
   return gradient_sum_of_squares(flats);
 }

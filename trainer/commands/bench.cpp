@@ -95,6 +95,7 @@ BenchReport bench_decoding(const BenchRequest& request, const std::vector<BenchV
     models.push_back(std::move(shared));
   }
   std::vector<const Llama*> pointers;
+  pointers.reserve(models.size());
   for (const Llama& model : models) pointers.push_back(&model);
   const auto available =
       static_cast<int64_t>(kShareForCaches * static_cast<double>(available_memory(device)));
