@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <array>
@@ -140,6 +141,16 @@ ChosenAttention choose_attention(AttnImplementation wanted, const ModelConfig& c
     faults += fmt::format("{}{}: {}", faults.empty() ? "" : "; ", name_of(kernel), fault);
   }
   return chosen(AttentionKernel::kEager, faults, /*first=*/false);
+}
+
+void attend(Llama& model, const Settings& settings, bool log) {
+  const Weights& weights = model.weights();
+  const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config(),
+                                                  weights.type(), weights.device(), settings.max_length);
+  model.attend_by(chosen.choice);
+  if (!log) return;
+  spdlog::log(chosen.first ? spdlog::level::info : spdlog::level::warn, "attention: {} ({})", chosen.name,
+              chosen.reason);
 }
 
 }  // namespace satune

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "model/files/model_config.h"
+#include "model/llama.h"
 #include "model/ops/attention.h"
 #include "trainer/settings.h"
 
@@ -36,5 +37,9 @@ struct ChosenAttention {
 ChosenAttention choose_attention(AttnImplementation wanted, const ModelConfig& config, at::ScalarType type,
                                  at::Device device, int64_t full_row,
                                  const std::function<double(AttentionKernel)>& error = nullptr);
+
+/// Makes a model attend as the settings say on its device, and logs the choice where it is asked to: a card's
+/// second or third as a warning. Throws as choose_attention() does.
+void attend(Llama& model, const Settings& settings, bool log);
 
 }  // namespace satune

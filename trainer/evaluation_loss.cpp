@@ -2,10 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
-
 #include "evaluation/device_batch.h"
 #include "trainer/collective.h"
+#include "trainer/shown_number.h"
 
 namespace satune {
 
@@ -28,9 +27,7 @@ double evaluation_loss(Llama& model, BatchSource& data, int64_t rows_per_batch, 
     for (int64_t rank = 0; rank < world.size; ++rank)
       loss += all[static_cast<size_t>(rank) * mine.size() + i];
   }
-  // The sign of a NaN is chance, and would be shown.
-  return (std::isnan(loss) ? std::abs(loss) : loss) /
-         static_cast<double>(data.target_count(0, 0, data.rows(0)));
+  return shown_number(loss) / static_cast<double>(data.target_count(0, 0, data.rows(0)));
 }
 
 }  // namespace satune

@@ -18,6 +18,7 @@
 #include "trainer/cuda_kernels.h"
 #include "trainer/failure_report.h"
 #include "trainer/gradient_norm.h"
+#include "trainer/shown_number.h"
 
 namespace satune {
 namespace {
@@ -182,11 +183,9 @@ StepResult TrainingStep::run(const StepPosition& position, double learning_rate,
                          max_grad_norm_};
   const StepSums sums = all.is_cpu() ? update_on_host(step, learning_rate, update)
                                      : update_on_card(all, step, learning_rate, update);
-  // The sign of a NaN is chance, and would be shown.
-  const auto without_sign = [](double value) { return std::isnan(value) ? std::abs(value) : value; };
-  result.loss = without_sign(sums.loss / targets);
+  result.loss = shown_number(sums.loss / targets);
   result.accuracy = sums.correct / targets;
-  result.grad_norm = without_sign(gradient_norm(sums, step));
+  result.grad_norm = shown_number(gradient_norm(sums, step));
   result.finite = result.updated = is_finite(sums, step);
   return result;
 }

@@ -61,16 +61,6 @@ MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordi
   return {static_cast<int>(stage), memory.recording, memory.host_activations};
 }
 
-void attend(Llama& model, const Settings& settings, bool log) {
-  const Weights& weights = model.weights();
-  const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config(),
-                                                  weights.type(), weights.device(), settings.max_length);
-  model.attend_by(chosen.choice);
-  if (!log) return;
-  spdlog::log(chosen.first ? spdlog::level::info : spdlog::level::warn, "attention: {} ({})", chosen.name,
-              chosen.reason);
-}
-
 void report_fp8(const Llama::Projections& projections) {
   const int64_t left = projections.all - projections.take_fp8;
   spdlog::log(left == 0 ? spdlog::level::info : spdlog::level::warn, "fp8: {} of the layers' {} products{}",
