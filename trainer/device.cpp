@@ -1,6 +1,7 @@
 #include "trainer/device.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
@@ -132,6 +133,9 @@ at::Device choose_device(DeviceChoice choice, int64_t local_rank) {
   }
   const auto index = static_cast<at::DeviceIndex>(card);
   at::accelerator::setDeviceIndex(index);
+  // Its allocator is asked for statistics, perhaps before anything was allocated, which it refuses until
+  // then.
+  at::globalContext().lazyInitDevice(at::kCUDA);
   return {at::kCUDA, index};
 }
 

@@ -189,8 +189,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, unsign
     throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
   }
 #else
-  static_cast<void>(stream);
-  emulation::run(name, blocks, threads, [&] { kernel(arguments...); });
+  emulation::launch(name, blocks, threads, stream, [=] { kernel(arguments...); });
 #endif
 }
 

@@ -96,6 +96,11 @@ class Block {
   void* scheduler_sanitizer_stack_ = nullptr;
 };
 
+Queue& current_queue() {
+  static Queue queue;
+  return queue;
+}
+
 Block& block() {
   static Block the_block;
   return the_block;
@@ -290,6 +295,16 @@ void run(const char* kernel, const Dim& blocks, const Dim& threads, const std::f
       }
     }
   }
+}
+
+void launch(const char* kernel, const Dim& blocks, const Dim& threads, void* stream,
+            std::function<void()> body) {
+  if (!current_queue()) return run(kernel, blocks, threads, body);
+  current_queue()(stream, [=, body = std::move(body)] { run(kernel, blocks, threads, body); });
+}
+
+void set_queue(Queue queue) {
+  current_queue() = std::move(queue);
 }
 
 void barrier(const char* file, int line) {

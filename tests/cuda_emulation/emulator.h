@@ -30,6 +30,12 @@ void set_order(Order order);
 /// std::runtime_error for what a card would hang on or leave undefined.
 void run(const char* kernel, const Dim& blocks, const Dim& threads, const std::function<void()>& body);
 
+/// As run(), where `stream` gets to it: at once, unless set_queue() has been told of a place for work.
+void launch(const char* kernel, const Dim& blocks, const Dim& threads, void* stream,
+            std::function<void()> body);
+using Queue = std::function<void(void* stream, std::function<void()> work)>;
+void set_queue(Queue queue);
+
 // What the current thread of the current block calls. `file` and `line`: where it waits.
 
 /// Waits for all threads of the block.
