@@ -127,8 +127,7 @@ void raise_to_fp8(Live& most, const PassShape& shape, Recording recording, Live 
   most.raise_to(live);
 }
 
-/// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the fused
-/// weights, and the norm (in fp32 steps on a card).
+/// What a layer's backward holds beside its record, at two moments: both sides of SwiGLU; the fused weights.
 void raise_to_backward(Live& most, const PassShape& shape, int layer, Recording recording, Live live) {
   const ModelConfig& config = shape.config;
   const int64_t stream = shape.tokens * config.hidden_size;
@@ -147,7 +146,6 @@ void raise_to_backward(Live& most, const PassShape& shape, int layer, Recording 
   most.raise_to(down);
   weights.add(
       weight_gradient(shape, 2 * config.intermediate_size, config.hidden_size, shape.gradient_element));
-  if (shape.on_card) weights.add(6 * stream * kFloatBytes);
   most.raise_to(weights);
 }
 
@@ -161,7 +159,8 @@ void raise_to_attention(Live& most, const PassShape& shape, int layer, Live live
   const int64_t e = shape.element;
   live.add(record_of(shape, layer, Recording::kKeep).others);
   live.add({stream, stream, stream, stream, query * e, projected * e});
-  live.add({stream, query * e, projected * e});  // gradients of the stream, of attention's output, of q, k, v
+  live.add(
+      {stream, query * e, (query + 2 * key) * e});  // gradients of the stream, attention's output, q, k, v
   if (config.sharing.is_shared(layer) || config.sharing.is_anchor(layer)) {
     live.add({query * kFloatBytes, key * kFloatBytes});
   }
@@ -177,9 +176,6 @@ void raise_to_head(Live& most, const PassShape& shape, Live live) {
   const int64_t rows = std::min(shape.tokens, cross_entropy_chunk_rows(vocabulary, shape.on_card));
   const int64_t chunk = rows * hidden * shape.element;
   live.add({stream, stream, stream, chunk, chunk, rows * vocabulary * shape.element});
-  if (shape.on_card) {  // log-softmax and its exponential in fp32, and 16-bit logits widened
-    live.add((shape.element < kFloatBytes ? 3 : 2) * rows * vocabulary * kFloatBytes);
-  }
   const bool summed_wide = rows < shape.tokens && shape.gradient_element < kFloatBytes;
   if (summed_wide) live.add(vocabulary * hidden * kFloatBytes);
   live.add(weight_gradient(shape, vocabulary, hidden, summed_wide ? kFloatBytes : shape.gradient_element));
@@ -223,11 +219,6 @@ PassBytes pass_bytes(const PassShape& shape, const std::vector<Recording>& recor
   const int64_t in_layers = most.total();
   raise_to_head(in_loss, shape, kept);
   most.raise_to(in_loss);
-  if (shape.on_card && shape.lowest_trained == 0) {  // a card sums the embedding's gradient dense in fp32
-    Live embedding(true);
-    embedding.add((shape.tokens + shape.config.vocab_size) * shape.config.hidden_size * kFloatBytes);
-    most.raise_to(embedding);
-  }
   return {kept.total(), most.total() - kept.total(), in_layers - kept.total(), in_loss.total() - kept.total(),
           host};
 }

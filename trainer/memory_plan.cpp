@@ -20,6 +20,9 @@ constexpr int64_t kFloatBytes = 4;
 // MKL keeps buffers of packed operands: 5.0 MiB with one thread, 10.0 with two (sgemm of LibTorch 2.11.0,
 // first call; no more for later or larger ones).
 constexpr int64_t kMklBytesPerThread = int64_t{5} << 20;
+// LibTorch's workspace for cuBLAS, from its allocator: 32 MiB on cards of compute capability 9.0, 8 on
+// others.
+constexpr int64_t kCublasBytes = int64_t{32} << 20;
 
 int64_t sum_of(const std::vector<int64_t>& sizes) {
   return std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
@@ -38,7 +41,7 @@ bool attention_is_materialised(const Settings& settings, bool on_card) {
 
 /// Buffers of attention's backward beside its tensors. Materialised, of one document: probabilities, their
 /// gradient, and four on the way to the scores'; what reads and makes them in the statistics' type, with the
-/// heads of keys and values repeated. A card's kernels need none worth counting.
+/// heads of keys and values repeated.
 std::vector<int64_t> attention_buffers(const PlannedRun& run) {
   const ModelConfig& config = run.config;
   const int64_t rows = run.settings.per_device_train_batch_size, heads = config.num_attention_heads;
@@ -48,7 +51,14 @@ std::vector<int64_t> attention_buffers(const PlannedRun& run) {
     buffers.insert(buffers.end(), 4, length * config.query_size() * kFloatBytes);
     return buffers;
   }
-  if (run.on_card) return {};
+  if (run.on_card) {
+    // Of flash and of cuDNN: sums of dQ in fp32, sum(dO * O), and results or copies of q, k and v, their
+    // gradients and, of flash, keys' and values' repeated for their query heads.
+    const int64_t element = compute_element_bytes(run.settings.precision), query = config.query_size(),
+                  key = config.key_value_size();
+    return {run.tokens * query * kFloatBytes, run.tokens * heads * kFloatBytes,
+            run.tokens * (query + 2 * key) * element, 2 * run.tokens * query * element};
+  }
   return attention_backward_buffers(weight_type(run.settings.precision), rows, length, heads,
                                     config.num_key_value_heads, config.head_dim, run.threads);
 }
@@ -151,7 +161,7 @@ MemoryPlan plan_memory(const PlannedRun& run, const Sharded& sharded, int64_t av
   const SegmentSizes sizes(run.table, run.trained_mask, sharded.world_size);
   MemoryPlan plan;
   plan_state(plan, run, sharded, sizes);
-  if (!run.on_card) plan.libraries = run.threads * kMklBytesPerThread;
+  plan.libraries = run.on_card ? kCublasBytes : run.threads * kMklBytesPerThread;
   const bool half_products = !run.on_card && run.settings.precision != Precision::kFp32;
   if (half_products && !products_are_widened(run.settings.precision))
     plan.libraries += kKeptProducts * kProductBytes;

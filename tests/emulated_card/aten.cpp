@@ -170,7 +170,7 @@ void follow_size(const at::Tensor& argument, const at::Tensor& result) {
 
 void run_now(const c10::OperatorHandle& op, const Stack& arguments, const std::vector<int>& places,
              Stack* stack) {
-  current_stream().run_all();
+  wait_for(current_stream(), op.schema().name().c_str());
   // What is to be resized has no memory yet that the CPU could write to.
   const Replaced host(arguments, [](const at::Tensor& t) {
     return t.is_cuda() && t.numel() == 0 ? at::empty(t.sizes(), t.options().device(at::kCPU)) : on_host(t);
@@ -198,7 +198,15 @@ void run_now(const c10::OperatorHandle& op, const Stack& arguments, const std::v
   }
 }
 
+/// LibTorch's workspace for cuBLAS on a card of compute capability 9.0, which lives as long as the process.
+void take_workspace() {
+  static const auto* workspace =
+      new at::Tensor(at::empty({32 << 20}, at::dtype(at::kByte).device(at::kCUDA)));
+  static_cast<void>(workspace);
+}
+
 void run_on_card(const c10::OperatorHandle& op, Stack* stack) {
+  if (op.schema().name() == "aten::mm" || op.schema().name() == "aten::addmm") take_workspace();
   const std::vector<int> places = arguments_of_results(op.schema());
   const Stack arguments = torch::jit::pop(*stack, op.schema().arguments().size());
   check_devices(op, arguments);
@@ -248,9 +256,21 @@ at::Tensor& copy(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
                                                   host_side.storage().data_ptr().get_context(),
                                                   c10::cuda::getCurrentCUDAStream().unwrap());
   } else if (to.is_cpu() || non_blocking || pinned) {
-    current_stream().run_all();
+    wait_for(current_stream(), "copy_");
   }
   return to;
+}
+
+/// Has no Meta kernel; its result's shape needs no numbers.
+at::Tensor index_select(const at::Tensor& from, int64_t dim, const at::Tensor& index) {
+  TORCH_CHECK(index.is_cuda(), "index_select: Expected all tensors to be on the same device");
+  std::vector<int64_t> sizes = from.sizes().vec();
+  sizes[static_cast<size_t>(dim < 0 ? dim + from.dim() : dim)] = index.numel();
+  const at::Tensor out = at::empty(sizes, from.options());
+  queue([to = on_host(out), from = on_host(from), dim, index = on_host(index)] {
+    to.copy_(at::index_select(from, dim, index));
+  });
+  return out;
 }
 
 /// Those that make or look at tensors without reading their numbers.
@@ -285,6 +305,7 @@ const bool operators_are_emulated = [] {
     library.impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_card>());
   }
   library.impl("copy_", TORCH_FN(copy));
+  library.impl("index_select", TORCH_FN(index_select));
   add_products(library);
   add_attention(library);
   return true;

@@ -118,6 +118,13 @@ Gradients flash_backward(const at::Tensor& d_out, const at::Tensor& q, const at:
   check_starts(starts);
   const Gradients gradients(at::empty_like(q), at::empty_like(k), at::empty_like(v));
   const auto& [d_q, d_k, d_v] = gradients;
+  // What the real one takes while it runs: sums of dQ, sum(dO * O), dK and dV of all query heads.
+  const auto wide = q.options().dtype(at::kFloat);
+  const int64_t padded = q.size(0) + 128 * (starts.numel() - 1);
+  [[maybe_unused]] const at::Tensor taken[] = {at::empty({padded, q.size(1), q.size(2)}, wide),
+                                               at::empty({q.size(1), padded}, wide),
+                                               q.size(1) == k.size(1) ? at::Tensor() : at::empty_like(q),
+                                               q.size(1) == k.size(1) ? at::Tensor() : at::empty_like(q)};
   const double by = scale.value_or(1 / std::sqrt(static_cast<double>(q.size(-1))));
   queue([=, d_out = on_host(d_out), q = on_host(q), k = on_host(k), v = on_host(v), out = on_host(out),
          sums = on_host(log_sum), starts = on_host(starts), d_q = on_host(d_q), d_k = on_host(d_k),
@@ -161,6 +168,9 @@ Gradients cudnn_backward(const at::Tensor& d_out, const at::Tensor& q, const at:
   check_heads("cuDNN attention", q, k, v, 1, dropout, is_causal);
   const Gradients gradients(at::empty_like(q), at::empty_like(k), at::empty_like(v));
   const auto& [d_q, d_k, d_v] = gradients;
+  // Its workspace: sums of dQ and sum(dO * O).
+  [[maybe_unused]] const at::Tensor taken[] = {at::empty(q.sizes(), q.options().dtype(at::kFloat)),
+                                               at::empty_like(log_sum)};
   const double by = scale.value_or(1 / std::sqrt(static_cast<double>(q.size(-1))));
   queue([=, d_out = on_host(d_out), q = on_host(q), k = on_host(k), v = on_host(v), out = on_host(out),
          sums = on_host(log_sum), d_q = on_host(d_q), d_k = on_host(d_k), d_v = on_host(d_v)] {

@@ -9,12 +9,9 @@
 namespace satune::emulated_card {
 namespace {
 
-bool works_late() {
-  static const bool late = [] {
-    const char* order = std::getenv("SATUNE_EMULATED_ORDER");
-    return order == nullptr || std::string_view(order) != "early";
-  }();
-  return late;
+std::string_view order() {
+  static const char* text = std::getenv("SATUNE_EMULATED_ORDER");
+  return text == nullptr ? "late" : text;
 }
 
 int64_t number_from(const char* variable, int64_t otherwise) {
@@ -44,11 +41,13 @@ std::recursive_mutex& lock() {
   return *mutex;
 }
 
+Stream::Stream(bool is_default) : late_(order() == "late" || (order() == "ahead" && is_default)) {}
+
 void Stream::submit(std::function<void()> work) {
   const std::lock_guard guard(lock());
   queue_.push_back(std::move(work));
   ++submitted_;
-  if (!works_late()) run_all();
+  if (!late_) run_all();
 }
 
 void Stream::run_until(uint64_t last) {
@@ -85,6 +84,23 @@ void Event::wait() const {
 void Event::block(Stream& stream) const {
   if (stream_ == nullptr || stream_ == &stream) return;
   stream.submit([of = stream_, number = number_] { of->run_until(number); });
+}
+
+Counts& counts() {
+  static Counts of_the_process;
+  return of_the_process;
+}
+
+void count_wait(const char* reason) {
+  static const bool shown = std::getenv("SATUNE_EMULATED_SHOW_WAITS") != nullptr;
+  ++counts().waits;
+  if (shown) std::fprintf(stderr, "emulated card: the host waits: %s\n", reason);
+}
+
+void wait_for(Stream& stream, const char* reason) {
+  const std::lock_guard guard(lock());
+  if (!stream.done(stream.submitted())) count_wait(reason);
+  stream.run_all();
 }
 
 std::exception_ptr take_failure() {

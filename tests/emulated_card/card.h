@@ -11,8 +11,9 @@
 // New memory of the card is full of NaN. What is not found: what kernels of the real libraries refuse or
 // round differently, and speed.
 //
-// Environment: SATUNE_EMULATED_CARDS (how many, 1), SATUNE_EMULATED_ORDER (late | early),
-// SATUNE_EMULATED_MEMORY (bytes of a card, 4 GiB).
+// Environment: SATUNE_EMULATED_CARDS (how many, 1), SATUNE_EMULATED_ORDER (late | early | ahead),
+// SATUNE_EMULATED_MEMORY (bytes of a card, 4 GiB), SATUNE_EMULATED_SHOW_WAITS (1: names on standard error
+// what the host waits for).
 #pragma once
 
 #include <chrono>
@@ -36,6 +37,7 @@ std::recursive_mutex& lock();
 /// One queue of a card, in which work is done one after another.
 class Stream {
  public:
+  explicit Stream(bool is_default);
   /// Does `work` when it is waited for, or at once (early).
   void submit(std::function<void()> work);
   /// Does what was submitted as number `last` and everything before.
@@ -46,6 +48,7 @@ class Stream {
 
  private:
   std::deque<std::function<void()>> queue_;
+  bool late_;
   uint64_t submitted_ = 0, done_ = 0;
   bool running_ = false;
 };
@@ -81,6 +84,17 @@ bool is_pinned(const void* pointer);
 
 /// The stream on which ATen and satune work for the calling thread.
 Stream& current_stream();
+
+/// What the host has had to do with the cards so far.
+struct Counts {
+  int64_t waits = 0;        ///< until queued work was done
+  int64_t allocations = 0;  ///< of memory of a card or pinned memory, from the runtime
+};
+Counts& counts();
+/// The host waits for a stream, as cudaStreamSynchronize(). `reason`: who makes it.
+void wait_for(Stream& stream, const char* reason);
+/// Counts a wait, and names it with SATUNE_EMULATED_SHOW_WAITS.
+void count_wait(const char* reason);
 
 /// The first exception of work that was done, given back once; null if there was none.
 std::exception_ptr take_failure();

@@ -34,7 +34,7 @@ Machine& machine() {
   static auto* the_machine = [] {
     auto* made = new Machine;
     for (int card = 0; card < cards(); ++card) {
-      made->default_streams.push_back(new Stream);
+      made->default_streams.push_back(new Stream(/*is_default=*/true));
       made->streams.push_back(made->default_streams.back());
     }
     return made;
@@ -68,6 +68,7 @@ cudaError_t allocate(void** pointer, size_t bytes, int card) {
   const std::lock_guard guard(lock());
   *pointer = nullptr;
   if (bytes == 0) return cudaSuccess;
+  ++counts().allocations;
   if (card >= 0) {
     size_t& used = machine().used[static_cast<size_t>(card)];
     if (used + bytes > memory_bytes()) return failed(cudaErrorMemoryAllocation);
@@ -104,7 +105,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes, Stream& stream, bool 
     stream.submit([=] { std::memmove(to, from, bytes); });
   }
   if (!waits && !to_pageable) return cudaSuccess;
-  stream.run_all();
+  wait_for(stream, "copy");
   return outcome();
 }
 
@@ -151,6 +152,7 @@ using satune::emulated_card::outcome;
 using satune::emulated_card::run_everything;
 using satune::emulated_card::Stream;
 using satune::emulated_card::stream_of;
+using satune::emulated_card::wait_for;
 
 namespace {
 
@@ -211,7 +213,7 @@ cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) {
   return failed(cudaErrorNotSupported);
 }
 cudaError_t cudaDeviceSynchronize() {
-  run_everything();
+  for (Stream* stream : machine().streams) wait_for(*stream, "cudaDeviceSynchronize");
   return outcome();
 }
 cudaError_t cudaDriverGetVersion(int* version) {
@@ -328,7 +330,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
   const std::lock_guard guard(satune::emulated_card::lock());
-  machine().streams.push_back(new Stream);
+  machine().streams.push_back(new Stream(/*is_default=*/false));
   *stream = reinterpret_cast<cudaStream_t>(machine().streams.back());
   return cudaSuccess;
 }
@@ -336,11 +338,11 @@ cudaError_t cudaStreamDestroy(cudaStream_t) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  stream_of(stream).run_all();
+  wait_for(stream_of(stream), "cudaStreamQuery");
   return outcome();
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  stream_of(stream).run_all();
+  wait_for(stream_of(stream), "cudaStreamSynchronize");
   return outcome();
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -382,6 +384,8 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
   return cudaEventRecord(event, stream);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const std::lock_guard guard(satune::emulated_card::lock());
+  if (!event_of(event).done()) satune::emulated_card::count_wait("cudaEventSynchronize");
   event_of(event).wait();
   return outcome();
 }

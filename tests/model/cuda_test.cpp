@@ -185,7 +185,8 @@ TEST_P(Cuda, EightBitGradientsAreAsGoodAsTheCpus) {
   for (size_t i = 0; i < cpu.table().tensors().size(); ++i)
     exact_model.weights().tensor(i).copy_(cpu.weights().tensor(i));
   ParameterBuffers truth = exact_model.make_gradients(at::kDouble);
-  exact_model.forward_backward(batch, 0.1, truth, false, testing::all_layers(config, Recording::kKeep), hooks);
+  exact_model.forward_backward(batch, 0.1, truth, false, testing::all_layers(config, Recording::kKeep),
+                               hooks);
   cpu.use_fp8(true);
   card.use_fp8(true);
   for (const Recording recording : {Recording::kKeep, Recording::kRecompute}) {

@@ -10,6 +10,7 @@
 #include "trainer/dry_run.h"
 #include "trainer/fp8_trial.h"
 #include "trainer/run_plan.h"
+#include "trainer/snapshot.h"
 #include "trainer/snapshot_store.h"
 
 namespace satune::trainer_test {

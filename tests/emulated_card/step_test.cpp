@@ -1,0 +1,149 @@
+// Training steps on the emulated card: how often the host waits, what is allocated and when, against the
+// promises of trainer/step.cpp and the memory plan.
+#include "trainer/step.h"
+
+#include <ATen/ATen.h>
+#include <ATen/DeviceAccelerator.h>
+#include <gtest/gtest.h>
+
+#include "tests/emulated_card/card.h"
+#include "tests/model_configs.h"
+#include "trainer/attention_choice.h"
+#include "trainer/compute_types.h"
+#include "trainer/coordinator.h"
+#include "trainer/device.h"
+#include "trainer/memory_plan.h"
+#include "trainer/model_modes.h"
+#include "trainer/synthetic_data.h"
+#include "trainer/synthetic_weights.h"
+
+namespace satune::trainer_test {
+namespace {
+
+const at::Device kEmulated = choose_device(DeviceChoice::kCuda, 0);
+
+struct Case {
+  const char* name;
+  std::vector<std::string> settings = {};
+  const char* shared = "";
+  int64_t document_length = 0;  ///< 0: the row
+  int64_t waits = 1;            ///< of the host, a step
+};
+
+Settings settings_of(const Case& tried) {
+  std::vector<std::string> overrides = {"model_name_or_path=.", "output_dir=unused",
+                                        "train_file=unused",    "per_device_train_batch_size=1",
+                                        "precision=bf16",       "max_length=96"};
+  overrides.insert(overrides.end(), tried.settings.begin(), tried.settings.end());
+  return parse_settings("{}", "step_test", overrides);
+}
+
+ModelConfig config_of(const Case& tried) {
+  ModelConfig config = model_configs::config_of(
+      {.vocabulary = 512, .hidden = 64, .ffn = 224, .layers = 5, .heads = 4, .kv_heads = 2, .head_dim = 16});
+  if (*tried.shared != 0) config.sharing = SharingPlan::parse(tried.shared, AnchorRule::kBefore, 5);
+  return config;
+}
+
+int64_t requested(bool peak) {
+  const auto stats = at::accelerator::getDeviceStats(kEmulated.index())
+                         .requested_bytes[static_cast<size_t>(at::CachingAllocator::StatType::AGGREGATE)];
+  return peak ? stats.peak : stats.current;
+}
+
+/// A model on the card with everything that its steps need.
+class SteppedModel {
+ public:
+  explicit SteppedModel(const Case& tried)
+      : settings_(settings_of(tried)),
+        config_(config_of(tried)),
+        before_(requested(false)),
+        rows_(settings_.per_device_train_batch_size * settings_.gradient_accumulation_steps),
+        model_(config_, {}, weight_type(settings_.precision), kEmulated),
+        data_(synthetic_rows(
+            {.rows = rows_,
+             .row_length = settings_.max_length,
+             .document_length = tried.document_length > 0 ? tried.document_length : settings_.max_length,
+             .vocab_size = config_.vocab_size})),
+        sharding_(model_, groups_, *coordinator_, 0, gradient_type(settings_, {})) {
+    fill_synthetic(model_.weights(), 0.02);
+    model_.attend_by(choose_attention(settings_.attn_implementation, config_, model_.weights().type(),
+                                      kEmulated, settings_.max_length)
+                         .choice);
+    use_fp8(model_, settings_, 0);
+    offload_activations(model_, settings_);
+    optimizer_.emplace(
+        model_.weights().trained, sharding_.weight_shards(), AdamWOptions(settings_),
+        sharding_.optimizer_owner(),
+        settings_.optimizer_offload == OptimizerOffload::kCpu ? at::Device(at::kCPU) : kEmulated);
+    const std::vector<bool> all_trained(model_.table().tensors().size(), true);
+    const PlannedRun planned{settings_,       config_, model_.table(), all_trained, settings_.max_length,
+                             /*on_card=*/true};
+    plan_ = plan_memory(planned, {1, 0, 1}, int64_t{1} << 40);
+    step_.emplace(model_, sharding_, *optimizer_, groups_, *coordinator_, data_, settings_, plan_.recording);
+  }
+
+  StepResult step() { return step_->run({0, 0, rows_}, 1e-3, ++updates_); }
+  const MemoryPlan& plan() const { return plan_; }
+  /// Bytes that were there before the model, which tests before left to the process.
+  int64_t before() const { return before_; }
+
+ private:
+  Settings settings_;
+  ModelConfig config_;
+  int64_t before_, rows_, updates_ = 0;
+  Llama model_;
+  std::unique_ptr<ProcessGroup> group_ = make_local_group();
+  ProcessGroups groups_{*group_, *group_, *group_};
+  std::unique_ptr<Coordinator> coordinator_ = make_solo_coordinator([] { return std::string(); });
+  BatchSource data_;
+  Sharding sharding_;
+  std::optional<AdamW> optimizer_;
+  std::optional<TrainingStep> step_;
+  MemoryPlan plan_;
+};
+
+class EmulatedStep : public ::testing::TestWithParam<Case> {};
+
+TEST_P(EmulatedStep, WaitsOnceAndAllocatesNothingMore) {
+  SteppedModel model(GetParam());
+  // Pinned memory goes around until events that were late at first are known to be over.
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(model.step().updated);
+  const emulated_card::Counts before = emulated_card::counts();
+  ASSERT_TRUE(model.step().updated);
+  EXPECT_EQ(emulated_card::counts().waits - before.waits, GetParam().waits);
+  EXPECT_EQ(emulated_card::counts().allocations, before.allocations);
+}
+
+TEST_P(EmulatedStep, TakesThePlannedMemory) {
+  { SteppedModel(GetParam()).step(); }  // the workspace of cuBLAS stays
+  SteppedModel model(GetParam());
+  at::accelerator::resetPeakStats(
+      kEmulated.index());  // trying attention out takes more than so small a model
+  model.step();
+  model.step();
+  const auto measured = static_cast<double>(requested(true) - model.before()),
+             planned = static_cast<double>(model.plan().total() - model.plan().libraries);
+  EXPECT_NEAR(measured / planned, 1, 0.03) << measured << " bytes, planned " << planned;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Modes, EmulatedStep,
+    ::testing::Values(Case{"Recomputed"}, Case{"Selective", {"gradient_checkpointing=selective"}},
+                      Case{"Kept", {"gradient_checkpointing=false"}},
+                      Case{"Shared", {"gradient_checkpointing=false"}, "2-4"},
+                      Case{"Packed", {"gradient_checkpointing=false"}, "2-4", 32},
+                      Case{"Accumulated", {"gradient_accumulation_steps=2"}},
+                      Case{"Fp32", {"precision=fp32", "gradient_checkpointing=false"}},
+                      Case{"Fp16", {"precision=fp16"}},
+                      Case{"EightBit", {"fp8=true", "gradient_checkpointing=false"}},
+                      Case{"EightBitSelective", {"fp8=true", "gradient_checkpointing=selective"}},
+                      Case{"Offloaded", {"gradient_checkpointing=false", "activation_offloading=true"}},
+                      // For each segment's gradient, and for the loss.
+                      Case{"OptimizerOnTheHost", {"optimizer_offload=cpu"}, "", 0, 8},
+                      Case{"SmallState", {"master_weights=none", "optimizer_moments=8bit"}},
+                      Case{"Split", {"master_weights=split", "optimizer_moments=bf16"}}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace satune::trainer_test
