@@ -32,6 +32,7 @@ class StreamOfCopies final : public CopyQueue {
   }
 
   void wait_for(size_t copy) override { events_[copy].block(guard_.getStream(device_)); }
+  void finish(size_t copy) override { events_[copy].synchronize(); }
 
  private:
   static constexpr size_t kEvents = 256;  // more than the copies of three layers

@@ -9,7 +9,7 @@
 
 namespace satune {
 
-/// Copies run one after another, in the order in which they were asked for. The host waits for none of them.
+/// Copies run one after another, in the order in which they were asked for.
 class CopyQueue {
  public:
   virtual ~CopyQueue() = default;
@@ -20,6 +20,8 @@ class CopyQueue {
   virtual size_t copy(const at::Tensor& to, const at::Tensor& from) = 0;
   /// Work queued on the device from here on runs after that copy.
   virtual void wait_for(size_t copy) = 0;
+  /// The host waits until that copy is done.
+  virtual void finish(size_t copy) = 0;
 };
 
 /// Beside LibTorch's current stream of `device`, a card, on a stream of its own.

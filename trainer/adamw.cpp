@@ -47,8 +47,10 @@ AdamWCoefficients coefficients(const AdamWOptions& options, double gradient_scal
   return c;
 }
 
+/// Elements [begin, end) of a share; `gradient`: of those from `first` on.
 void update_on_cpu(const at::Tensor& master, const at::Tensor& exp_avg, const at::Tensor& exp_avg_sq,
-                   const at::Tensor& gradient, int64_t begin, int64_t end, const AdamWCoefficients& c) {
+                   const at::Tensor& gradient, int64_t first, int64_t begin, int64_t end,
+                   const AdamWCoefficients& c) {
   float* p = master.data_ptr<float>();
   float* m = exp_avg.data_ptr<float>();
   float* v = exp_avg_sq.data_ptr<float>();
@@ -56,9 +58,11 @@ void update_on_cpu(const at::Tensor& master, const at::Tensor& exp_avg, const at
   const bool half_width = gradient.scalar_type() == at::kBFloat16;
   for_chunks(begin, end, [&](int64_t from, int64_t to) {
     if (half_width) {
-      adamw_update_bf16(p + from, m + from, v + from, static_cast<const uint16_t*>(g) + from, to - from, c);
+      adamw_update_bf16(p + from, m + from, v + from, static_cast<const uint16_t*>(g) + from - first,
+                        to - from, c);
     } else {
-      adamw_update_f32(p + from, m + from, v + from, static_cast<const float*>(g) + from, to - from, c);
+      adamw_update_f32(p + from, m + from, v + from, static_cast<const float*>(g) + from - first, to - from,
+                       c);
     }
   });
 }
@@ -105,19 +109,17 @@ void update_state_on_card(StateArrays& state, const at::Tensor& gradient, const 
                            update, cuda::current_stream(gradient));
 }
 
+/// Both on one device.
 void round_weights(const at::Tensor& master, const at::Tensor& weights) {
   const bool rounds = master.scalar_type() == at::kFloat && weights.scalar_type() == at::kBFloat16;
   if (!master.is_cpu() || !rounds) {
     weights.copy_(master);
     return;
   }
-  // Rounded before it crosses to a card: half the bytes.
-  const at::Tensor rounded = weights.is_cpu() ? weights : at::empty(weights.sizes(), at::kBFloat16);
   const float* from = master.const_data_ptr<float>();
-  auto* to = static_cast<uint16_t*>(rounded.mutable_data_ptr());
+  auto* to = static_cast<uint16_t*>(weights.mutable_data_ptr());
   for_chunks(0, master.numel(),
              [&](int64_t begin, int64_t end) { round_to_bf16(from + begin, to + begin, end - begin); });
-  if (!weights.is_cpu()) weights.copy_(rounded);
 }
 
 }  // namespace
@@ -223,32 +225,69 @@ void AdamW::update(std::span<const at::Tensor> gradients, const at::Tensor& grad
   apply(gradients, {coefficients_of(true), coefficients_of(false), options_.seed, t});
 }
 
+void AdamW::update_on_host(SegmentState& segment, const at::Tensor& gradient, int64_t first,
+                           const StateUpdate& update) {
+  if (!segment.all_fp32()) return update_tiles(segment.arrays, gradient, segment.pieces, update, first);
+  for (const Run& run : segment.runs) {
+    const int64_t begin = std::max(run.begin, first), end = std::min(run.end, first + gradient.numel());
+    if (begin >= end) continue;
+    update_on_cpu(segment.numbers, segment.arrays.exp_avg.numbers(), segment.arrays.exp_avg_sq.numbers(),
+                  gradient, first, begin, end, run.decay ? update.decayed : update.undecayed);
+  }
+}
+
 void AdamW::apply(std::span<const at::Tensor> gradients, const StateUpdate& update) {
+  if (segments_[0].numbers.is_cpu() && !gradients[0].is_cpu()) return apply_on_host(gradients, update);
   for (size_t i = 0; i < segments_.size(); ++i) {
     SegmentState& segment = segments_[i];
-    const at::Tensor gradient = gradients[i].to(segment.numbers.device());
-    const bool on_card = cuda::on_card(gradient);
-    if (!segment.all_fp32()) {
-      if (on_card) {
-        update_state_on_card(segment.arrays, gradient, segment.shard, segment.pieces, update);
-      } else {
-        update_tiles(segment.arrays, gradient, segment.pieces, update);
-        write_weights(segment);
-      }
-      continue;
-    }
-    for (const Run& run : segment.runs) {
-      const AdamWCoefficients& c = run.decay ? update.decayed : update.undecayed;
-      const at::Tensor& m = segment.arrays.exp_avg.numbers();
-      const at::Tensor& v = segment.arrays.exp_avg_sq.numbers();
-      if (on_card) {
-        update_on_card(segment.numbers, m, v, gradient, segment.shard, run.begin, run.end, c);
-      } else {
-        update_on_cpu(segment.numbers, m, v, gradient, run.begin, run.end, c);
+    const at::Tensor& gradient = gradients[i];
+    if (!cuda::on_card(gradient)) {
+      update_on_host(segment, gradient, 0, update);
+      write_weights(segment);
+    } else if (!segment.all_fp32()) {  // these kernels have written the weights
+      update_state_on_card(segment.arrays, gradient, segment.shard, segment.pieces, update);
+    } else {
+      for (const Run& run : segment.runs) {
+        update_on_card(segment.numbers, segment.arrays.exp_avg.numbers(), segment.arrays.exp_avg_sq.numbers(),
+                       gradient, segment.shard, run.begin, run.end,
+                       run.decay ? update.decayed : update.undecayed);
       }
     }
-    if (!on_card) write_weights(segment);  // there the kernel has written them
   }
+}
+
+void AdamW::apply_on_host(std::span<const at::Tensor> gradients, const StateUpdate& update) {
+  struct Part {
+    size_t segment;
+    int64_t begin, end;
+  };
+  std::vector<Part> parts;
+  int64_t longest = 0;
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const int64_t numel = segments_[i].range.size();
+    for (int64_t begin = 0; begin < numel; begin += options_.host_piece) {
+      parts.push_back({i, begin, std::min(numel, begin + options_.host_piece)});
+      longest = std::max(longest, parts.back().end - begin);
+    }
+  }
+  if (parts.empty()) return;
+  if (!staging_) {
+    staging_ = std::make_unique<HostStaging>(gradients[0].device(), gradients[0].scalar_type(),
+                                             segments_[0].shard.scalar_type(), longest);
+  }
+  const auto fetch = [&](size_t i) {
+    if (i < parts.size()) staging_->fetch(gradients[parts[i].segment].slice(0, parts[i].begin, parts[i].end));
+  };
+  fetch(0);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    fetch(i + 1);
+    SegmentState& segment = segments_[parts[i].segment];
+    update_on_host(segment, staging_->take(), parts[i].begin, update);
+    const at::Tensor weights = staging_->place(parts[i].end - parts[i].begin);
+    round_weights(segment.numbers.slice(0, parts[i].begin, parts[i].end), weights);
+    staging_->send(weights, segment.shard.slice(0, parts[i].begin, parts[i].end));
+  }
+  staging_->finish();
 }
 
 void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate,
@@ -257,7 +296,13 @@ void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, dou
 }
 
 void AdamW::write_weights(const SegmentState& segment) {
-  if (!segment.numbers.is_alias_of(segment.shard)) round_weights(segment.numbers, segment.shard);
+  if (segment.numbers.is_alias_of(segment.shard)) return;
+  const at::Device device = segment.numbers.device();
+  if (device == segment.shard.device()) return round_weights(segment.numbers, segment.shard);
+  // Rounded before it crosses to a card: half the bytes.
+  const at::Tensor weights = at::empty(segment.shard.sizes(), segment.shard.options().device(device));
+  round_weights(segment.numbers, weights);
+  segment.shard.copy_(weights);
 }
 
 at::Tensor AdamW::part(std::string_view name, size_t tensor, const ElementRange& elements) const {

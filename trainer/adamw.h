@@ -15,12 +15,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "model/parameters.h"
 #include "trainer/adamw_tiles.h"
+#include "trainer/host_staging.h"
 #include "trainer/optimizer_state.h"
 #include "trainer/settings.h"
 #include "trainer/shard.h"
@@ -31,6 +33,8 @@ struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weight_decay = 0;
   StateFormat format;
   uint64_t seed = 0;  ///< of stochastic rounding
+  /// Elements that cross between a card and state on the host at a time; a multiple of kStateTile.
+  int64_t host_piece = kHostPiece;
 
   AdamWOptions() = default;
   explicit AdamWOptions(const Settings& settings);
@@ -101,14 +105,19 @@ class AdamW {
     const StateArray& array(std::string_view part) const;
   };
   void apply(std::span<const at::Tensor> gradients, const StateUpdate& update);
+  /// Of gradients and weights on a card, state on the host.
+  void apply_on_host(std::span<const at::Tensor> gradients, const StateUpdate& update);
   static std::vector<Run> decay_runs(const std::vector<StatePiece>& pieces);
   void make_state(SegmentState& segment, at::Device state_device) const;
   static void write_weights(const SegmentState& segment);
+  static void update_on_host(SegmentState& segment, const at::Tensor& gradient, int64_t first,
+                             const StateUpdate& update);
 
   const ParameterBuffers& weights_;
   AdamWOptions options_;
   World owner_;
   std::vector<SegmentState> segments_;
+  std::unique_ptr<HostStaging> staging_;  ///< once an update has needed it
 };
 
 }  // namespace satune

@@ -25,15 +25,16 @@ class Tile {
     }
   }
 
-  void update(const at::Tensor& gradient, const StatePiece& piece, const StateUpdate& update) {
+  /// `gradient`: of the share's elements from `first` on.
+  void update(const at::Tensor& gradient, int64_t first, const StatePiece& piece, const StateUpdate& update) {
     const auto [from, to] = overlap(piece);
-    const int64_t at = from - begin_, n = to - from;
+    const int64_t at = from - begin_, n = to - from, place = from - first;
     const AdamWCoefficients& c = piece.decay ? update.decayed : update.undecayed;
     float *p = values_[0] + at, *m = values_[1] + at, *v = values_[2] + at;
     if (gradient.scalar_type() == at::kBFloat16) {
-      adamw_update_bf16(p, m, v, static_cast<const uint16_t*>(gradient.const_data_ptr()) + from, n, c);
+      adamw_update_bf16(p, m, v, static_cast<const uint16_t*>(gradient.const_data_ptr()) + place, n, c);
     } else {
-      adamw_update_f32(p, m, v, gradient.const_data_ptr<float>() + from, n, c);
+      adamw_update_f32(p, m, v, gradient.const_data_ptr<float>() + place, n, c);
     }
   }
 
@@ -72,21 +73,22 @@ NoiseKey noise_key(const StateUpdate& update, const StatePiece& piece, size_t ar
 }
 
 void update_tiles(StateArrays& state, const at::Tensor& gradient, std::span<const StatePiece> pieces,
-                  const StateUpdate& update) {
+                  const StateUpdate& update, int64_t first) {
   const int64_t numel = gradient.numel(), tiles = (numel + kStateTile - 1) / kStateTile;
-  at::parallel_for(0, tiles, kTilesOfTask, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, tiles, kTilesOfTask, [&](int64_t first_tile, int64_t last_tile) {
     // The first piece that ends behind the tile's beginning.
-    auto piece = std::partition_point(pieces.begin(), pieces.end(),
-                                      [&](const StatePiece& p) { return p.end() <= first * kStateTile; });
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t begin = i * kStateTile, end = std::min(numel, begin + kStateTile);
+    auto piece = std::partition_point(pieces.begin(), pieces.end(), [&](const StatePiece& p) {
+      return p.end() <= first + first_tile * kStateTile;
+    });
+    for (int64_t i = first_tile; i < last_tile; ++i) {
+      const int64_t begin = first + i * kStateTile, end = std::min(first + numel, begin + kStateTile);
       while (piece != pieces.end() && piece->end() <= begin) ++piece;
       auto behind = piece;
       while (behind != pieces.end() && behind->begin() < end) ++behind;
       if (behind == piece) continue;
       const std::span<const StatePiece> touched(piece, behind);
       Tile tile(state, begin, end - begin);
-      for (const StatePiece& p : touched) tile.update(gradient, p, update);
+      for (const StatePiece& p : touched) tile.update(gradient, first, p, update);
       tile.write(state, touched, update);
     }
   });

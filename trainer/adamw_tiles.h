@@ -33,9 +33,10 @@ struct StatePiece {
 /// Words of noise for elements [begin, end) of a share, for array 0 (master), 1 or 2.
 NoiseKey noise_key(const StateUpdate& update, const StatePiece& piece, size_t array);
 
-/// On the CPU. `gradient`: fp32 or bf16, of the share. `pieces` ascending; elements in none of them (padding)
-/// are left alone. The result depends on neither threads nor the share's borders.
+/// On the CPU. `gradient`: fp32 or bf16, of the share's elements from `first` on, a multiple of kStateTile;
+/// no others are updated. `pieces` ascending; elements in none of them (padding) are left alone. The result
+/// depends on neither threads nor the share's borders.
 void update_tiles(StateArrays& state, const at::Tensor& gradient, std::span<const StatePiece> pieces,
-                  const StateUpdate& update);
+                  const StateUpdate& update, int64_t first = 0);
 
 }  // namespace satune

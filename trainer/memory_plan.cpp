@@ -10,6 +10,7 @@
 #include "model/ops/product_type.h"
 #include "trainer/compute_types.h"
 #include "trainer/host_allocator.h"
+#include "trainer/host_staging.h"
 #include "trainer/optimizer_state.h"
 #include "trainer/progress.h"
 
@@ -91,6 +92,9 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
     // The weights of fp32 runs, and those that are part of the state, have a copy there.
     const bool own = settings.precision != Precision::kFp32 && format.master_weights == MasterWeights::kFp32;
     plan.host += optimizer.master + optimizer.moments + (own ? 0 : owned * element);
+    const int64_t longest = *std::max_element(sizes.trained.begin(), sizes.trained.end());
+    const int64_t piece = std::min(kHostPiece, stage == 0 ? longest : longest / shares);
+    plan.host += 2 * piece * (element + (alone ? gradient_element : kFloatBytes));  // HostStaging
   } else {
     plan.master = optimizer.master;
     plan.moments = optimizer.moments;

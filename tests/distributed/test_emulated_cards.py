@@ -66,6 +66,15 @@ def test_activations_on_the_host_change_no_bit(on_card, model, tmp_path):
     assert all(rows == runs[0] for rows in runs)
 
 
+def test_the_optimizer_on_the_host_changes_no_bit(on_card, model, tmp_path):
+    for small in ({}, {"master_weights": "split", "optimizer_moments": "8bit"}):
+        changes = {"precision": "bf16", "gradient_accumulation_steps": 1, "zero_stage": 2, "save_steps": 4} | small
+        name = f"small{len(small)}"
+        card = train(on_card, model, tmp_path / f"{name}-card", 2, **changes)
+        assert train(on_card, model, tmp_path / f"{name}-host", 2, optimizer_offload="cpu", **changes) == card
+        assert same_state(state(tmp_path / f"{name}-host", 4), state(tmp_path / f"{name}-card", 4))
+
+
 def test_stages_on_two_cards_have_the_same_bits(on_card, model, tmp_path):
     changes = {"precision": "bf16", "gradient_accumulation_steps": 1, "save_steps": 4}
     whole = train(on_card, model, tmp_path / "stage0", 2, zero_stage=0, **changes)

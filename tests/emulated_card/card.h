@@ -88,7 +88,7 @@ Stream& current_stream();
 /// What the host has had to do with the cards so far.
 struct Counts {
   int64_t waits = 0;        ///< until queued work was done
-  int64_t allocations = 0;  ///< of memory of a card or pinned memory, from the runtime
+  int64_t allocations = 0;  ///< of memory of a card, from the runtime
 };
 Counts& counts();
 /// The host waits for a stream, as cudaStreamSynchronize(). `reason`: who makes it.

@@ -68,11 +68,11 @@ cudaError_t allocate(void** pointer, size_t bytes, int card) {
   const std::lock_guard guard(lock());
   *pointer = nullptr;
   if (bytes == 0) return cudaSuccess;
-  ++counts().allocations;
   if (card >= 0) {
     size_t& used = machine().used[static_cast<size_t>(card)];
     if (used + bytes > memory_bytes()) return failed(cudaErrorMemoryAllocation);
     used += bytes;
+    ++counts().allocations;
   }
   const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   *pointer = std::aligned_alloc(kAlignment, whole);

@@ -76,19 +76,31 @@ class SteppedModel {
         model_.weights().trained, sharding_.weight_shards(), AdamWOptions(settings_),
         sharding_.optimizer_owner(),
         settings_.optimizer_offload == OptimizerOffload::kCpu ? at::Device(at::kCPU) : kEmulated);
-    const std::vector<bool> all_trained(model_.table().tensors().size(), true);
-    const PlannedRun planned{settings_,       config_, model_.table(), all_trained, settings_.max_length,
-                             /*on_card=*/true};
-    plan_ = plan_memory(planned, {1, 0, 1}, int64_t{1} << 40);
+    plan_ = plan_with(settings_.gradient_checkpointing, available());
     step_.emplace(model_, sharding_, *optimizer_, groups_, *coordinator_, data_, settings_, plan_.recording);
   }
 
   StepResult step() { return step_->run({0, 0, rows_}, 1e-3, ++updates_); }
   const MemoryPlan& plan() const { return plan_; }
+  /// Of "auto", which is to fill it: half-way between all that it can choose.
+  int64_t available() const {
+    constexpr int64_t kMuch = int64_t{1} << 40;
+    if (settings_.gradient_checkpointing != Checkpointing::kAuto) return kMuch;
+    return (plan_with(Checkpointing::kOff, kMuch).total() + plan_with(Checkpointing::kOn, kMuch).total()) / 2;
+  }
   /// Bytes that were there before the model, which tests before left to the process.
   int64_t before() const { return before_; }
 
  private:
+  MemoryPlan plan_with(Checkpointing policy, int64_t available) const {
+    Settings settings = settings_;
+    settings.gradient_checkpointing = policy;
+    const std::vector<bool> all_trained(model_.table().tensors().size(), true);
+    const PlannedRun planned{settings,        config_, model_.table(), all_trained, settings.max_length,
+                             /*on_card=*/true};
+    return plan_memory(planned, {1, 0, 1}, available);
+  }
+
   Settings settings_;
   ModelConfig config_;
   int64_t before_, rows_, updates_ = 0;
@@ -103,19 +115,18 @@ class SteppedModel {
   MemoryPlan plan_;
 };
 
-class EmulatedStep : public ::testing::TestWithParam<Case> {};
+class EmulatedModes : public ::testing::TestWithParam<Case> {};
 
-TEST_P(EmulatedStep, WaitsOnceAndAllocatesNothingMore) {
+TEST_P(EmulatedModes, WaitsOnceAndAllocatesNothingMore) {
   SteppedModel model(GetParam());
-  // Pinned memory goes around until events that were late at first are known to be over.
-  for (int i = 0; i < 5; ++i) ASSERT_TRUE(model.step().updated);
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(model.step().updated);
   const emulated_card::Counts before = emulated_card::counts();
   ASSERT_TRUE(model.step().updated);
   EXPECT_EQ(emulated_card::counts().waits - before.waits, GetParam().waits);
   EXPECT_EQ(emulated_card::counts().allocations, before.allocations);
 }
 
-TEST_P(EmulatedStep, TakesThePlannedMemory) {
+TEST_P(EmulatedModes, TakesThePlannedMemory) {
   { SteppedModel(GetParam()).step(); }  // the workspace of cuBLAS stays
   SteppedModel model(GetParam());
   at::accelerator::resetPeakStats(
@@ -127,22 +138,37 @@ TEST_P(EmulatedStep, TakesThePlannedMemory) {
   EXPECT_NEAR(measured / planned, 1, 0.03) << measured << " bytes, planned " << planned;
 }
 
+TEST(EmulatedStep, AutomaticCheckpointingFillsTheCardAndStaysWithin) {
+  const Case tried{"Auto", {"gradient_checkpointing=auto"}, "2-4"};
+  { SteppedModel(tried).step(); }
+  SteppedModel model(tried);
+  const std::vector<Recording>& chosen = model.plan().recording;
+  EXPECT_NE(chosen.front(), chosen.back()) << "some layers keep more than others";
+  at::accelerator::resetPeakStats(kEmulated.index());
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(model.step().updated);
+  const auto measured = static_cast<double>(requested(true) - model.before() + model.plan().libraries);
+  const auto available = static_cast<double>(model.available());
+  EXPECT_LT(measured, available);
+  EXPECT_GT(measured - static_cast<double>(model.plan().libraries),
+            0.9 * (available - static_cast<double>(model.plan().libraries)));
+}
+
 INSTANTIATE_TEST_SUITE_P(
-    Modes, EmulatedStep,
-    ::testing::Values(Case{"Recomputed"}, Case{"Selective", {"gradient_checkpointing=selective"}},
-                      Case{"Kept", {"gradient_checkpointing=false"}},
-                      Case{"Shared", {"gradient_checkpointing=false"}, "2-4"},
-                      Case{"Packed", {"gradient_checkpointing=false"}, "2-4", 32},
-                      Case{"Accumulated", {"gradient_accumulation_steps=2"}},
-                      Case{"Fp32", {"precision=fp32", "gradient_checkpointing=false"}},
-                      Case{"Fp16", {"precision=fp16"}},
-                      Case{"EightBit", {"fp8=true", "gradient_checkpointing=false"}},
-                      Case{"EightBitSelective", {"fp8=true", "gradient_checkpointing=selective"}},
-                      Case{"Offloaded", {"gradient_checkpointing=false", "activation_offloading=true"}},
-                      // For each segment's gradient, and for the loss.
-                      Case{"OptimizerOnTheHost", {"optimizer_offload=cpu"}, "", 0, 8},
-                      Case{"SmallState", {"master_weights=none", "optimizer_moments=8bit"}},
-                      Case{"Split", {"master_weights=split", "optimizer_moments=bf16"}}),
+    Steps, EmulatedModes,
+    ::testing::Values(
+        Case{"Recomputed"}, Case{"Selective", {"gradient_checkpointing=selective"}},
+        Case{"Kept", {"gradient_checkpointing=false"}},
+        Case{"Shared", {"gradient_checkpointing=false"}, "2-4"},
+        Case{"Packed", {"gradient_checkpointing=false"}, "2-4", 32},
+        Case{"Accumulated", {"gradient_accumulation_steps=2"}},
+        Case{"Fp32", {"precision=fp32", "gradient_checkpointing=false"}}, Case{"Fp16", {"precision=fp16"}},
+        Case{"EightBit", {"fp8=true", "gradient_checkpointing=false"}},
+        Case{"EightBitSelective", {"fp8=true", "gradient_checkpointing=selective"}},
+        Case{"Offloaded", {"gradient_checkpointing=false", "activation_offloading=true"}},
+        // For the scale, each of seven gradients, and memory of five of the weights that left before.
+        Case{"OptimizerOnTheHost", {"optimizer_offload=cpu"}, "", 0, 13},
+        Case{"SmallState", {"master_weights=none", "optimizer_moments=8bit"}},
+        Case{"Split", {"master_weights=split", "optimizer_moments=bf16"}}),
     [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

@@ -28,6 +28,7 @@ class LateCopies final : public CopyQueue {
       ++made_;
     }
   }
+  void finish(size_t number) override { wait_for(number); }
   /// So many copies from here on are taken; the next one throws.
   void fail_after(int64_t copies) { fail_after_ = copies; }
   size_t waiting() const { return waiting_.size(); }

@@ -75,6 +75,54 @@ TEST_P(CudaTrainer, AScaleOfTheCardUpdatesOrLeavesAll) {
   }
 }
 
+/// optimizer_offload: weights and gradients on a card, state on the host, against all on the CPU. `piece`
+/// elements cross at a time.
+void expect_the_bits_of_the_cpu(const AdamWOptions& options, at::ScalarType type,
+                                at::ScalarType gradient_type, int64_t piece) {
+  const TensorTable table(model_configs::config_of(
+      {.vocabulary = 90, .hidden = 40, .ffn = 72, .layers = 2, .heads = 4, .kv_heads = 2, .head_dim = 10}));
+  const std::vector<bool> all(table.tensors().size(), true);
+  const at::Device card(at::kCUDA, 0);
+  const ParameterBuffers here(table, all, type, at::kCPU), there(table, all, type, card),
+      gradients(table, all, gradient_type, at::kCPU), gradients_there(table, all, gradient_type, card);
+  fill_waves(here, 0.5);
+  fill_waves(there, 0.5);
+  AdamWOptions in_pieces = options;
+  in_pieces.host_piece = piece;
+  AdamW expected(here, options), found(there, shards_of(there, {}), in_pieces, {}, at::kCPU);
+  for (int64_t t = 1; t <= 3; ++t) {
+    fill_waves(gradients, 0.01 * static_cast<double>(t));
+    fill_waves(gradients_there, 0.01 * static_cast<double>(t));
+    expected.update(gradients, 0.37, 1e-3, t);
+    found.update(gradients_there, 0.37, 1e-3, t);
+    // The next step's work on the card, which is not to wait for the host.
+    for (int i = 0; i < there.num_segments(); ++i) gradients_there.flat(i).zero_();
+  }
+  for (int i = 0; i < here.num_segments(); ++i) {
+    EXPECT_TRUE(at::equal(there.flat(i).cpu(), here.flat(i))) << "segment " << i;
+    for (const std::string_view name : kOptimizerParts)
+      EXPECT_TRUE(at::equal(found.part(name, i), expected.part(name, i))) << name << " " << i;
+  }
+}
+
+TEST_P(CudaTrainer, StateOnTheHostHasTheBitsOfTheCpu) {
+  AdamWOptions options;
+  options.weight_decay = 0.1;
+  for (const int64_t piece : {int64_t{1024}, int64_t{3072}, int64_t{1} << 24}) {
+    expect_the_bits_of_the_cpu(options, GetParam(), GetParam(), piece);
+    if (GetParam() != at::kBFloat16) continue;
+    expect_the_bits_of_the_cpu(options, GetParam(), at::kFloat, piece);
+    for (const MasterWeights master : {MasterWeights::kSplit, MasterWeights::kNone}) {
+      for (const OptimizerMoments moments : {OptimizerMoments::kBf16, OptimizerMoments::k8Bit}) {
+        AdamWOptions small = options;
+        small.format.master_weights = master;
+        small.format.moments = moments;
+        expect_the_bits_of_the_cpu(small, GetParam(), at::kBFloat16, piece);
+      }
+    }
+  }
+}
+
 TEST_P(CudaTrainer, NormAndSumOverRanks) {
   const at::Tensor values = at::sin(at::arange(100003, at::kDouble) * 12.9898).to(GetParam());
   const at::Tensor gradients[] = {values.cuda(), values.narrow(0, 1, 70000).cuda()};
