@@ -40,6 +40,17 @@ double gemm_rate(const at::Device& device, at::ScalarType type, int64_t side) {
   return 2 * n * n * n / median_seconds(device, [&] { at::matmul_out(out, a, b); });
 }
 
+double gemm8_rate(const at::Device& device, int64_t side) {
+  const at::Tensor a =
+      at::full({side, side}, 0.5, at::TensorOptions(device).dtype(at::kFloat)).to(at::kFloat8_e4m3fn);
+  const at::Tensor one = at::ones({}, at::TensorOptions(device).dtype(at::kFloat));
+  at::Tensor out = at::empty({side, side}, at::TensorOptions(device).dtype(at::kBFloat16));
+  const auto n = static_cast<double>(side);
+  return 2 * n * n * n / median_seconds(device, [&] {
+           at::_scaled_mm_out(out, a, a.t(), one, one, {}, {}, at::kBFloat16, /*use_fast_accum=*/true);
+         });
+}
+
 double copy_rate(const at::Device& device) {
   const int64_t bytes = device.is_cpu() ? kCopyBytesOnCpu : kCopyBytesOnCard;
   const at::Tensor from = at::zeros({bytes / 4}, at::TensorOptions(device).dtype(at::kFloat));
@@ -49,12 +60,18 @@ double copy_rate(const at::Device& device) {
 
 }  // namespace
 
-double Floors::seconds(double flops, double bytes) const {
-  return std::max(gemm_flops > 0 ? flops / gemm_flops : 0, copy_bytes > 0 ? bytes / copy_bytes : 0);
+double Floors::seconds(double flops, double bytes, double flops8) const {
+  const double fast = gemm8_flops > 0 ? flops8 : 0;
+  double products = gemm_flops > 0 ? (flops - fast) / gemm_flops : 0;
+  if (fast > 0) products += fast / gemm8_flops;
+  return std::max(products, copy_bytes > 0 ? bytes / copy_bytes : 0);
 }
 
-Floors measure_floors(const at::Device& device, at::ScalarType type) {
-  if (!device.is_cpu()) return {gemm_rate(device, type, kSideOnCard), copy_rate(device)};
+Floors measure_floors(const at::Device& device, at::ScalarType type, bool fp8) {
+  if (!device.is_cpu()) {
+    return {gemm_rate(device, type, kSideOnCard), copy_rate(device),
+            fp8 ? gemm8_rate(device, kSideOnCard) : 0};
+  }
   Floors floors{gemm_rate(device, at::kFloat, kSideOnCpu), copy_rate(device)};
   // Without instructions for it a large 16-bit product takes most of a minute.
   if (type != at::kFloat && gemm_rate(device, type, kSideOfProbe) > floors.gemm_flops / 4)
@@ -63,7 +80,8 @@ Floors measure_floors(const at::Device& device, at::ScalarType type) {
 }
 
 Floors better_of(const Floors& a, const Floors& b) {
-  return {std::max(a.gemm_flops, b.gemm_flops), std::max(a.copy_bytes, b.copy_bytes)};
+  return {std::max(a.gemm_flops, b.gemm_flops), std::max(a.copy_bytes, b.copy_bytes),
+          std::max(a.gemm8_flops, b.gemm8_flops)};
 }
 
 }  // namespace satune

@@ -53,7 +53,7 @@ std::vector<BenchRow> bench_rows(const StepRecorder::Recorded& recorded, const W
     row.milliseconds = total.own / 1000 / steps;
     row.share = whole > 0 ? total.own / whole : 0;
     row.work = work_of(shape, path);
-    row.floor_milliseconds = 1000 * floors.seconds(row.work.flops, row.work.bytes);
+    row.floor_milliseconds = 1000 * floors.seconds(row.work.flops, row.work.bytes, row.work.flops8);
     rows.push_back(std::move(row));
   }
   // "rest" of the whole step last.

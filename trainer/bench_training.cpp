@@ -142,7 +142,7 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
     throw EnvironmentError(fmt::format("out of memory: found no room for this step, expected it to fit{}{}",
                                        why.empty() ? "" : ": ", why));
   }
-  times.floors = measure_floors(device, weight_type(settings.precision));
+  times.floors = measure_floors(device, weight_type(settings.precision), settings.fp8);
   return times;
 }
 
@@ -161,7 +161,8 @@ WorkShape work_shape(const ModelPlan& model, const Settings& settings, const Tra
           world_size == 1,
           plan.recording,
           state + gradients,
-          gradients};
+          gradients,
+          settings.fp8};
 }
 
 }  // namespace satune

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/ops/fp8.h"
 #include "model/step_trace.h"
 
 namespace satune {
@@ -58,9 +59,17 @@ class LayerWork {
 
  private:
   double qkv() const { return shared_ ? KV : Q + 2 * KV; }
+  bool in_8_bits(double inputs, double outputs) const {
+    return shape_.fp8 && takes_fp8(static_cast<int64_t>(outputs), static_cast<int64_t>(inputs));
+  }
+  /// Read in E bytes, written by rows and by columns in one each.
+  double made_in_8_bits(double elements) const { return elements * (E + 2); }
   /// Tokens times a matrix [outputs, inputs].
   PartWork product(double inputs, double outputs) const {
-    return {2 * N * inputs * outputs, (N * inputs + inputs * outputs + N * outputs) * E};
+    const double flops = 2 * N * inputs * outputs;
+    if (in_8_bits(inputs, outputs))
+      return {flops, made_in_8_bits(N * inputs) + N * inputs + inputs * outputs + N * outputs * E, flops};
+    return {flops, (N * inputs + inputs * outputs + N * outputs) * E};
   }
   PartWork with_residual(PartWork work) const {
     work.bytes += N * C * E;
@@ -71,7 +80,14 @@ class LayerWork {
   }
   /// Two products: the input's gradient, and the weight's.
   PartWork product_backward(double inputs, double outputs) const {
-    return {4 * N * inputs * outputs,
+    const double flops = 4 * N * inputs * outputs;
+    if (in_8_bits(inputs, outputs)) {
+      return {flops,
+              made_in_8_bits(N * outputs) + 2 * N * outputs + N * inputs + inputs * outputs + N * inputs * E +
+                  weight_gradient(inputs * outputs),
+              flops};
+    }
+    return {flops,
             (2 * N * outputs + 2 * N * inputs + inputs * outputs) * E + weight_gradient(inputs * outputs)};
   }
   /// Two operations, halved by causality, for every pair of a document's tokens.

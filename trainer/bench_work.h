@@ -29,13 +29,19 @@ struct WorkShape {
   std::vector<Recording> recording;
   int64_t update_bytes = 0;  ///< read and written by the optimizer
   int64_t norm_bytes = 0;    ///< read by the norm of the gradients
+  /// Products of layers that take them are of 8-bit floats: their operands are made (read in `element` bytes,
+  /// written by rows and by columns where a weight's gradient comes) and read again; weights in 8 bits are
+  /// there.
+  bool fp8 = false;
 };
 
 struct PartWork {
   double flops = 0, bytes = 0;
+  double flops8 = 0;  ///< of `flops`, those of products of 8-bit floats
   PartWork& operator+=(const PartWork& other) {
     flops += other.flops;
     bytes += other.bytes;
+    flops8 += other.flops8;
     return *this;
   }
 };

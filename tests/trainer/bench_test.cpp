@@ -58,6 +58,28 @@ TEST(BenchWork, IsWhatAPencilGives) {
   expect_work(work_of(shape, {"step", "upload of a micro-batch"}), 0, 0);
 }
 
+// 32 tokens, hidden 16, ffn 32, q, k and v 16 each: operands of one byte, made out of two.
+TEST(BenchWork, OfProductsInEightBits) {
+  const ModelConfig config = model_configs::config_of(
+      {.vocabulary = 50, .hidden = 16, .ffn = 32, .layers = 1, .heads = 2, .kv_heads = 2, .head_dim = 8});
+  WorkShape shape{config, 32, 32, 1, 2, 2, true, {Recording::kKeep}, 0, 0};
+  shape.fp8 = true;
+  const PartWork forward = work_of(shape, {"step", "layer forward", part::kQkv});
+  expect_work(forward, 2 * 32 * 16 * 48, 32 * 16 * (2 + 2) + 32 * 16 + 16 * 48 + 32 * 48 * 2);
+  EXPECT_DOUBLE_EQ(forward.flops8, forward.flops);
+  const PartWork backward = work_of(shape, {"step", "layer backward", part::kQkv});
+  expect_work(backward, 4 * 32 * 16 * 48,
+              32 * 48 * (2 + 2) + 2 * 32 * 48 + 32 * 16 + 16 * 48 + 32 * 16 * 2 + 16 * 48 * 2);
+  EXPECT_DOUBLE_EQ(backward.flops8, backward.flops);
+  EXPECT_EQ(work_of(shape, {"step", "layer forward", part::kAttention}).flops8, 0);
+  EXPECT_EQ(work_of(shape, {"step", "head backward", part::kLoss}).flops8, 0);
+  // Sizes that are no multiple of 16 stay in 16 bits.
+  const ModelConfig odd = two_layers();
+  WorkShape other = shape_of(odd);
+  other.fp8 = true;
+  EXPECT_EQ(work_of(other, {"step", "layer forward", part::kDown}).flops8, 0);
+}
+
 TEST(BenchWork, LaterMicroBatchesAddToGradients) {
   const ModelConfig config = two_layers();
   WorkShape once = shape_of(config), twice = shape_of(config);
@@ -156,6 +178,10 @@ TEST(Floors, TheHigherOneCounts) {
   EXPECT_DOUBLE_EQ(floors.seconds(200, 5), 2);
   EXPECT_DOUBLE_EQ(floors.seconds(200, 50), 5);
   EXPECT_DOUBLE_EQ(floors.seconds(0, 0), 0);
+  // Products of 8 bits at their own rate, where it is known.
+  EXPECT_DOUBLE_EQ(floors.seconds(200, 5, 100), 2);
+  EXPECT_DOUBLE_EQ((Floors{100, 10, 400}).seconds(200, 5, 100), 1.25);
+  EXPECT_DOUBLE_EQ(better_of({1, 5, 7}, {2, 4, 6}).gemm8_flops, 7);
   EXPECT_DOUBLE_EQ(better_of({1, 5}, {2, 4}).gemm_flops, 2);
   EXPECT_DOUBLE_EQ(better_of({1, 5}, {2, 4}).copy_bytes, 5);
 }

@@ -89,6 +89,12 @@ Json shared_json(const BenchRequest& request, const BenchPlace& place,
           {"place", place_json(place)}};
 }
 
+Json floors_json(const Floors& floors) {
+  Json json = {{"gemm_flops_per_s", floors.gemm_flops}, {"copy_bytes_per_s", floors.copy_bytes}};
+  if (floors.gemm8_flops > 0) json["gemm_8bit_flops_per_s"] = floors.gemm8_flops;
+  return json;
+}
+
 Json memory_json(const TrainingTimes& times) {
   Json items;
   for (const auto& [name, bytes] : times.plan.items()) items[name] = bytes;
@@ -116,8 +122,7 @@ Json training_json(const BenchVariant& variant, const TrainingResult& result) {
       {"final_loss", times.final_loss},
       {"memory", memory_json(times)},
       {"attention", times.attention},
-      {"floors",
-       {{"gemm_flops_per_s", times.floors.gemm_flops}, {"copy_bytes_per_s", times.floors.copy_bytes}}},
+      {"floors", floors_json(times.floors)},
       {"segments", rows_json(result.rows)}};
 }
 

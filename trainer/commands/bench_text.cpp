@@ -58,8 +58,11 @@ std::string training_lines(const BenchRequest& request, const BenchVariant& vari
       format_count(result.tokens_per_second));
   text += formula_line(request, variant, result) + memory_line(times);
   text += fmt::format("  attention     {}\n", times.attention);
-  text += fmt::format("  floors        GEMM {} FLOP/s, copy {} B/s, measured in this run\n",
-                      format_count(times.floors.gemm_flops), format_count(times.floors.copy_bytes));
+  const Floors& floors = times.floors;
+  const std::string in_8_bits =
+      floors.gemm8_flops > 0 ? fmt::format(" (in 8 bits {})", format_count(floors.gemm8_flops)) : "";
+  text += fmt::format("  floors        GEMM {} FLOP/s{}, copy {} B/s, measured in this run\n",
+                      format_count(floors.gemm_flops), in_8_bits, format_count(floors.copy_bytes));
   if (times.skipped_updates > 0)
     text += fmt::format("  WARNING       {} without an update: loss or gradients were not finite\n",
                         counted(times.skipped_updates, "step"));
