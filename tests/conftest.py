@@ -4,8 +4,8 @@ import pytest
 
 # Files that take long begin first, the longest before the others: begun last, one worker would end long after the rest.
 LONGEST_FIRST = (
-    "test_quickstart.py", "test_faults.py", "test_memory.py", "test_traffic.py", "test_nodes.py", "test_ranks.py",
-    "test_tokenizers.py", "test_chat_template.py", "test_cuda_registers.py", "test_docs.py", "test_transformers_4_57.py",
+    "test_quickstart.py", "test_faults.py", "test_emulated_cards.py", "test_memory.py", "test_traffic.py", "test_nodes.py",
+    "test_ranks.py", "test_tokenizers.py", "test_chat_template.py", "test_cuda_registers.py", "test_docs.py", "test_transformers_4_57.py",
     "test_train_parity.py", "test_eval_benchmarks.py", "test_compare.py", "test_command_errors.py", "test_background_saves.py",
     "test_export.py", "test_train_ranks.py", "test_stories.py", "test_analyze.py", "test_generate_command.py",
     "test_diff_command.py", "test_export_command.py", "test_bench.py", "test_lm_eval.py", "test_torchrun.py",

@@ -247,8 +247,7 @@ at::Tensor& copy(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
   const bool pinned = through_host && is_pinned(host_side.const_data_ptr());
   const at::Tensor source = from.is_cpu() && !pinned ? from.clone() : on_host(from);
   queue([target = on_host(to), source] {
-    at::Tensor written = target;
-    written.copy_(source);
+    target.copy_(source);
   });
   if (!through_host) return to;
   if (pinned && non_blocking) {

@@ -195,6 +195,7 @@ ncclResult_t ncclAllGather(const void* from, void* to, size_t count, ncclDataTyp
   const size_t bytes = bytes_of(count, type);
   std::vector<const char*> sources(static_cast<size_t>(communicator->size), static_cast<const char*>(from));
   std::vector<char*> targets;
+  targets.reserve(sources.size());
   for (int i = 0; i < communicator->size; ++i)
     targets.push_back(static_cast<char*>(to) + static_cast<size_t>(i) * bytes);
   submit(communicator, stream, std::move(sources), std::move(targets), bytes);

@@ -149,7 +149,6 @@ using satune::emulated_card::is_pinned;
 using satune::emulated_card::last_error;
 using satune::emulated_card::machine;
 using satune::emulated_card::outcome;
-using satune::emulated_card::run_everything;
 using satune::emulated_card::Stream;
 using satune::emulated_card::stream_of;
 using satune::emulated_card::wait_for;
@@ -417,9 +416,11 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) {
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void*, void**) {
   return failed(cudaErrorNotSupported);
 }
+// NOLINTNEXTLINE(bugprone-reserved-identifier): CUDA's name
 cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) {
   return failed(cudaErrorNotSupported);
 }
+// NOLINTNEXTLINE(bugprone-reserved-identifier)
 cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void*) {
   *kernel = nullptr;
   return cudaSuccess;
