@@ -5,6 +5,7 @@
 
 #include "model/flops.h"
 #include "tests/model_configs.h"
+#include "trainer/host_staging.h"
 #include "trainer/memory_plan.h"
 #include "trainer/shard.h"
 #include "trainer/traffic_plan.h"
@@ -254,7 +255,8 @@ TEST(MemoryPlan, StatesOfAShareAreCut) {
   EXPECT_GT(third.gathered, 0);
   shape.settings.optimizer_offload = OptimizerOffload::kCpu;
   const MemoryPlan offloaded = plan_memory(shape.run(), {4, 3}, 0);
-  EXPECT_EQ(offloaded.host, third.master + third.moments);
+  // Two pieces of fp32 sums and of bf16 weights are pinned.
+  EXPECT_EQ(offloaded.host, third.master + third.moments + 2 * kHostPiece * (4 + 2));
   EXPECT_EQ(offloaded.master + offloaded.moments, 0);
   shape.settings.precision = Precision::kFp32;
   shape.settings.optimizer_offload = OptimizerOffload::kNone;
