@@ -132,16 +132,11 @@ at::Tensor like_on_card(const at::Tensor& tensor, at::Device device) {
 }
 
 /// What the operator would give, without its numbers; nothing if no Meta kernel says it.
-std::optional<Stack> meta_results(const c10::OperatorHandle& op, const Stack& arguments,
-                                  Stack* meta_arguments) {
-  *meta_arguments = with_device(Replaced(arguments,
-                                         [](const at::Tensor& tensor) {
-                                           return at::empty_strided(tensor.sizes(), tensor.strides(),
-                                                                    tensor.options().device(at::kMeta));
-                                         })
-                                    .values,
-                                at::kMeta);
-  Stack results = *meta_arguments;
+std::optional<Stack> meta_results(const c10::OperatorHandle& op, const Stack& arguments) {
+  const Replaced meta(arguments, [](const at::Tensor& tensor) {
+    return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(at::kMeta));
+  });
+  Stack results = with_device(meta.values, at::kMeta);
   try {
     op.callBoxed(&results);
   } catch (const std::exception&) {
@@ -210,8 +205,7 @@ void run_on_card(const c10::OperatorHandle& op, Stack* stack) {
   const std::vector<int> places = arguments_of_results(op.schema());
   const Stack arguments = torch::jit::pop(*stack, op.schema().arguments().size());
   check_devices(op, arguments);
-  Stack meta_arguments;
-  const auto metas = meta_results(op, arguments, &meta_arguments);
+  const auto metas = meta_results(op, arguments);
   if (!metas || metas->empty()) return run_now(op, arguments, places, stack);
   std::vector<at::Tensor> results;  // memory of the card that the CPU's results are copied to
   for (size_t i = 0; i < metas->size(); ++i) {
@@ -246,9 +240,7 @@ at::Tensor& copy(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
   const at::Tensor& host_side = to.is_cpu() ? to : from;
   const bool pinned = through_host && is_pinned(host_side.const_data_ptr());
   const at::Tensor source = from.is_cpu() && !pinned ? from.clone() : on_host(from);
-  queue([target = on_host(to), source] {
-    target.copy_(source);
-  });
+  queue([target = on_host(to), source] { target.copy_(source); });
   if (!through_host) return to;
   if (pinned && non_blocking) {
     at::getHostAllocator(at::kCUDA)->record_event(host_side.storage().mutable_data(),
