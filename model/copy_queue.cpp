@@ -24,7 +24,8 @@ class StreamOfCopies final : public CopyQueue {
       const c10::StreamGuard on_copies(copies_);
       to.copy_(from, /*non_blocking=*/true);
     }
-    // Numbers go around: an event serves again long after its copy has been waited for.
+    // Numbers go around: an event serves again only after so many later copies of this queue, and nobody
+    // waits for one as old as that.
     const size_t number = next_++ % kEvents;
     if (number == events_.size()) events_.emplace_back(device_.type());
     events_[number].record(copies_);
@@ -35,7 +36,7 @@ class StreamOfCopies final : public CopyQueue {
   void finish(size_t copy) override { events_[copy].synchronize(); }
 
  private:
-  static constexpr size_t kEvents = 256;  // more than the copies of three layers
+  static constexpr size_t kEvents = 256;  // more than the copies of three layers, or of two pieces of state
 
   at::Device device_;
   c10::impl::VirtualGuardImpl guard_;

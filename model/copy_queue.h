@@ -15,8 +15,8 @@ class CopyQueue {
   virtual ~CopyQueue() = default;
 
   /// `to` becomes `from` once all work that was queued on the device before this call is done. Both of one
-  /// type and size, contiguous, the host's side pinned; both stay alive until wait_for(). Returns the copy's
-  /// number.
+  /// type and size, contiguous, the host's side pinned; both stay alive until wait_for() or finish(). Returns
+  /// the copy's number.
   virtual size_t copy(const at::Tensor& to, const at::Tensor& from) = 0;
   /// Work queued on the device from here on runs after that copy.
   virtual void wait_for(size_t copy) = 0;

@@ -91,13 +91,6 @@ RecordBuffers kept_of(const PassShape& shape, int layer, Recording recording) {
            shape.tokens * config.key_value_size() * shape.element}};
 }
 
-int64_t pinned_bytes(const Buffers& buffers) {
-  int64_t bytes = 0;
-  for (const int64_t size : buffers)
-    bytes += static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(size)));
-  return bytes;
-}
-
 /// While the gradient of a weight [outputs, inputs] is made: on the CPU, where it is wider than the operands,
 /// the product in their type, then added; through fp32, tiles of the tokens' two sides, and of the gradient
 /// where it is narrower.
@@ -183,6 +176,12 @@ void raise_to_head(Live& most, const PassShape& shape, Live live) {
 }
 
 }  // namespace
+
+int64_t pinned_bytes(const std::vector<int64_t>& sizes) {
+  int64_t bytes = 0;
+  for (const int64_t size : sizes) bytes += static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(size)));
+  return bytes;
+}
 
 int64_t layer_activation_bytes(const PassShape& shape, int layer, Recording recording) {
   const RecordBuffers record = record_of(shape, layer, recording);

@@ -41,6 +41,9 @@ struct PassBytes {
   int64_t total() const { return kept + working; }
 };
 
+/// Of buffers in pinned memory, each of which LibTorch rounds up to a power of two.
+int64_t pinned_bytes(const std::vector<int64_t>& sizes);
+
 /// Bytes of a pass over all layers. Offloaded, the card has what stays of every layer, beside the own
 /// activations of the layer in progress and of one on its way, or of the last layer while the loss is in
 /// progress. On the CPU freed buffers below glibc's threshold for maps (host_allocator.h) stay with the

@@ -155,6 +155,12 @@ AdamW::AdamW(const ParameterBuffers& weights, std::vector<at::Tensor> shards, co
     segment.runs = decay_runs(segment.pieces);
     make_state(segment, state_device);
   }
+  if (!state_device.is_cpu() || weights.flat(0).is_cpu()) return;
+  TORCH_CHECK(options.host_piece > 0 && options.host_piece % kStateTile == 0);
+  int64_t longest = 0;
+  for (const SegmentState& segment : segments_) longest = std::max(longest, segment.range.size());
+  staging_ = std::make_unique<HostStaging>(weights.flat(0).device(), weights.flat(0).scalar_type(),
+                                           std::min(longest, options.host_piece));
 }
 
 AdamW::AdamW(const ParameterBuffers& weights, const AdamWOptions& options, const World& owner)
@@ -237,7 +243,7 @@ void AdamW::update_on_host(SegmentState& segment, const at::Tensor& gradient, in
 }
 
 void AdamW::apply(std::span<const at::Tensor> gradients, const StateUpdate& update) {
-  if (segments_[0].numbers.is_cpu() && !gradients[0].is_cpu()) return apply_on_host(gradients, update);
+  if (staging_) return apply_on_host(gradients, update);
   for (size_t i = 0; i < segments_.size(); ++i) {
     SegmentState& segment = segments_[i];
     const at::Tensor& gradient = gradients[i];
@@ -257,37 +263,21 @@ void AdamW::apply(std::span<const at::Tensor> gradients, const StateUpdate& upda
 }
 
 void AdamW::apply_on_host(std::span<const at::Tensor> gradients, const StateUpdate& update) {
-  struct Part {
-    size_t segment;
-    int64_t begin, end;
-  };
-  std::vector<Part> parts;
-  int64_t longest = 0;
+  std::vector<HostStaging::Piece> pieces;
+  std::vector<std::pair<size_t, int64_t>> places;  // segment, and first element of its share
   for (size_t i = 0; i < segments_.size(); ++i) {
     const int64_t numel = segments_[i].range.size();
     for (int64_t begin = 0; begin < numel; begin += options_.host_piece) {
-      parts.push_back({i, begin, std::min(numel, begin + options_.host_piece)});
-      longest = std::max(longest, parts.back().end - begin);
+      const int64_t end = std::min(numel, begin + options_.host_piece);
+      pieces.push_back({gradients[i].slice(0, begin, end), segments_[i].shard.slice(0, begin, end)});
+      places.emplace_back(i, begin);
     }
   }
-  if (parts.empty()) return;
-  if (!staging_) {
-    staging_ = std::make_unique<HostStaging>(gradients[0].device(), gradients[0].scalar_type(),
-                                             segments_[0].shard.scalar_type(), longest);
-  }
-  const auto fetch = [&](size_t i) {
-    if (i < parts.size()) staging_->fetch(gradients[parts[i].segment].slice(0, parts[i].begin, parts[i].end));
-  };
-  fetch(0);
-  for (size_t i = 0; i < parts.size(); ++i) {
-    fetch(i + 1);
-    SegmentState& segment = segments_[parts[i].segment];
-    update_on_host(segment, staging_->take(), parts[i].begin, update);
-    const at::Tensor weights = staging_->place(parts[i].end - parts[i].begin);
-    round_weights(segment.numbers.slice(0, parts[i].begin, parts[i].end), weights);
-    staging_->send(weights, segment.shard.slice(0, parts[i].begin, parts[i].end));
-  }
-  staging_->finish();
+  staging_->run(pieces, [&](size_t piece, const at::Tensor& gradient, const at::Tensor& weights) {
+    const auto [i, begin] = places[piece];
+    update_on_host(segments_[i], gradient, begin, update);
+    round_weights(segments_[i].numbers.slice(0, begin, begin + weights.numel()), weights);
+  });
 }
 
 void AdamW::update(const ParameterBuffers& gradients, double gradient_scale, double learning_rate,

@@ -117,7 +117,7 @@ class AdamW {
   AdamWOptions options_;
   World owner_;
   std::vector<SegmentState> segments_;
-  std::unique_ptr<HostStaging> staging_;  ///< once an update has needed it
+  std::unique_ptr<HostStaging> staging_;  ///< where the state of weights on a card is on the host
 };
 
 }  // namespace satune

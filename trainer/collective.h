@@ -2,9 +2,9 @@
 // the error says which rank is gone instead of what the transport saw.
 //
 // On a card a collective's wait() only holds up the stream. What the host waits in is its next look at the
-// card: a number read back, an upload from memory that is not pinned, an allocation (of the card's memory or
-// of pinned memory) that has to wait for it. Those are the waits to name there, beside starts and waits
-// themselves.
+// card: a number read back, a gradient that it updates by, an upload from memory that is not pinned, an
+// allocation (of the card's memory or of pinned memory) that has to wait for it. Those are the waits to name
+// there, beside starts and waits themselves.
 #pragma once
 
 #include <c10/core/Device.h>

@@ -5,8 +5,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
-#include <deque>
+#include <functional>
 #include <memory>
+#include <optional>
+#include <span>
+#include <vector>
 
 #include "model/copy_queue.h"
 
@@ -15,41 +18,32 @@ namespace satune {
 /// Elements of a piece, where nobody says otherwise: a few milliseconds of a link or of a CPU's update.
 inline constexpr int64_t kHostPiece = int64_t{1} << 24;
 
+/// Bytes of each pinned buffer, for pieces of `elements` elements and weights of `weight_bytes` each.
+std::vector<int64_t> host_staging_buffers(int64_t elements, int64_t weight_bytes);
+
 class HostStaging {
  public:
-  /// For pieces of at most `elements` elements of gradients and weights of these types. Pinned memory: two
-  /// pieces of each.
-  HostStaging(at::Device card, at::ScalarType gradient, at::ScalarType weight, int64_t elements);
+  /// Of one card, both 1-D, contiguous and of equally many elements.
+  struct Piece {
+    at::Tensor gradient;  ///< at most 4 bytes an element
+    at::Tensor weights;
+  };
+  /// Makes weights on the host out of a gradient there; both pinned, for the time of the call.
+  using Update = std::function<void(size_t piece, const at::Tensor& gradient, const at::Tensor& weights)>;
 
-  /// A gradient piece, 1-D on the card, sets out for the host, behind the work that is queued on the card. At
-  /// most two are on their way or in use.
-  void fetch(const at::Tensor& gradient);
-  /// The oldest piece that was fetched and not taken: the host waits for it. Its memory is used again by the
-  /// second fetch() from here.
-  at::Tensor take();
-  /// Pinned memory for `elements` weights. The host waits until what was sent from there before has left.
-  at::Tensor place(int64_t elements);
-  /// What place() gave goes to `weights`, 1-D on the card.
-  void send(const at::Tensor& placed, const at::Tensor& weights);
-  /// Work queued on the card from here on sees all that was sent.
-  void finish();
+  /// For pieces of at most `elements` elements, and weights of this type. Takes its pinned memory at once.
+  HostStaging(at::Device card, at::ScalarType weight, int64_t elements);
+
+  /// Calls `update` for each piece, in order. Gradients are those that are there when the work queued on the
+  /// card before is done; work queued behind sees the weights, also where `update` throws (of the pieces
+  /// before). The host waits for each gradient, and for the memory of the weights that left two pieces
+  /// before.
+  void run(std::span<const Piece> pieces, const Update& update);
 
  private:
-  /// Pinned memory and the copy that last used it.
-  struct Buffer {
-    at::Tensor memory;
-    size_t copy = 0;
-    bool in_use = false;
-  };
-
   std::unique_ptr<CopyQueue> down_, up_;
-  std::array<Buffer, 2> gradients_, weights_;
-  struct Fetched {
-    size_t buffer;
-    int64_t elements;
-  };
-  std::deque<Fetched> fetched_;
-  size_t next_gradient_ = 0, next_weight_ = 0;
+  std::array<at::Tensor, 2> gradients_, weights_;  ///< pinned; gradients as bytes
+  std::array<std::optional<size_t>, 2> left_;      ///< copies that last read weights_
 };
 
 }  // namespace satune

@@ -53,12 +53,15 @@ std::vector<int64_t> attention_buffers(const PlannedRun& run) {
     return buffers;
   }
   if (run.on_card) {
-    // Of flash and of cuDNN: sums of dQ in fp32, sum(dO * O), and results or copies of q, k and v, their
-    // gradients and, of flash, keys' and values' repeated for their query heads.
+    // Of flash and of cuDNN: sums of dQ in fp32 and sum(dO * O), with 128 rows more for each row's document
+    // and heads rounded up (flash; further documents of packed rows, whose number only the data tells, are
+    // not counted); the gradients of q, k and v; and dK and dV of all query heads (flash) or copies of q, k
+    // and v (cuDNN).
     const int64_t element = compute_element_bytes(run.settings.precision), query = config.query_size(),
-                  key = config.key_value_size();
-    return {run.tokens * query * kFloatBytes, run.tokens * heads * kFloatBytes,
-            run.tokens * (query + 2 * key) * element, 2 * run.tokens * query * element};
+                  all = query + 2 * config.key_value_size(), step = config.head_dim <= 128 ? 32 : 64;
+    const int64_t padded = run.tokens + 128 * rows, width = (config.head_dim + step - 1) / step * step;
+    return {padded * heads * width * kFloatBytes, padded * heads * kFloatBytes, run.tokens * all * element,
+            run.tokens * std::max(2 * query, all) * element};
   }
   return attention_backward_buffers(weight_type(run.settings.precision), rows, length, heads,
                                     config.num_key_value_heads, config.head_dim, run.threads);
@@ -94,7 +97,7 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
     plan.host += optimizer.master + optimizer.moments + (own ? 0 : owned * element);
     const int64_t longest = *std::max_element(sizes.trained.begin(), sizes.trained.end());
     const int64_t piece = std::min(kHostPiece, stage == 0 ? longest : longest / shares);
-    plan.host += 2 * piece * (element + (alone ? gradient_element : kFloatBytes));  // HostStaging
+    plan.host += pinned_bytes(host_staging_buffers(piece, element));
   } else {
     plan.master = optimizer.master;
     plan.moments = optimizer.moments;

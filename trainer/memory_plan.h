@@ -41,7 +41,7 @@ struct MemoryPlan {
   int64_t snapshot_copy = 0;  ///< async_save on the CPU
   int64_t activations = 0;    ///< kept between forward and backward, all layers
   int64_t working = 0;        ///< the layer in progress, or the loss's chunk of logits: the larger
-  int64_t libraries = 0;      ///< what the CPU's matrix libraries keep for threads and shapes
+  int64_t libraries = 0;  ///< what matrix libraries keep: on the CPU for threads and shapes, on a card cuBLAS
 
   /// Beside a card: optimizer_offload "cpu", activation_offloading (which alone is host_activations), the
   /// copy of async_save.

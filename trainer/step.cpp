@@ -24,8 +24,8 @@ namespace satune {
 namespace {
 
 // Where the host waits for the card, and so for every collective that the card's streams wait for: once a
-// step (and in votes after it, with several ranks). While pinned memory for uploads and numbers is first made
-// it may wait as well.
+// step (in votes after it, with several ranks; and for each piece of the gradients in an update on the host).
+// While pinned memory for uploads and numbers is first made it may wait as well.
 constexpr const char* kUpload = "upload of a micro-batch";
 constexpr const char* kNorm = "norm of the gradients";
 constexpr const char* kRead = "loss and norm of a card";

@@ -5,10 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <stdexcept>
 
 #include "tests/model_configs.h"
 #include "trainer/adamw.h"
 #include "trainer/gradient_norm.h"
+#include "trainer/host_staging.h"
 #include "trainer/sum_parts.h"
 
 namespace satune::trainer_test {
@@ -75,21 +77,31 @@ TEST_P(CudaTrainer, AScaleOfTheCardUpdatesOrLeavesAll) {
   }
 }
 
+/// What an update is of.
+struct Share {
+  at::ScalarType weight, gradient;
+  AdamWOptions options = {};
+  std::vector<bool> trained = {};  ///< per tensor; empty: all
+  World owner = {};
+};
+
 /// optimizer_offload: weights and gradients on a card, state on the host, against all on the CPU. `piece`
 /// elements cross at a time.
-void expect_the_bits_of_the_cpu(const AdamWOptions& options, at::ScalarType type,
-                                at::ScalarType gradient_type, int64_t piece) {
+void expect_the_bits_of_the_cpu(const Share& share, int64_t piece) {
   const TensorTable table(model_configs::config_of(
       {.vocabulary = 90, .hidden = 40, .ffn = 72, .layers = 2, .heads = 4, .kv_heads = 2, .head_dim = 10}));
-  const std::vector<bool> all(table.tensors().size(), true);
+  const std::vector<bool> trained =
+      share.trained.empty() ? std::vector<bool>(table.tensors().size(), true) : share.trained;
   const at::Device card(at::kCUDA, 0);
-  const ParameterBuffers here(table, all, type, at::kCPU), there(table, all, type, card),
-      gradients(table, all, gradient_type, at::kCPU), gradients_there(table, all, gradient_type, card);
+  const ParameterBuffers here(table, trained, share.weight, at::kCPU),
+      there(table, trained, share.weight, card), gradients(table, trained, share.gradient, at::kCPU),
+      gradients_there(table, trained, share.gradient, card);
   fill_waves(here, 0.5);
   fill_waves(there, 0.5);
-  AdamWOptions in_pieces = options;
+  AdamWOptions in_pieces = share.options;
   in_pieces.host_piece = piece;
-  AdamW expected(here, options), found(there, shards_of(there, {}), in_pieces, {}, at::kCPU);
+  AdamW expected(here, share.options, share.owner),
+      found(there, shards_of(there, share.owner), in_pieces, share.owner, at::kCPU);
   for (int64_t t = 1; t <= 3; ++t) {
     fill_waves(gradients, 0.01 * static_cast<double>(t));
     fill_waves(gradients_there, 0.01 * static_cast<double>(t));
@@ -108,19 +120,60 @@ void expect_the_bits_of_the_cpu(const AdamWOptions& options, at::ScalarType type
 TEST_P(CudaTrainer, StateOnTheHostHasTheBitsOfTheCpu) {
   AdamWOptions options;
   options.weight_decay = 0.1;
-  for (const int64_t piece : {int64_t{1024}, int64_t{3072}, int64_t{1} << 24}) {
-    expect_the_bits_of_the_cpu(options, GetParam(), GetParam(), piece);
+  for (const int64_t piece : {int64_t{1024}, int64_t{3072}, kHostPiece}) {
+    expect_the_bits_of_the_cpu({GetParam(), GetParam(), options}, piece);
     if (GetParam() != at::kBFloat16) continue;
-    expect_the_bits_of_the_cpu(options, GetParam(), at::kFloat, piece);
+    expect_the_bits_of_the_cpu({GetParam(), at::kFloat, options}, piece);
     for (const MasterWeights master : {MasterWeights::kSplit, MasterWeights::kNone}) {
       for (const OptimizerMoments moments : {OptimizerMoments::kBf16, OptimizerMoments::k8Bit}) {
         AdamWOptions small = options;
         small.format.master_weights = master;
         small.format.moments = moments;
-        expect_the_bits_of_the_cpu(small, GetParam(), at::kBFloat16, piece);
+        expect_the_bits_of_the_cpu({GetParam(), at::kBFloat16, small}, piece);
       }
     }
   }
+}
+
+TEST_P(CudaTrainer, StateOnTheHostOfPartsOfAModel) {
+  const TensorTable table(model_configs::config_of(
+      {.vocabulary = 90, .hidden = 40, .ffn = 72, .layers = 2, .heads = 4, .kv_heads = 2, .head_dim = 10}));
+  // The embedding and the first layer are frozen, and one tensor of the second; the last share cuts others.
+  std::vector<bool> trained;
+  for (const TensorInfo& tensor : table.tensors())
+    trained.push_back(tensor.segment > 1 && tensor.role != TensorRole::kGate);
+  for (const World& owner : {World{0, 1}, World{1, 3}, World{2, 3}}) {
+    for (const int64_t piece : {int64_t{1024}, kHostPiece}) {
+      expect_the_bits_of_the_cpu({GetParam(), at::kFloat, {}, trained, owner}, piece);
+      expect_the_bits_of_the_cpu({GetParam(), at::kFloat, {}, {}, owner}, piece);
+      expect_the_bits_of_the_cpu({at::kHalf, at::kFloat, {}, trained, owner}, piece);
+    }
+  }
+}
+
+TEST_P(CudaTrainer, AnUpdateThatFailsLeavesTheNextOneWhole) {
+  const at::Device card(at::kCUDA, 0);
+  const auto numbers = [&](double first) {
+    return at::arange(6, at::dtype(at::kFloat).device(card)).add_(first).to(GetParam());
+  };
+  HostStaging staging(card, GetParam(), 2);
+  const auto pieces_of = [](const at::Tensor& gradient, const at::Tensor& weights) {
+    std::vector<HostStaging::Piece> pieces;
+    for (int64_t i = 0; i < 6; i += 2) pieces.push_back({gradient.narrow(0, i, 2), weights.narrow(0, i, 2)});
+    return pieces;
+  };
+  const at::Tensor weights = at::zeros({6}, at::dtype(GetParam()).device(card));
+  const auto fails_at = [](size_t at) {
+    return [at](size_t piece, const at::Tensor& gradient, const at::Tensor& result) {
+      if (piece == at) throw std::runtime_error("update");
+      result.copy_(gradient);
+    };
+  };
+  EXPECT_THROW(staging.run(pieces_of(numbers(10), weights), fails_at(1)), std::runtime_error);
+  EXPECT_EQ(weights.to(at::kFloat).sum().item<float>(), 10 + 11) << "the pieces before";
+  staging.run(pieces_of(numbers(100), weights), fails_at(3));
+  EXPECT_TRUE(at::equal(weights.cpu(), numbers(100).cpu()));
+  EXPECT_THROW(staging.run(pieces_of(numbers(1).to(at::kDouble), weights), fails_at(3)), c10::Error);
 }
 
 TEST_P(CudaTrainer, NormAndSumOverRanks) {

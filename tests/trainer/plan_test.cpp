@@ -234,6 +234,17 @@ TEST(ZeroStage, AutoTakesTheLowestThatFits) {
   EXPECT_EQ(choose_zero_stage(fixed.run(), 8, int64_t{1} << 50).stage, 2);
 }
 
+TEST(MemoryPlan, PinnedPiecesArePowersOfTwo) {
+  const ModelConfig config = small_config(2, false);  // of the embedding, 6.4e6 elements
+  const TensorTable table(config);
+  Settings settings;
+  settings.optimizer_offload = OptimizerOffload::kCpu;
+  const PlannedRun run{settings, config, table, {}, 256, true};
+  const MemoryPlan plan = plan_memory(run, {}, 0);
+  const int64_t state = 12 * table.parameter_count();
+  EXPECT_NEAR(plan.host - state, 2 * ((int64_t{1} << 25) + (int64_t{1} << 24)), 0.01 * state);
+}
+
 TEST(MemoryPlan, StatesOfAShareAreCut) {
   ShapeRun shape("8b");
   const PlannedRun run = shape.run();
@@ -255,7 +266,7 @@ TEST(MemoryPlan, StatesOfAShareAreCut) {
   EXPECT_GT(third.gathered, 0);
   shape.settings.optimizer_offload = OptimizerOffload::kCpu;
   const MemoryPlan offloaded = plan_memory(shape.run(), {4, 3}, 0);
-  // Two pieces of fp32 sums and of bf16 weights are pinned.
+  // Two pieces of gradients and of bf16 weights are pinned.
   EXPECT_EQ(offloaded.host, third.master + third.moments + 2 * kHostPiece * (4 + 2));
   EXPECT_EQ(offloaded.master + offloaded.moments, 0);
   shape.settings.precision = Precision::kFp32;
