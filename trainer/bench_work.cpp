@@ -19,6 +19,7 @@ class LayerWork {
         // Of a span, the layer whose backward comes first leaves its part as it is.
         first_of_span_(shared_ && config_.sharing.users(config_.sharing.source(layer)).back() == layer),
         accumulate_(accumulate),
+        recording_(shape.recording[static_cast<size_t>(layer)]),
         N(static_cast<double>(shape.tokens)),
         C(static_cast<double>(config_.hidden_size)),
         F(static_cast<double>(config_.intermediate_size)),
@@ -27,48 +28,57 @@ class LayerWork {
         H(static_cast<double>(config_.num_attention_heads)),
         E(static_cast<double>(shape.element)) {}
 
-  PartWork forward(std::string_view part) const {
-    if (part == part::kNorm) return {0, 2 * (2 * N * C * E + C * E + N * 4)};
-    if (part == part::kQkv) return product(C, qkv());
-    if (part == part::kRope) return {0, shared_ ? 0 : 2 * N * (Q + KV) * E};
-    if (part == part::kAttention) return {2 * attention_product(), N * (2 * Q + 2 * KV) * E + N * H * 4};
-    if (part == part::kOutput) return with_residual(product(Q, C));
-    if (part == part::kGateUp) return product(C, 2 * F);
-    if (part == part::kSwiglu) return {0, 3 * N * F * E};
-    if (part == part::kDown) return with_residual(product(F, C));
-    return {};
-  }
+  PartWork forward(std::string_view part) const { return forward(part, recording_ == Recording::kKeep); }
 
   PartWork backward(std::string_view part) const {
+    // The input in 8 bits by columns: by the forward that kept it, or that came again.
+    const bool made_before = recording_ != Recording::kSelective;
     // Reads the gradient, the input and that of the residual; writes the input's gradient, and the weight's.
     if (part == part::kNorm) return {0, 2 * (4 * N * C * E + C * E + N * 4 + weight_gradient(C))};
-    if (part == part::kQkv) return product_backward(C, qkv());
+    if (part == part::kQkv) return product_backward(C, qkv(), made_before);
     if (part == part::kRope) return forward(part);
     if (part == part::kAttention)
       return {5 * attention_product(), N * (2 * Q + 2 * KV) * E + N * H * 4 + N * (2 * Q + 2 * KV) * E};
-    if (part == part::kOutput) return product_backward(Q, C);
-    if (part == part::kGateUp) return product_backward(C, 2 * F);
+    if (part == part::kOutput) return product_backward(Q, C, made_before);
+    if (part == part::kGateUp) return product_backward(C, 2 * F, made_before);
     if (part == part::kSwiglu) return {0, 5 * N * F * E};
-    if (part == part::kDown) return product_backward(F, C);
+    if (part == part::kDown) return product_backward(F, C, recording_ == Recording::kKeep);
     if (part == part::kSpan) return span();
     return {};
   }
 
   /// What the policy computes a second time, inside the backward.
-  PartWork again(std::string_view part) const { return part == part::kDown ? PartWork{} : forward(part); }
+  PartWork again(std::string_view part) const {
+    return part == part::kDown ? PartWork{} : forward(part, /*keeps=*/true);
+  }
 
  private:
+  /// `keeps`: as product()'s.
+  PartWork forward(std::string_view part, bool keeps) const {
+    if (part == part::kNorm) return {0, 2 * (2 * N * C * E + C * E + N * 4)};
+    if (part == part::kQkv) return product(C, qkv(), keeps);
+    if (part == part::kRope) return {0, shared_ ? 0 : 2 * N * (Q + KV) * E};
+    if (part == part::kAttention) return {2 * attention_product(), N * (2 * Q + 2 * KV) * E + N * H * 4};
+    if (part == part::kOutput) return with_residual(product(Q, C, keeps));
+    if (part == part::kGateUp) return product(C, 2 * F, keeps);
+    if (part == part::kSwiglu) return {0, 3 * N * F * E};
+    if (part == part::kDown) return with_residual(product(F, C, keeps));
+    return {};
+  }
+
   double qkv() const { return shared_ ? KV : Q + 2 * KV; }
   bool in_8_bits(double inputs, double outputs) const {
     return shape_.fp8 && takes_fp8(static_cast<int64_t>(outputs), static_cast<int64_t>(inputs));
   }
-  /// Read in E bytes, written by rows and by columns in one each.
-  double made_in_8_bits(double elements) const { return elements * (E + 2); }
-  /// Tokens times a matrix [outputs, inputs].
-  PartWork product(double inputs, double outputs) const {
+  /// Read in E bytes, written in one: by rows, by columns, or both.
+  double made_in_8_bits(double elements, int copies) const { return elements * (E + copies); }
+  /// Tokens times a matrix [outputs, inputs]. `keeps`: a backward reads what this leaves.
+  PartWork product(double inputs, double outputs, bool keeps) const {
     const double flops = 2 * N * inputs * outputs;
-    if (in_8_bits(inputs, outputs))
-      return {flops, made_in_8_bits(N * inputs) + N * inputs + inputs * outputs + N * outputs * E, flops};
+    if (in_8_bits(inputs, outputs)) {
+      const double made = made_in_8_bits(N * inputs, keeps ? 2 : 1);
+      return {flops, made + N * inputs + inputs * outputs + N * outputs * E, flops};
+    }
     return {flops, (N * inputs + inputs * outputs + N * outputs) * E};
   }
   PartWork with_residual(PartWork work) const {
@@ -79,13 +89,14 @@ class LayerWork {
     return elements * static_cast<double>(shape_.gradient_element) * (accumulate_ ? 2 : 1);
   }
   /// Two products: the input's gradient, and the weight's.
-  PartWork product_backward(double inputs, double outputs) const {
+  PartWork product_backward(double inputs, double outputs, bool made_before) const {
     const double flops = 4 * N * inputs * outputs;
     if (in_8_bits(inputs, outputs)) {
-      return {flops,
-              made_in_8_bits(N * outputs) + 2 * N * outputs + N * inputs + inputs * outputs + N * inputs * E +
-                  weight_gradient(inputs * outputs),
-              flops};
+      const double made = made_in_8_bits(N * outputs, 2) + (made_before ? 0 : made_in_8_bits(N * inputs, 1));
+      // A gradient that is added is written beside it first.
+      const double added =
+          accumulate_ ? 2 * weight_gradient(inputs * outputs) : weight_gradient(inputs * outputs);
+      return {flops, made + 2 * N * outputs + N * inputs + inputs * outputs + N * inputs * E + added, flops};
     }
     return {flops,
             (2 * N * outputs + 2 * N * inputs + inputs * outputs) * E + weight_gradient(inputs * outputs)};
@@ -102,6 +113,7 @@ class LayerWork {
   const WorkShape& shape_;
   const ModelConfig& config_;
   const bool shared_, spanned_, first_of_span_, accumulate_;
+  const Recording recording_;
   const double N, C, F, Q, KV, H, E;
 };
 

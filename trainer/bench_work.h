@@ -30,8 +30,8 @@ struct WorkShape {
   int64_t update_bytes = 0;  ///< read and written by the optimizer
   int64_t norm_bytes = 0;    ///< read by the norm of the gradients
   /// Products of layers that take them are of 8-bit floats: their operands are made (read in `element` bytes,
-  /// written by rows and by columns where a weight's gradient comes) and read again; weights in 8 bits are
-  /// there.
+  /// written by rows, and by columns where and when a weight's gradient needs them) and read again; weights
+  /// in 8 bits are there. All weights are trained.
   bool fp8 = false;
 };
 

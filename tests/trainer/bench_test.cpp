@@ -72,6 +72,22 @@ TEST(BenchWork, OfProductsInEightBits) {
               32 * 48 * (2 + 2) + 2 * 32 * 48 + 32 * 16 + 16 * 48 + 32 * 16 * 2 + 16 * 48 * 2);
   EXPECT_DOUBLE_EQ(backward.flops8, backward.flops);
   EXPECT_EQ(work_of(shape, {"step", "layer forward", part::kAttention}).flops8, 0);
+  // Where the forward keeps nothing it writes rows alone; columns are made again or in the backward.
+  const double input = 32 * 16;
+  for (const Recording recording : {Recording::kRecompute, Recording::kSelective}) {
+    const bool again = recording == Recording::kRecompute;
+    shape.recording = {recording};
+    EXPECT_EQ(work_of(shape, {"step", "layer forward", part::kQkv}).bytes, forward.bytes - input);
+    EXPECT_EQ(work_of(shape, {"step", "layer backward", part::kAgain, part::kQkv}).bytes,
+              again ? forward.bytes : 0);
+    EXPECT_EQ(work_of(shape, {"step", "layer backward", part::kQkv}).bytes,
+              backward.bytes + (again ? 0 : input * (2 + 1)));
+  }
+  // What is added is written beside the sum first: three times more in two bytes.
+  const Path down = {"step", "layer backward", part::kDown};
+  const double once = work_of(shape, down).bytes;
+  shape.micro_steps = 2;
+  EXPECT_EQ(work_of(shape, down).bytes, 2 * once + 3 * 2 * 32 * 16);
   EXPECT_EQ(work_of(shape, {"step", "head backward", part::kLoss}).flops8, 0);
   // Sizes that are no multiple of 16 stay in 16 bits.
   const ModelConfig odd = two_layers();
