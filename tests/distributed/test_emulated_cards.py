@@ -8,7 +8,7 @@ import time
 
 import pytest
 from programs import built, call
-from ranks import ENVIRONMENT, Ranks, await_rows, run, same_state, settings, snapshots, state, trajectory
+from ranks import ENVIRONMENT, Ranks, await_rows, rows, run, same_state, settings, snapshots, state, trajectory
 
 ON_CARD = {"device": "cuda", "max_steps": 4, "gradient_accumulation_steps": 2, "packing": True, "save_steps": 0}
 
@@ -56,14 +56,14 @@ def test_a_card_follows_the_cpu_and_waits_where_it_must(satune, on_card, model, 
         other = train(on_card, model, tmp_path / order, env={"SATUNE_EMULATED_ORDER": order}, **changes)
         assert late == other, "numbers depend on when the card does its work"
     cpu = train(satune, model, tmp_path / "cpu", **(changes | {"device": "cpu"}))
-    assert 0 < apart(late, cpu) < tolerance
+    assert apart(late, cpu) < tolerance
 
 
 def test_activations_on_the_host_change_no_bit(on_card, model, tmp_path):
-    runs = [train(on_card, model, tmp_path / str(offloaded), precision="bf16", gradient_checkpointing=policy,
+    trajectories = [train(on_card, model, tmp_path / str(offloaded), precision="bf16", gradient_checkpointing=policy,
                   activation_offloading=offloaded)
             for offloaded, policy in itertools.product((False, True), (True, "selective", False))]
-    assert all(rows == runs[0] for rows in runs)
+    assert all(one == trajectories[0] for one in trajectories)
 
 
 def test_the_optimizer_on_the_host_changes_no_bit(on_card, model, tmp_path):
@@ -102,13 +102,13 @@ def test_a_run_goes_on_with_fewer_cards_and_on_none(satune, on_card, model, tmp_
     train(on_card, model, output, 1, max_steps=4, gradient_accumulation_steps=4, allow_changes=True, **changes)
     assert same_state(state(output, 2), before)
     assert snapshots(output) == ["step-00000002", "step-00000004"]
-    rows = train(satune, model, output, 1, max_steps=6, gradient_accumulation_steps=4, allow_changes=True, device="cpu",
+    whole = train(satune, model, output, 1, max_steps=6, gradient_accumulation_steps=4, allow_changes=True, device="cpu",
                  **changes)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in whole] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_card_whose_process_dies_in_a_collective_is_named(on_card, model, tmp_path):
-    changes = {"gradient_accumulation_steps": 1, "zero_stage": 3, "max_steps": 10, "save_steps": 2, "precision": "bf16"}
+    changes = {"gradient_accumulation_steps": 1, "zero_stage": 3, "max_steps": 30, "save_steps": 5, "precision": "bf16"}
     expected = train(on_card, model, tmp_path / "whole", 2, **changes)
     output = tmp_path / "run"
     config = settings(model, output, **(ON_CARD | changes | {"heartbeat_timeout": 3}))
@@ -129,7 +129,8 @@ def test_out_of_memory_is_said_before_the_first_step(on_card, model, tmp_path):
     config = settings(model, tmp_path / "run", **ON_CARD)
     ranks = Ranks(on_card, config, 1, tmp_path / "logs", environment={0: {"SATUNE_EMULATED_MEMORY": str(36 << 20)}})
     assert ranks.wait() == [3], ranks.log(0)
-    assert "out of memory" in ranks.error(0)
+    assert "out of memory" in ranks.error(0) and "before training starts" in ranks.error(0)
+    assert not rows(tmp_path / "run")
 
 
 ENV = ENVIRONMENT | {"SATUNE_EMULATED_CARDS": "1"}

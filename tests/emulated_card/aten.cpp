@@ -246,7 +246,7 @@ at::Tensor& copy(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
     at::getHostAllocator(at::kCUDA)->record_event(host_side.storage().mutable_data(),
                                                   host_side.storage().data_ptr().get_context(),
                                                   c10::cuda::getCurrentCUDAStream().unwrap());
-  } else if (to.is_cpu() || non_blocking || pinned) {
+  } else {  // of pageable memory CUDA's driver waits as well
     wait_for(current_stream(), "copy_");
   }
   return to;

@@ -120,8 +120,9 @@ Gradients flash_backward(const at::Tensor& d_out, const at::Tensor& q, const at:
   const auto& [d_q, d_k, d_v] = gradients;
   // What the real one takes while it runs: sums of dQ, sum(dO * O), dK and dV of all query heads.
   const auto wide = q.options().dtype(at::kFloat);
-  const int64_t padded = q.size(0) + 128 * (starts.numel() - 1);
-  [[maybe_unused]] const at::Tensor taken[] = {at::empty({padded, q.size(1), q.size(2)}, wide),
+  const int64_t padded = q.size(0) + 128 * (starts.numel() - 1), step = q.size(2) <= 128 ? 32 : 64,
+                width = (q.size(2) + step - 1) / step * step;
+  [[maybe_unused]] const at::Tensor taken[] = {at::empty({padded, q.size(1), width}, wide),
                                                at::empty({q.size(1), padded}, wide),
                                                q.size(1) == k.size(1) ? at::Tensor() : at::empty_like(q),
                                                q.size(1) == k.size(1) ? at::Tensor() : at::empty_like(q)};

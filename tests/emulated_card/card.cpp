@@ -24,7 +24,13 @@ std::exception_ptr& failure() {
   return first;
 }
 
+thread_local bool has_submitted = false;
+
 }  // namespace
+
+bool submits_work() {
+  return has_submitted;
+}
 
 int cards() {
   static const int count = static_cast<int>(number_from("SATUNE_EMULATED_CARDS", 1));
@@ -44,6 +50,7 @@ std::recursive_mutex& lock() {
 Stream::Stream(bool is_default) : late_(order() == "late" || (order() == "ahead" && is_default)) {}
 
 void Stream::submit(std::function<void()> work) {
+  has_submitted = true;
   const std::lock_guard guard(lock());
   queue_.push_back(std::move(work));
   ++submitted_;

@@ -8,6 +8,8 @@
 // too early and a missing wait between streams show as wrong numbers. SATUNE_EMULATED_ORDER=early does
 // everything at once instead; a program that is right has the same bits with both.
 //
+// Who asks an event twice, and submits work, has it done: allocators go around by that.
+//
 // New memory of the card is full of NaN. What is not found: what kernels of the real libraries refuse or
 // round differently, and speed.
 //
@@ -93,6 +95,8 @@ struct Counts {
 Counts& counts();
 /// The host waits for a stream, as cudaStreamSynchronize(). `reason`: who makes it.
 void wait_for(Stream& stream, const char* reason);
+/// Whether the calling thread has ever submitted work. Others, such as c10d's watch thread, only look on.
+bool submits_work();
 /// Counts a wait, and names it with SATUNE_EMULATED_SHOW_WAITS.
 void count_wait(const char* reason);
 

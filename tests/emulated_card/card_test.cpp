@@ -35,11 +35,16 @@ TEST(EmulatedCard, ReadingAndPageableMemoryWait) {
   EXPECT_EQ((at::ones({4}, kOnCard) * 3).sum().item<float>(), 12);
   EXPECT_EQ((at::ones({4}, kOnCard) * 3).cpu().sum().item<float>(), 12);
   EXPECT_EQ(counts().waits, before + 2);
-  // What is copied out of it is taken at once.
-  at::Tensor source = at::ones({4});
-  const at::Tensor there = source.to(kOnCard.device(), /*non_blocking=*/true);
-  source.zero_();
-  EXPECT_EQ(there.sum().item<float>(), 4);
+  // In both directions; out of pinned memory only where it is asked for.
+  for (const bool pinned : {false, true}) {
+    for (const bool non_blocking : {false, true}) {
+      const at::Tensor source = pinned ? pinned_zeros() : at::zeros({4}), there = at::ones({4}, kOnCard);
+      const int64_t so_far = counts().waits;
+      there.copy_(source, non_blocking);
+      EXPECT_EQ(counts().waits - so_far, pinned && non_blocking ? 0 : 1);
+      EXPECT_EQ(there.sum().item<float>(), 0);
+    }
+  }
 }
 
 TEST(EmulatedCard, StreamsGoOnByThemselvesUntilOneWaitsForTheOther) {

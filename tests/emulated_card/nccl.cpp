@@ -23,6 +23,8 @@ namespace {
 
 constexpr size_t kSlotBytes = size_t{16} << 20;  // of each rank; what is larger goes in pieces
 
+constexpr auto kInitLimit = std::chrono::seconds(60);
+
 /// At the head of the shared memory, which begins as zeros.
 struct Meeting {
   std::atomic<uint32_t> arrived, round;
@@ -56,7 +58,9 @@ struct ncclComm {
 
   char* slot(int of) const { return memory + 4096 + static_cast<size_t>(of) * kSlotBytes; }
 
-  void meet() {
+  /// Waits for the other ranks; for `limit` where there is one.
+  void meet(std::chrono::seconds limit = std::chrono::hours(24)) {
+    const auto end = std::chrono::steady_clock::now() + limit;
     auto& meeting = *reinterpret_cast<Meeting*>(memory);
     const uint32_t round = meeting.round;
     if (++meeting.arrived == static_cast<uint32_t>(size)) {
@@ -66,6 +70,7 @@ struct ncclComm {
     }
     while (meeting.round == round) {
       if (aborted) throw std::runtime_error("a collective was aborted");
+      if (std::chrono::steady_clock::now() > end) throw std::runtime_error("a rank is missing");
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
   }
@@ -157,10 +162,15 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* communicator, int size, ncclUniq
   made->rank = rank;
   made->size = size;
   made->memory = static_cast<char*>(memory);
-  made->meet();
-  if (rank == 0) shm_unlink(name.c_str());
+  ncclResult_t result = ncclSuccess;
+  try {
+    made->meet(kInitLimit);
+  } catch (const std::runtime_error&) {
+    result = ncclSystemError;
+  }
+  shm_unlink(name.c_str());  // all have it, or nobody will
   *communicator = made;
-  return ncclSuccess;
+  return result;
 }
 ncclResult_t ncclCommInitRank(ncclComm_t* communicator, int size, ncclUniqueId id, int rank) {
   return ncclCommInitRankConfig(communicator, size, id, rank, nullptr);

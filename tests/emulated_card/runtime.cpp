@@ -336,9 +336,10 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
 cudaError_t cudaStreamDestroy(cudaStream_t) {
   return cudaSuccess;
 }
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  wait_for(stream_of(stream), "cudaStreamQuery");
-  return outcome();
+cudaError_t cudaStreamQuery(cudaStream_t handle) {
+  const std::lock_guard guard(satune::emulated_card::lock());
+  const Stream& stream = stream_of(handle);
+  return stream.done(stream.submitted()) ? cudaSuccess : failed(cudaErrorNotReady);
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   wait_for(stream_of(stream), "cudaStreamSynchronize");
@@ -388,12 +389,13 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   event_of(event).wait();
   return outcome();
 }
-/// Not yet, the first time; whoever asks again gets what a card would have done by then.
+/// Not yet, the first time; a thread that asks again gets what a card would have done by then.
 cudaError_t cudaEventQuery(cudaEvent_t handle) {
   const std::lock_guard guard(satune::emulated_card::lock());
   Event& event = event_of(handle);
   if (!event.done()) {
-    if (!std::exchange(event.asked, true)) return failed(cudaErrorNotReady);
+    if (!satune::emulated_card::submits_work() || !std::exchange(event.asked, true))
+      return failed(cudaErrorNotReady);
     event.wait();
   }
   return cudaSuccess;
