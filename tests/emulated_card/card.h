@@ -6,7 +6,8 @@
 // Work is done as late as CUDA allows: when the host waits for it, and then only what the stream or event
 // waited for depends on. So a result that is read before somebody waited for it, memory that is used again
 // too early and a missing wait between streams show as wrong numbers. SATUNE_EMULATED_ORDER=early does
-// everything at once instead; a program that is right has the same bits with both.
+// everything at once instead, "ahead" what is on other streams than the default one, so that these run before
+// work that they ought to wait for; a program that is right has the same bits with all three.
 //
 // Who asks an event twice, and submits work, has it done: allocators go around by that.
 //
