@@ -49,6 +49,7 @@ make_venv
 
 step 3 $steps "LibTorch: $(grep -v '^#' launch/requirements.txt)"
 install_python libtorch launch/requirements.txt
+install_python cudnn-frontend launch/requirements-cudnn.txt --no-deps
 
 step 4 $steps "CUDA compiler"
 install_nvcc

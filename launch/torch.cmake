@@ -44,6 +44,12 @@ find_path(SATUNE_NCCL_INCLUDE nccl.h HINTS ${SATUNE_NCCL_HINT}/include ${CUDAToo
 find_library(SATUNE_NCCL_LIBRARY NAMES nccl libnccl.so.2
              HINTS ${SATUNE_NCCL_HINT}/lib ${CUDAToolkit_LIBRARY_DIR})
 
+# cudnn-frontend: headers alone, over the cuDNN of the wheel, which LibTorch has loaded. Without them cards have
+# flash attention.
+file(GLOB SATUNE_PACKAGES ${CMAKE_SOURCE_DIR}/.venv/lib/python3.*/site-packages)
+find_path(SATUNE_CUDNN_FRONTEND cudnn_frontend.h HINTS ${SATUNE_PACKAGES}/include)
+find_path(SATUNE_CUDNN_INCLUDE cudnn.h HINTS ${SATUNE_PACKAGES}/nvidia/cudnn/include ${CUDAToolkit_INCLUDE_DIRS})
+
 # Gloo, the ranks' transport on CPUs: LibTorch carries the library, but not the headers that
 # c10d/ProcessGroupGloo.hpp includes. The system's serve, and its library is not linked (it is another version).
 find_path(SATUNE_GLOO_INCLUDE gloo/context.h)

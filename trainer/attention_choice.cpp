@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "data/files/error.h"
+#include "model/ops/attention_cudnn.h"
 #include "trainer/compute_types.h"
 
 namespace satune {
@@ -41,15 +42,22 @@ double tolerance_of(at::ScalarType type) {
   return type == at::kFloat ? 1e-5 : 1e-10;
 }
 
+/// Full rows, and packed documents of which a graph of cuDNN for eight has three less.
+const std::vector<int64_t> kTrials[] = {{0, kTrialTokens, 2 * kTrialTokens}, {0, 100, 140, 141, 228, 256}};
+
+AttentionChoice make_choice(AttentionKernel kernel, bool in_fixed_order, int64_t full_row) {
+  AttentionChoice choice{kernel, in_fixed_order, full_row};
+  if (kernel == AttentionKernel::kCudnn) choice.cudnn = std::make_shared<CudnnAttention>();
+  return choice;
+}
+
 /// Output, d_q, d_k, d_v.
-std::array<at::Tensor, 4> attend(AttentionKernel kernel, const at::Tensor& qkv_NHD, const at::Tensor& d_NHD,
-                                 int64_t heads, int64_t kv) {
-  const std::vector<int64_t> starts = {0, kTrialTokens, 2 * kTrialTokens};
+std::array<at::Tensor, 4> attend(const AttentionChoice& choice, const at::Tensor& qkv_NHD,
+                                 const at::Tensor& d_NHD, int64_t kv, const std::vector<int64_t>& starts) {
+  const int64_t heads = d_NHD.size(1);
   const at::Tensor q = qkv_NHD.narrow(1, 0, heads), k = qkv_NHD.narrow(1, heads, kv),
                    v = qkv_NHD.narrow(1, heads + kv, kv);
-  AttentionOptions options;
-  options.choice = {kernel, kTrialTokens};
-  const AttentionOut out = attention_forward(q, k, v, starts, options);
+  const AttentionOut out = attention_forward(q, k, v, starts, {choice});
   const at::Tensor d_qkv = at::empty_like(qkv_NHD);
   std::array<at::Tensor, 4> results = {out.out_NHD, d_qkv.narrow(1, 0, heads), d_qkv.narrow(1, heads, kv),
                                        d_qkv.narrow(1, heads + kv, kv)};
@@ -79,10 +87,9 @@ AttentionKernel kernel_of(AttnImplementation wanted) {
 void refuse_what_is_not_there(AttentionKernel kernel, at::ScalarType type, at::Device device) {
   if (kernel == AttentionKernel::kCudnn && device.is_cpu())
     throw bad_input("attn_implementation", "\"cudnn\" on the CPU", "\"auto\", \"flash\" or \"eager\"");
-  if (kernel != AttentionKernel::kEager && !device.is_cpu() && !is_half(type))
-    throw bad_input("attn_implementation",
-                    fmt::format("\"{}\" with precision fp32 on a card", name_of(kernel)),
-                    "\"auto\" or \"eager\", or precision bf16 or fp16");
+  if (kernel == AttentionKernel::kCudnn && !is_half(type))
+    throw bad_input("attn_implementation", "\"cudnn\" with precision fp32",
+                    "\"auto\", \"flash\" or \"eager\", or precision bf16 or fp16");
 }
 
 }  // namespace
@@ -92,37 +99,47 @@ void check_attention(const Settings& settings, const at::Device& device) {
   refuse_what_is_not_there(kernel_of(settings.attn_implementation), weight_type(settings.precision), device);
 }
 
-double attention_error(AttentionKernel kernel, const ModelConfig& config, at::ScalarType type,
-                       at::Device device) {
+double attention_error(AttentionKernel kernel, bool in_fixed_order, const ModelConfig& config,
+                       at::ScalarType type, at::Device device) {
   const int64_t heads = config.num_attention_heads, kv = config.num_key_value_heads, D = config.head_dim;
   at::Generator random = at::detail::createCPUGenerator(/*seed=*/42);
   const auto numbers = [&](int64_t count) {
     return at::randn({2 * kTrialTokens, count, D}, random, at::kFloat).to(device, type);
   };
   const at::Tensor qkv = numbers(heads + 2 * kv), d = numbers(heads);
-  const auto found = attend(kernel, qkv, d, heads, kv);
-  const auto expected = attend(AttentionKernel::kEager, qkv.to(at::kDouble), d.to(at::kDouble), heads, kv);
+  const at::Tensor wide_qkv = qkv.to(at::kDouble), wide_d = d.to(at::kDouble);
+  const AttentionChoice choice = make_choice(kernel, in_fixed_order, kTrialTokens);
   double largest = 0;
-  for (size_t i = 0; i < found.size(); ++i) {
-    const at::Tensor difference = found[i].to(at::kDouble) - expected[i];
-    const double error = (difference.norm() / expected[i].norm()).item<double>();
-    if (std::isnan(error)) return error;
-    largest = std::max(largest, error);
+  for (const std::vector<int64_t>& starts : kTrials) {
+    const auto found = attend(choice, qkv, d, kv, starts);
+    const auto expected = attend({AttentionKernel::kEager}, wide_qkv, wide_d, kv, starts);
+    for (size_t i = 0; i < found.size(); ++i) {
+      const at::Tensor difference = found[i].to(at::kDouble) - expected[i];
+      const double error = (difference.norm() / expected[i].norm()).item<double>();
+      if (std::isnan(error)) return error;
+      largest = std::max(largest, error);
+    }
   }
   return largest;
 }
 
-ChosenAttention choose_attention(AttnImplementation wanted, const ModelConfig& config, at::ScalarType type,
-                                 at::Device device, int64_t full_row,
+WantedAttention wanted_attention(const Settings& settings) {
+  return {settings.attn_implementation, settings.deterministic, settings.max_length};
+}
+
+ChosenAttention choose_attention(const WantedAttention& wanted, const ModelConfig& config,
+                                 at::ScalarType type, at::Device device,
                                  const std::function<double(AttentionKernel)>& given_error) {
+  const bool fixed = wanted.deterministic;
   const auto error = given_error ? given_error : [&](AttentionKernel kernel) {
-    return attention_error(kernel, config, type, device);
+    return attention_error(kernel, fixed, config, type, device);
   };
   const auto chosen = [&](AttentionKernel kernel, std::string reason, bool first = true) {
-    return ChosenAttention{{kernel, full_row}, name_of(kernel), std::move(reason), first};
+    return ChosenAttention{make_choice(kernel, fixed, wanted.full_row), name_of(kernel), std::move(reason),
+                           first};
   };
-  if (wanted != AttnImplementation::kAuto) {
-    const AttentionKernel kernel = kernel_of(wanted);
+  if (wanted.implementation != AttnImplementation::kAuto) {
+    const AttentionKernel kernel = kernel_of(wanted.implementation);
     refuse_what_is_not_there(kernel, type, device);
     const std::string fault = fault_of(kernel, type, error);
     if (fault.empty()) return chosen(kernel, "as configured");
@@ -132,11 +149,13 @@ ChosenAttention choose_attention(AttnImplementation wanted, const ModelConfig& c
                     name_of(kernel), fault));
   }
   if (device.is_cpu()) return chosen(AttentionKernel::kFlash, "on the CPU");
-  if (!is_half(type)) return chosen(AttentionKernel::kEager, "cards have no other of this precision");
+  std::vector<AttentionKernel> candidates = {AttentionKernel::kFlash};
+  if (!fixed && is_half(type)) candidates.insert(candidates.begin(), AttentionKernel::kCudnn);
   std::string faults;
-  for (const AttentionKernel kernel : {AttentionKernel::kCudnn, AttentionKernel::kFlash}) {
+  for (const AttentionKernel kernel : candidates) {
     const std::string fault = fault_of(kernel, type, error);
-    if (fault.empty() && faults.empty()) return chosen(kernel, "agrees with eager");
+    if (fault.empty() && faults.empty())
+      return chosen(kernel, fixed ? "agrees with eager; deterministic" : "agrees with eager");
     if (fault.empty()) return chosen(kernel, faults, /*first=*/false);
     faults += fmt::format("{}{}: {}", faults.empty() ? "" : "; ", name_of(kernel), fault);
   }
@@ -145,8 +164,8 @@ ChosenAttention choose_attention(AttnImplementation wanted, const ModelConfig& c
 
 void attend(Llama& model, const Settings& settings, bool log) {
   const Weights& weights = model.weights();
-  const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config(),
-                                                  weights.type(), weights.device(), settings.max_length);
+  const ChosenAttention chosen =
+      choose_attention(wanted_attention(settings), model.config(), weights.type(), weights.device());
   model.attend_by(chosen.choice);
   if (!log) return;
   spdlog::log(chosen.first ? spdlog::level::info : spdlog::level::warn, "attention: {} ({})", chosen.name,

@@ -15,9 +15,10 @@
 namespace satune {
 
 /// The largest relative difference (L2) of a kernel's output and three gradients from those of kEager in
-/// fp64, over two documents with the config's heads. Throws what a kernel throws that does not take them.
-double attention_error(AttentionKernel kernel, const ModelConfig& config, at::ScalarType type,
-                       at::Device device);
+/// fp64, over full rows and over packed documents with the config's heads. Throws what a kernel throws that
+/// does not take them.
+double attention_error(AttentionKernel kernel, bool in_fixed_order, const ModelConfig& config,
+                       at::ScalarType type, at::Device device);
 
 /// Throws BadInput for an attn_implementation that the device does not have, or not of the settings'
 /// precision.
@@ -30,12 +31,20 @@ struct ChosenAttention {
   bool first = true;   ///< choice, or as configured
 };
 
-/// "auto": on the CPU flash; on a card the first of cuDNN, flash and eager that agrees with the reference, of
-/// bf16 and fp16; eager of other types. Another is taken as it stands, if it agrees. Throws BadInput for a
-/// kernel that the device or the type does not have, EnvironmentError for one that fails its trial.
-/// `full_row`: tokens of the rows that a kernel made for one shape is used for.
-ChosenAttention choose_attention(AttnImplementation wanted, const ModelConfig& config, at::ScalarType type,
-                                 at::Device device, int64_t full_row,
+struct WantedAttention {
+  AttnImplementation implementation = AttnImplementation::kAuto;
+  bool deterministic = true;
+  int64_t full_row = 0;  ///< tokens of a row
+};
+
+WantedAttention wanted_attention(const Settings& settings);
+
+/// "auto": on the CPU flash; on a card the first that agrees with the reference of cuDNN, unless the run is
+/// to be deterministic, flash and eager; cuDNN has no fp32, and its deterministic backward S x S scratch.
+/// Another is taken as it stands, if it agrees. Throws BadInput for a kernel that the device or the type does
+/// not have, EnvironmentError for one that fails its trial.
+ChosenAttention choose_attention(const WantedAttention& wanted, const ModelConfig& config,
+                                 at::ScalarType type, at::Device device,
                                  const std::function<double(AttentionKernel)>& error = nullptr);
 
 /// Makes a model attend as the settings say on its device, and logs the choice where it is asked to: a card's

@@ -47,8 +47,8 @@ class SteppedModel {
                   gradient_type(settings, ranks.world())) {
     fill_synthetic(model_, sharding_, model.config.initializer_range);
     // The optimizer takes its master from the weights.
-    const ChosenAttention chosen = choose_attention(settings.attn_implementation, model.config,
-                                                    model_.weights().type(), device, settings.max_length);
+    const ChosenAttention chosen =
+        choose_attention(wanted_attention(settings), model.config, model_.weights().type(), device);
     model_.attend_by(chosen.choice);
     check_fp8(settings, device);
     use_fp8(model_, settings, stage);
@@ -122,8 +122,9 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
   malloc_trim(0);  // of what ran before in this process
   begin_peak_memory(device);
   times.memory_before = peak_memory_bytes(device);
-  const PlannedRun planned =
+  PlannedRun planned =
       planned_run(model, settings, !device.is_cpu(), operator_threads(settings, local_ranks));
+  planned.full_rows = length.document_length == settings.max_length;
   const int64_t world_size = ranks.world().size, available = available_memory(device, local_ranks);
   // All ranks take the highest stage that one of them needs.
   const double own[] = {static_cast<double>(choose_zero_stage(planned, world_size, available).stage)};

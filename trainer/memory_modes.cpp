@@ -90,11 +90,11 @@ class Proposal {
 /// What the proposal may do about the optimizer's state.
 enum class Optimizer { kOffload, kShrink };
 
-/// Without the matrices of "eager". Cards have no other attention in fp32.
-bool flash_attention_fits(Proposal& proposal, bool on_card) {
+/// Without the matrices of "eager", or the scratch of cuDNN's deterministic backward.
+bool flash_attention_fits(Proposal& proposal) {
   const Settings& settings = proposal.settings();
-  if (settings.attn_implementation != AttnImplementation::kEager) return false;
-  if (on_card && settings.precision == Precision::kFp32) return false;
+  const bool scratch = settings.attn_implementation == AttnImplementation::kCudnn && settings.deterministic;
+  if (settings.attn_implementation != AttnImplementation::kEager && !scratch) return false;
   return proposal.fits_with_less("attn_implementation=auto", [](Settings& changed) {
     changed.attn_implementation = AttnImplementation::kAuto;
   });
@@ -155,7 +155,7 @@ bool fewer_tokens_fit(Proposal& proposal) {
 
 /// Changes in the order of what they cost. True where the run fits at last.
 bool propose(Proposal& proposal, bool on_card, Optimizer optimizer) {
-  if (flash_attention_fits(proposal, on_card)) return true;
+  if (flash_attention_fits(proposal)) return true;
   for (int64_t stage = proposal.sharded().stage + 1;
        proposal.sharded().world_size > 1 && stage <= kHighestStage; ++stage) {
     if (proposal.fits_with(fmt::format("zero_stage={}", stage), [&](Settings& changed, Sharded& sharded) {

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "model/ops/attention.h"
+#include "model/ops/attention_cudnn.h"
 #include "model/ops/fp8.h"
 #include "model/ops/product_type.h"
 #include "trainer/compute_types.h"
@@ -25,6 +26,8 @@ constexpr int64_t kMklBytesPerThread = int64_t{5} << 20;
 // others.
 constexpr int64_t kCublasBytes = int64_t{32} << 20;
 
+constexpr int64_t kMultiprocessors = 132;  // of an H100 or H200
+
 int64_t sum_of(const std::vector<int64_t>& sizes) {
   return std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
 }
@@ -34,37 +37,73 @@ bool products_are_widened(Precision precision) {
   return cpu_product_type(precision == Precision::kFp16 ? at::kHalf : at::kBFloat16) == at::kFloat;
 }
 
-/// attention_forward() in the run's type: cards have kernels for 16 bits alone.
-bool attention_is_materialised(const Settings& settings, bool on_card) {
-  return settings.attn_implementation == AttnImplementation::kEager ||
-         (on_card && settings.precision == Precision::kFp32);
+/// Materialised, of one document: probabilities, their gradient, and four on the way to the scores'; what
+/// reads and makes them in the statistics' type, with the heads of keys and values repeated.
+std::vector<int64_t> eager_buffers(const ModelConfig& config, int64_t length) {
+  std::vector<int64_t> buffers(6, config.num_attention_heads * length * length * kFloatBytes);
+  buffers.insert(buffers.end(), 4, length * config.query_size() * kFloatBytes);
+  return buffers;
 }
 
-/// Buffers of attention's backward beside its tensors. Materialised, of one document: probabilities, their
-/// gradient, and four on the way to the scores'; what reads and makes them in the statistics' type, with the
-/// heads of keys and values repeated.
-std::vector<int64_t> attention_buffers(const PlannedRun& run) {
+/// LibTorch's flash attention: sums of dQ in fp32 and sum(dO * O), with 128 rows more for each row's document
+/// and heads rounded up (further documents of packed rows, whose number only the data tells, are not
+/// counted); the gradients of q, k and v; dK and dV of all query heads. In a fixed order as many sums of dQ
+/// as keep the card busy, and sums of documents are apart.
+std::vector<int64_t> flash_buffers(const PlannedRun& run) {
   const ModelConfig& config = run.config;
-  const int64_t rows = run.settings.per_device_train_batch_size, heads = config.num_attention_heads;
-  const int64_t length = std::max<int64_t>(1, run.tokens / rows);
-  if (attention_is_materialised(run.settings, run.on_card)) {
-    std::vector<int64_t> buffers(6, heads * length * length * kFloatBytes);
-    buffers.insert(buffers.end(), 4, length * config.query_size() * kFloatBytes);
-    return buffers;
-  }
-  if (run.on_card) {
-    // Of flash and of cuDNN: sums of dQ in fp32 and sum(dO * O), with 128 rows more for each row's document
-    // and heads rounded up (flash; further documents of packed rows, whose number only the data tells, are
-    // not counted); the gradients of q, k and v; and dK and dV of all query heads (flash) or copies of q, k
-    // and v (cuDNN).
-    const int64_t element = compute_element_bytes(run.settings.precision), query = config.query_size(),
-                  all = query + 2 * config.key_value_size(), step = config.head_dim <= 128 ? 32 : 64;
-    const int64_t padded = run.tokens + 128 * rows, width = (config.head_dim + step - 1) / step * step;
-    return {padded * heads * width * kFloatBytes, padded * heads * kFloatBytes, run.tokens * all * element,
-            run.tokens * std::max(2 * query, all) * element};
-  }
-  return attention_backward_buffers(weight_type(run.settings.precision), rows, length, heads,
-                                    config.num_key_value_heads, config.head_dim, run.threads);
+  const int64_t rows = run.settings.per_device_train_batch_size, heads = config.num_attention_heads,
+                element = compute_element_bytes(run.settings.precision), query = config.query_size(),
+                key = config.key_value_size(), step = config.head_dim <= 128 ? 32 : 64;
+  const int64_t padded = run.tokens + 128 * rows, width = (config.head_dim + step - 1) / step * step;
+  const int64_t blocks = rows * heads,
+                sums = run.settings.deterministic ? (kMultiprocessors + blocks - 1) / blocks : 1;
+  return {sums * padded * heads * width * kFloatBytes, padded * heads * kFloatBytes,
+          run.tokens * (query + 2 * key) * element, key == query ? 0 : run.tokens * 2 * query * element};
+}
+
+/// LibTorch's memory-efficient attention in fp32: keys and values of all query heads where heads are grouped;
+/// gradients of q, k and v; dO * O.
+std::vector<int64_t> efficient_buffers(const PlannedRun& run) {
+  const int64_t queries = run.tokens * run.config.query_size() * kFloatBytes;
+  std::vector<int64_t> buffers(run.config.num_attention_heads == run.config.num_key_value_heads ? 4 : 6,
+                               queries);
+  buffers.push_back(run.tokens * run.config.num_attention_heads * kFloatBytes);
+  return buffers;
+}
+
+/// cuDNN's workspace, and dK and dV of packed documents.
+std::vector<int64_t> cudnn_buffers(const PlannedRun& run) {
+  const ModelConfig& config = run.config;
+  const int64_t rows = run.settings.per_device_train_batch_size, length = run.tokens / rows;
+  // Of packed documents, the sizes of a graph for those of one length and one that ends early.
+  std::vector<int64_t> starts(static_cast<size_t>(rows) + 1);
+  for (size_t i = 0; i < starts.size(); ++i) starts[i] = static_cast<int64_t>(i) * length;
+  CudnnShape shape = cudnn_documents(starts, run.full_rows ? length : 0);
+  shape.in_fixed_order = run.settings.deterministic;
+  shape.heads = config.num_attention_heads;
+  shape.kv_heads = config.num_key_value_heads;
+  shape.head_dim = config.head_dim;
+  const int64_t key = config.key_value_size();
+  shape.row[kDQuery] = config.query_size() + 2 * key;
+  std::vector<int64_t> buffers = {cudnn_workspace_bytes(shape)};
+  if (shape.packed && shape.heads != shape.kv_heads)
+    buffers.insert(buffers.end(), 2, run.tokens * key * compute_element_bytes(run.settings.precision));
+  return buffers;
+}
+
+/// Buffers of attention's backward beside its tensors (attention_forward(), choose_attention()).
+std::vector<int64_t> attention_buffers(const PlannedRun& run) {
+  const Settings& settings = run.settings;
+  const int64_t rows = settings.per_device_train_batch_size, length = std::max<int64_t>(1, run.tokens / rows);
+  if (settings.attn_implementation == AttnImplementation::kEager) return eager_buffers(run.config, length);
+  if (!run.on_card)
+    return attention_backward_buffers(weight_type(settings.precision), rows, length,
+                                      run.config.num_attention_heads, run.config.num_key_value_heads,
+                                      run.config.head_dim, run.threads);
+  if (settings.precision == Precision::kFp32) return efficient_buffers(run);
+  const bool cudnn = settings.attn_implementation == AttnImplementation::kCudnn ||
+                     (settings.attn_implementation == AttnImplementation::kAuto && !settings.deterministic);
+  return cudnn ? cudnn_buffers(run) : flash_buffers(run);
 }
 
 /// Weights, gradients and optimizer state: what a stage cuts.

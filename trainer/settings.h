@@ -77,6 +77,7 @@ struct Settings {
   Precision precision = Precision::kBf16;
   bool fp8 = false;                                                    ///< model/ops/fp8.h; bf16 runs alone
   AttnImplementation attn_implementation = AttnImplementation::kAuto;  ///< trainer/attention_choice.h
+  bool deterministic = true;  ///< on a card, the same bits from the same run
   Checkpointing gradient_checkpointing = Checkpointing::kOn;
   bool activation_offloading = false;       ///< model/activation_offload.h
   std::optional<int64_t> zero_stage;        ///< 0-3; unset = "auto". One process: all the same

@@ -128,6 +128,8 @@ constexpr auto kSynonyms = std::to_array<Synonym>({
     {"enable_activation_offloading", "activation_offloading"},
     {"flash_attn", "attn_implementation"},
     {"flash_attention", "attn_implementation"},
+    {"full_determinism", "deterministic"},
+    {"cudnn_deterministic_mode", "deterministic"},
     {"enable_activation_checkpointing", "gradient_checkpointing"},
     {"activation_checkpointing", "gradient_checkpointing"},
     {"disable_gradient_checkpointing", "gradient_checkpointing"},

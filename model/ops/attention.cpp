@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "model/ops/attention_cudnn.h"
 #include "model/ops/attention_devices.h"
 #include "model/ops/dispatch.h"
 #include "model/ops/product_type.h"
@@ -49,15 +50,7 @@ at::Tensor forward_tree(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const 
 }
 
 bool has_flash_kernel(const at::Tensor& q_NHD) {
-  return q_NHD.is_cpu() || q_NHD.scalar_type() == at::kBFloat16 || q_NHD.scalar_type() == at::kHalf;
-}
-
-/// Whether every document has so many tokens.
-bool all_of_length(const std::vector<int64_t>& starts, int64_t length) {
-  for (size_t i = 0; i + 1 < starts.size(); ++i) {
-    if (starts[i + 1] - starts[i] != length) return false;
-  }
-  return true;
+  return q_NHD.is_cpu() || q_NHD.scalar_type() != at::kDouble;
 }
 
 }  // namespace
@@ -73,21 +66,22 @@ AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD,
   if (choice.kernel == AttentionKernel::kEager || !has_flash_kernel(q_NHD))
     return eager_forward(q_NHD, k_NKD, v_NKD, document_starts);
   if (q_NHD.is_cpu()) return flash_cpu_forward(q_NHD, k_NKD, v_NKD, document_starts);
-  if (choice.kernel == AttentionKernel::kCudnn && all_of_length(document_starts, choice.full_row))
-    return cudnn_forward(q_NHD, k_NKD, v_NKD, choice.full_row);
-  return flash_forward(q_NHD, k_NKD, v_NKD, document_starts, options.starts_on_card);
+  if (choice.kernel == AttentionKernel::kCudnn)
+    return choice.cudnn->forward(q_NHD, k_NKD, v_NKD, document_starts, options);
+  return flash_forward(q_NHD, k_NKD, v_NKD, document_starts, options);
 }
 
 void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
                         const at::Tensor& v_NKD, const AttentionOut& forward,
                         const std::vector<int64_t>& document_starts, const at::Tensor& d_q_NHD,
                         const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD) {
-  if (forward.kernel == AttentionKernel::kEager) {
+  if (forward.choice.kernel == AttentionKernel::kEager) {
     eager_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
   } else if (q_NHD.is_cpu()) {
     flash_cpu_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
-  } else if (forward.kernel == AttentionKernel::kCudnn) {
-    cudnn_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts[1], d_q_NHD, d_k_NKD, d_v_NKD);
+  } else if (forward.choice.kernel == AttentionKernel::kCudnn) {
+    forward.choice.cudnn->backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD,
+                                   d_v_NKD);
   } else {
     flash_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
   }

@@ -8,20 +8,29 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 
+#include <memory>
 #include <vector>
 
 namespace satune {
 
 enum class AttentionKernel {
-  kFlash,  ///< on the CPU attention_kernels.h; on a card LibTorch's, all documents in one call, 16-bit
-  kCudnn,  ///< cuDNN's, which is built anew for every shape: of full rows; kFlash for others. Cards, 16-bit
+  kFlash,  ///< on the CPU attention_kernels.h; on a card LibTorch's, all documents in one call, up to 32 bits
+  kCudnn,  ///< attention_cudnn.h, all documents in one call; cards, 16-bit
   kEager,  ///< probabilities of one document at a time, materialised (fp32; fp64 for fp64): for checks
 };
+
+class CudnnAttention;
 
 /// How a model attends.
 struct AttentionChoice {
   AttentionKernel kernel = AttentionKernel::kFlash;
-  int64_t full_row = 0;  ///< tokens; kCudnn takes batches whose documents all have so many
+  /// On a card the backward adds dQ of kFlash and kCudnn over blocks of keys, either in a fixed order, so
+  /// that it gives the same bits each time, or as they are ready. On the CPU and of kEager the order is
+  /// always fixed.
+  bool in_fixed_order = true;
+  int64_t full_row =
+      0;  ///< tokens; kCudnn has a graph of its own for batches whose documents all have so many
+  std::shared_ptr<CudnnAttention> cudnn = {};  ///< of kCudnn
 };
 
 /// Of a call, beside its tensors.
@@ -35,8 +44,8 @@ struct AttentionOptions {
 
 struct AttentionOut {
   at::Tensor out_NHD;             ///< contiguous
-  std::vector<at::Tensor> saved;  ///< for the backward of `kernel`: log-sum-exp, among others
-  AttentionKernel kernel = AttentionKernel::kFlash;  ///< that made it
+  std::vector<at::Tensor> saved;  ///< for the backward: log-sum-exp, among others
+  AttentionChoice choice = {};    ///< how it was made
 };
 
 /// q [N, H, D], k and v [N, K, D]; rows may be strided (views into a fused projection).

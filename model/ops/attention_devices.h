@@ -20,18 +20,15 @@ void flash_cpu_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, co
                         const std::vector<int64_t>& starts, const at::Tensor& d_q_NHD,
                         const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
 
-/// On a card, bf16 and fp16: the variable-length kernel over all documents at once.
+/// The offsets of documents as int32 on the card of q: as given, or made, for which the host waits.
+at::Tensor starts_on(const at::Tensor& q_NHD, const std::vector<int64_t>& starts, const at::Tensor& given);
+
+/// On a card, bf16, fp16 and fp32: the variable-length kernels over all documents at once. Of fp32, whose
+/// kernels have no grouped heads, keys and values are repeated.
 AttentionOut flash_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
-                           const std::vector<int64_t>& starts, const at::Tensor& starts_on_card);
+                           const std::vector<int64_t>& starts, const AttentionOptions& options);
 void flash_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
                     const at::Tensor& v_NKD, const AttentionOut& forward, const std::vector<int64_t>& starts,
-                    const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
-
-/// On a card, bf16 and fp16, documents of one length each: a batch of them.
-AttentionOut cudnn_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
-                           int64_t document_length);
-void cudnn_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
-                    const at::Tensor& v_NKD, const AttentionOut& forward, int64_t document_length,
                     const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);
 
 }  // namespace satune

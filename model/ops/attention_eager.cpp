@@ -37,7 +37,7 @@ void document_backward(const at::Tensor& d_out_THD, const at::Tensor& q_THD, con
 
 AttentionOut eager_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
                            const std::vector<int64_t>& starts) {
-  AttentionOut result{at::empty(q_NHD.sizes(), q_NHD.options()), {}, AttentionKernel::kEager};
+  AttentionOut result{at::empty(q_NHD.sizes(), q_NHD.options()), {}, {AttentionKernel::kEager}};
   for (size_t i = 0; i + 1 < starts.size(); ++i) {
     const int64_t start = starts[i], length = starts[i + 1] - start;
     const at::Tensor probabilities = attention_probabilities(q_NHD.narrow(0, start, length),

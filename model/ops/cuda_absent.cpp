@@ -13,6 +13,12 @@ namespace {
 Stream current_stream(const at::Tensor&) {
   absent();
 }
+int compute_capability(const at::Tensor&) {
+  absent();
+}
+int multiprocessors(const at::Tensor&) {
+  absent();
+}
 void rms_norm_forward(Element, const void*, const void*, void*, void*, uint32_t*, int64_t, int64_t, double,
                       Stream) {
   absent();
@@ -52,6 +58,9 @@ void fp8_quantize(Element, const void*, int64_t, int64_t, int64_t, Fp8, const fl
 }
 void rope_apply(Element, void*, int64_t, const int64_t*, const void*, const void*, int64_t, int64_t, int64_t,
                 int, Stream) {
+  absent();
+}
+void document_offsets(const int32_t*, int64_t, int64_t, const RowStrides&, int64_t*, int32_t*, Stream) {
   absent();
 }
 void embedding_backward(Element, const void*, const int64_t*, const int64_t*, Element, void*, int64_t,

@@ -80,6 +80,19 @@ void rope_apply(Element element, void* x, int64_t row_stride, const int64_t* pos
                 const void* sin_table, int64_t rows, int64_t heads, int64_t head_dim, int sign,
                 Stream stream);
 
+/// Elements between the rows of up to 9 arrays.
+struct RowStrides {
+  static constexpr int kMost = 9;
+  int count = 0;
+  int64_t elements[kMost] = {};
+};
+
+/// Where documents begin in arrays with such rows, offsets [count, slots + 1] in elements, and how many rows
+/// they have, lengths [slots]; of the slots past the `documents` the end of the last, and 0. starts
+/// [documents + 1]: in rows.
+void document_offsets(const int32_t* starts, int64_t documents, int64_t slots, const RowStrides& rows,
+                      int64_t* offsets, int32_t* lengths, Stream stream);
+
 /// model/ops/embedding.h: d_weight[token] += sum of the token's rows of d_out [rows, width], added one after
 /// another in fp32 (fp64 for fp64). sorted_tokens [rows]: the tokens in ascending order, equal ones in the
 /// order of `places` [rows], the rows of d_out that they belong to.

@@ -1,4 +1,4 @@
-// SwiGLU, RoPE and the embedding's gradient.
+// SwiGLU, RoPE, the embedding's gradient and the offsets of documents.
 #include <numeric>
 
 #include "model/ops/cuda_kernels.h"
@@ -183,6 +183,27 @@ TYPED_TEST(ElementwiseKernels, EmbeddingAddsATokensRowsInTheirOrder) {
 
 TEST(EmbeddingKernel, RefusesAGradientOfATypeItWasNotBuiltFor) {
   EXPECT_THROW((run_embedding<float, __half>({1, 2}, {0, 0}, 1, 0, 0)), std::runtime_error);
+}
+
+TEST(DocumentOffsets, OfEveryArrayAndOfSlotsThatAreLeft) {
+  // More slots than a block has threads, and offsets that 32 bits do not hold.
+  const std::vector<int32_t> starts = {0, 7, 8, 2'000'000'000};
+  constexpr int64_t kDocuments = 3, kSlots = 1024;
+  const std::vector<int64_t> rows = {6144, 1, 4096};
+  cuda::RowStrides strides;
+  strides.count = static_cast<int>(rows.size());
+  std::copy(rows.begin(), rows.end(), strides.elements);
+  std::vector<int64_t> offsets(rows.size() * (kSlots + 1), -1);
+  std::vector<int32_t> lengths(kSlots, -1);
+  cuda::document_offsets(starts.data(), kDocuments, kSlots, strides, offsets.data(), lengths.data(), nullptr);
+  for (int64_t slot = 0; slot <= kSlots; ++slot) {
+    const int64_t begin = starts[static_cast<size_t>(std::min(slot, kDocuments))];
+    for (size_t i = 0; i < rows.size(); ++i)
+      ASSERT_EQ(offsets[i * (kSlots + 1) + static_cast<size_t>(slot)], begin * rows[i]) << slot;
+    if (slot == kSlots) continue;
+    const auto at = static_cast<size_t>(slot);
+    ASSERT_EQ(lengths[at], slot < kDocuments ? starts[at + 1] - starts[at] : 0) << slot;
+  }
 }
 
 }  // namespace

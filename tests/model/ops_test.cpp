@@ -152,7 +152,7 @@ TEST_P(Attention, AgreesWithMaterialisedOracleAndAutograd) {
   AttentionOptions options;
   options.choice.kernel = kernel;
   const AttentionOut out = attention_forward(q_view, k_view, v_view, starts, options);
-  EXPECT_EQ(out.kernel, kernel);
+  EXPECT_EQ(out.choice.kernel, kernel);
   EXPECT_LT(relative_difference(out.out_NHD, expected.detach()), 1e-13);
   at::Tensor d_fused = at::empty_like(fused);
   attention_backward(d_out, q_view, k_view, v_view, out, starts, d_fused.narrow(1, 0, heads),

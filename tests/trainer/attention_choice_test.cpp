@@ -31,8 +31,8 @@ ModelConfig grouped() {
 using Errors = std::map<AttentionKernel, double>;
 
 ChosenAttention choose(AttnImplementation wanted, const at::Device& device, at::ScalarType type,
-                       const Errors& errors) {
-  return choose_attention(wanted, grouped(), type, device, 512, [&](AttentionKernel kernel) {
+                       const Errors& errors, bool deterministic = false) {
+  return choose_attention({wanted, deterministic, 512}, grouped(), type, device, [&](AttentionKernel kernel) {
     const auto found = errors.find(kernel);
     if (found == errors.end()) throw std::runtime_error("no such kernel here\nat some line");
     return found->second;
@@ -58,10 +58,25 @@ TEST(AttentionChoice, TheFirstKernelOfACardThatAgreesIsTaken) {
   chosen = choose(AttnImplementation::kAuto, kCard, at::kHalf, {});
   EXPECT_EQ(chosen.choice.kernel, AttentionKernel::kEager);
   EXPECT_EQ(chosen.reason, "cudnn: no such kernel here; flash: no such kernel here");
-  EXPECT_EQ(choose(AttnImplementation::kAuto, kCard, at::kFloat, both).choice.kernel,
-            AttentionKernel::kEager);
+  const Errors small = {{AttentionKernel::kCudnn, 1e-6}, {AttentionKernel::kFlash, 1e-6}};
+  EXPECT_EQ(choose(AttnImplementation::kAuto, kCard, at::kFloat, small).choice.kernel,
+            AttentionKernel::kFlash)
+      << "cuDNN has no fp32";
   EXPECT_EQ(choose(AttnImplementation::kAuto, at::kCPU, at::kFloat, {}).choice.kernel,
             AttentionKernel::kFlash);
+}
+
+TEST(AttentionChoice, ADeterministicRunTakesFlash) {
+  const Errors both = {{AttentionKernel::kCudnn, 1e-3}, {AttentionKernel::kFlash, 1e-3}};
+  const ChosenAttention chosen = choose(AttnImplementation::kAuto, kCard, at::kBFloat16, both, true);
+  EXPECT_EQ(chosen.choice.kernel, AttentionKernel::kFlash);
+  EXPECT_TRUE(chosen.choice.in_fixed_order);
+  EXPECT_TRUE(chosen.first) << "no warning";
+  const ChosenAttention named = choose(AttnImplementation::kCudnn, kCard, at::kBFloat16, both, true);
+  EXPECT_EQ(named.name, "cudnn");
+  EXPECT_TRUE(named.choice.in_fixed_order);
+  EXPECT_FALSE(choose(AttnImplementation::kFlash, kCard, at::kBFloat16, both).choice.in_fixed_order);
+  EXPECT_TRUE(wanted_attention({}).deterministic) << "as long as nobody asks for less";
 }
 
 TEST(AttentionChoice, AForcedKernelIsTakenOrRefused) {
@@ -72,28 +87,65 @@ TEST(AttentionChoice, AForcedKernelIsTakenOrRefused) {
       AllOf(HasSubstr("attn_implementation"), HasSubstr("\"cudnn\" fails"), HasSubstr("1.0e-01")));
   EXPECT_THAT(error_of<BadInput>([&] { choose(AttnImplementation::kCudnn, at::kCPU, at::kFloat, flash); }),
               HasSubstr("\"cudnn\" on the CPU"));
-  EXPECT_THAT(error_of<BadInput>([&] { choose(AttnImplementation::kFlash, kCard, at::kFloat, flash); }),
+  EXPECT_THAT(error_of<BadInput>([&] { choose(AttnImplementation::kCudnn, kCard, at::kFloat, flash); }),
               HasSubstr("precision"));
 }
 
 TEST(AttentionChoice, KernelsOfTheCpuPassTheirTrial) {
   for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
     for (const AttnImplementation wanted : {AttnImplementation::kFlash, AttnImplementation::kEager}) {
-      const ChosenAttention chosen = choose_attention(wanted, grouped(), type, at::kCPU, 512);
+      const ChosenAttention chosen = choose_attention({wanted, true, 512}, grouped(), type, at::kCPU);
       EXPECT_EQ(chosen.name, wanted == AttnImplementation::kFlash ? "flash" : "eager");
     }
-    EXPECT_GT(attention_error(AttentionKernel::kFlash, grouped(), type, at::kCPU), 0)
+    EXPECT_GT(attention_error(AttentionKernel::kFlash, true, grouped(), type, at::kCPU), 0)
         << "not compared with itself";
   }
 }
 
-TEST(AttentionChoice, KernelsOfTheCardPassTheirTrial) {
+class CardAttention : public ::testing::TestWithParam<AttnImplementation> {};
+
+TEST_P(CardAttention, PassesItsTrial) {
   if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
-  for (const AttnImplementation wanted :
-       {AttnImplementation::kCudnn, AttnImplementation::kFlash, AttnImplementation::kEager}) {
-    EXPECT_TRUE(choose_attention(wanted, grouped(), at::kBFloat16, kCard, 512).first);
+  for (const bool deterministic : {true, false}) {
+    EXPECT_TRUE(choose_attention({GetParam(), deterministic, 512}, grouped(), at::kBFloat16, kCard).first);
+    if (GetParam() == AttnImplementation::kCudnn) continue;
+    EXPECT_TRUE(choose_attention({GetParam(), deterministic, 512}, grouped(), at::kFloat, kCard).first);
   }
 }
+
+TEST_P(CardAttention, InAFixedOrderRepeatsItsBits) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  // Many blocks of keys for each query, in rows and packed.
+  const std::vector<int64_t> packed = {0, 700, 1300, 1301, 2048}, rows = {0, 1024, 2048};
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
+    if (type == at::kFloat && GetParam() == AttnImplementation::kCudnn) continue;
+    const AttentionChoice choice = choose_attention({GetParam(), true, 1024}, grouped(), type, kCard).choice;
+    const at::Tensor qkv = at::sin(at::arange(int64_t{2048} * 12 * 16, at::kDouble) * 12.9898)
+                               .view({2048, 12, 16})
+                               .to(kCard, type);
+    const at::Tensor q = qkv.narrow(1, 0, 8), k = qkv.narrow(1, 8, 2), v = qkv.narrow(1, 10, 2);
+    for (const std::vector<int64_t>& starts : {packed, rows}) {
+      const auto gradients = [&] {
+        const AttentionOut out = attention_forward(q, k, v, starts, {choice});
+        const at::Tensor d_qkv = at::empty_like(qkv);
+        attention_backward(q, q, k, v, out, starts, d_qkv.narrow(1, 0, 8), d_qkv.narrow(1, 8, 2),
+                           d_qkv.narrow(1, 10, 2));
+        return d_qkv.cpu();
+      };
+      const at::Tensor first = gradients();
+      for (int again = 0; again < 3; ++again) EXPECT_TRUE(at::equal(gradients(), first));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, CardAttention,
+                         ::testing::Values(AttnImplementation::kCudnn, AttnImplementation::kFlash,
+                                           AttnImplementation::kEager),
+                         [](const auto& info) {
+                           return std::string(info.param == AttnImplementation::kCudnn   ? "Cudnn"
+                                              : info.param == AttnImplementation::kFlash ? "Flash"
+                                                                                         : "Eager");
+                         });
 
 TEST(AttentionChoice, ARunWithoutItsKernelEndsBeforeItMakesAnything) {
   const TinyRun tiny;

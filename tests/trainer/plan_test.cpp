@@ -343,9 +343,19 @@ TEST(MemoryPlan, EagerAttentionHoldsItsMatrices) {
   const int64_t eager = plan_memory(shape.run(), {}, 0).working;
   EXPECT_GT(eager, matrices);
   EXPECT_LT(eager, matrices + flash + (int64_t{1} << 30));
-  shape.settings.attn_implementation = AttnImplementation::kAuto;  // cards have no other kernel for fp32
+  shape.settings.attn_implementation = AttnImplementation::kAuto;
   shape.settings.precision = Precision::kFp32;
-  EXPECT_GT(plan_memory(shape.run(), {}, 0).working, matrices);
+  EXPECT_LT(plan_memory(shape.run(), {}, 0).working, matrices / 2);
+}
+
+TEST(MemoryPlan, CudnnInAFixedOrderHoldsTheScores) {
+  ShapeRun shape("8b");
+  shape.settings.attn_implementation = AttnImplementation::kCudnn;
+  const int64_t fixed = plan_memory(shape.run(), {}, 0).working;
+  const int64_t scores = int64_t{2} * 32 * shape.settings.max_length * shape.settings.max_length;
+  EXPECT_GT(fixed, scores);
+  shape.settings.deterministic = false;
+  EXPECT_LT(plan_memory(shape.run(), {}, 0).working, fixed - scores / 2);
 }
 
 TEST(MemoryPlan, OneProcessHasNoCommunicationBuffers) {

@@ -16,10 +16,21 @@ namespace satune {
 namespace {
 
 /// Settings that a step or its memory depends on and that have no option of their own.
-constexpr std::string_view kMeasuredSettings[] = {
-    "activation_offloading", "attn_implementation", "fp8",           "adam_beta1",  "adam_beta2",
-    "adam_epsilon",          "master_weights",      "max_grad_norm", "num_threads", "optimizer_moments",
-    "optimizer_offload",     "shard_group_size",    "weight_decay",  "ddp_timeout"};
+constexpr std::string_view kMeasuredSettings[] = {"activation_offloading",
+                                                  "attn_implementation",
+                                                  "deterministic",
+                                                  "fp8",
+                                                  "adam_beta1",
+                                                  "adam_beta2",
+                                                  "adam_epsilon",
+                                                  "master_weights",
+                                                  "max_grad_norm",
+                                                  "num_threads",
+                                                  "optimizer_moments",
+                                                  "optimizer_offload",
+                                                  "shard_group_size",
+                                                  "weight_decay",
+                                                  "ddp_timeout"};
 
 /// The one of them that generation reads, too.
 constexpr std::string_view kDecodingSetting = "num_threads";
