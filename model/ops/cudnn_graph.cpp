@@ -6,14 +6,15 @@
 #include <dlfcn.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <stdexcept>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 namespace cudnn_frontend {
-// Where the frontend looks functions up: the library that LibTorch has loaded.
-void* cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW);
+// Where the frontend looks functions up: the library that LibTorch has loaded. Tests put another there.
+void* cudnn_dlhandle = nullptr;
 }  // namespace cudnn_frontend
 
 namespace satune {
@@ -28,6 +29,14 @@ using Tensor = std::shared_ptr<Attributes>;
 constexpr int64_t kRowsFrom = 1, kOffsetsFrom = kRowsFrom + kCudnnTensors,
                   kLengths = kOffsetsFrom + kCudnnTensors, kScale = kLengths + 1;
 
+void load_cudnn() {
+  if (cudnn_frontend::cudnn_dlhandle != nullptr) return;
+  // Else the frontend takes the first CUDA runtime that it finds, and warns of a second.
+  ::setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", "libcudart.so.13", /*overwrite=*/0);
+  cudnn_frontend::cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW);
+  if (cudnn_frontend::cudnn_dlhandle == nullptr) throw std::runtime_error("no libcudnn.so.9");
+}
+
 void check(cudnn_frontend::error_t error) {
   if (error.is_bad()) throw std::runtime_error("cuDNN: " + error.get_message());
 }
@@ -35,21 +44,23 @@ void check(cudnn_frontend::error_t error) {
 class Graph final : public CudnnGraph {
  public:
   Graph(const CudnnShape& shape, const CudnnCard& card)
-      : shape_(shape), scale_(static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)))) {
+      : shape_(shape),
+        absent_card_(!card.properties.empty()),
+        scale_(static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)))) {
     graph_.set_io_data_type(shape.bf16 ? DataType_t::BFLOAT16 : DataType_t::HALF)
         .set_intermediate_data_type(DataType_t::FLOAT)
         .set_compute_data_type(DataType_t::FLOAT);
     // Said here, the frontend need not ask a CUDA runtime of its own choice.
     graph_.set_sm_version(card.compute_capability);
     graph_.set_sm_count(card.multiprocessors);
-    if (!card.properties.empty()) describe(card.properties);
+    if (absent_card_) describe(card.properties);
     add_documents();
     if (shape.backward) {
       add_backward();
     } else {
       add_forward();
     }
-    build(card.properties.empty() ? at::native::getCudnnHandle() : nullptr);
+    build(absent_card_ ? nullptr : at::native::getCudnnHandle());
   }
 
   int64_t workspace_bytes() const override { return graph_.get_workspace_size(); }
@@ -63,7 +74,7 @@ class Graph final : public CudnnGraph {
     if (shape_.packed) at[kLengths] = addresses.lengths;
     at[kScale] = &scale_;
     for (const int64_t name : absent_) at.erase(name);
-    check(graph_.execute(at::native::getCudnnHandle(), at, addresses.workspace));
+    check(graph_.execute(absent_card_ ? nullptr : at::native::getCudnnHandle(), at, addresses.workspace));
   }
 
  private:
@@ -185,6 +196,7 @@ class Graph final : public CudnnGraph {
   }
 
   CudnnShape shape_;
+  bool absent_card_;
   float scale_;
   fe::Graph graph_;
   Tensor scale_tensor_, lengths_;
@@ -195,6 +207,7 @@ class Graph final : public CudnnGraph {
 }  // namespace
 
 std::unique_ptr<CudnnGraph> make_cudnn_graph(const CudnnShape& shape, const CudnnCard& card) {
+  load_cudnn();
   return std::make_unique<Graph>(shape, card);
 }
 

@@ -2,13 +2,21 @@
 // run.
 #include "model/ops/cudnn_graph.h"
 
+#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "model/ops/attention_cudnn.h"
+#include "tests/cudnn/recorder.h"
+
+namespace cudnn_frontend {
+extern void* cudnn_dlhandle;
+}
 
 namespace satune {
 namespace {
@@ -63,11 +71,22 @@ CudnnShape shape_of(int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t d
   return shape;
 }
 
-TEST(CudnnGraphs, AreThereForTheShapesOfLlama) {
+/// With the recorder between the frontend and cuDNN from the first graph on: the frontend remembers what it
+/// found.
+class CudnnGraphs : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ::setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", SATUNE_CUDNN_RECORDER, 1);
+    cudnn_frontend::cudnn_dlhandle = dlopen(SATUNE_CUDNN_RECORDER, RTLD_NOW);
+    ASSERT_NE(cudnn_frontend::cudnn_dlhandle, nullptr) << dlerror();
+  }
+};
+
+TEST_F(CudnnGraphs, AreThereForTheShapesOfLlama) {
   struct Heads {
     int64_t query, key, dim;
   };
-  // Llama-3-8B, Llama-2-7B, Llama-3.2-1B; heads of tests; 160 rows of Llama-3-8B's k_proj as of phi.
+  // Llama-3-8B, Llama-2-7B, Llama-3.2-1B, and the heads of small tests.
   for (const Heads heads : {Heads{32, 8, 128}, {32, 32, 128}, {32, 8, 64}, {8, 2, 16}}) {
     for (const bool packed : {false, true}) {
       CudnnShape shape = shape_of(heads.query, heads.key, heads.dim, 4, 1024, 4096, packed);
@@ -81,7 +100,7 @@ TEST(CudnnGraphs, AreThereForTheShapesOfLlama) {
   }
 }
 
-TEST(CudnnGraphs, TakeThePlannedWorkspace) {
+TEST_F(CudnnGraphs, TakeThePlannedWorkspace) {
   for (const int64_t kv_heads : {8, 32}) {
     for (const bool in_fixed_order : {false, true}) {
       for (const bool packed : {false, true}) {
@@ -96,7 +115,7 @@ TEST(CudnnGraphs, TakeThePlannedWorkspace) {
   }
 }
 
-TEST(CudnnGraphs, OfPackedDocumentsDoNotGrowWithTheirNumber) {
+TEST_F(CudnnGraphs, OfPackedDocumentsDoNotGrowWithTheirNumber) {
   const auto taken = [](int64_t documents, int64_t length) {
     CudnnShape shape = shape_of(32, 8, 128, documents, length, 8192, true);
     shape.row[kDKey] = shape.row[kDValue] = 1024;
@@ -105,7 +124,63 @@ TEST(CudnnGraphs, OfPackedDocumentsDoNotGrowWithTheirNumber) {
   EXPECT_NEAR(taken(128, 1024) / taken(1, 8192), 1, 0.01);
 }
 
-TEST(CudnnGraphs, SayWhyTheyAreNotThere) {
+/// What the frontend hands to cuDNN when a graph runs.
+class RunningGraph : public CudnnGraphs, public ::testing::WithParamInterface<CudnnShape> {};
+
+TEST_P(RunningGraph, GetsEveryAddressInItsPlace) {
+  const CudnnShape& shape = GetParam();
+  const auto graph = make_cudnn_graph(shape, kH200);
+  // Addresses that nobody reads, a thousand apart.
+  const auto address = [](int64_t place) { return reinterpret_cast<void*>(0x7f0000000000 + 1024 * place); };
+  CudnnAddresses at;
+  std::map<int64_t, void*> expected;  // by the names of cudnn_graph.cpp
+  for (int i = 0; i < kCudnnTensors; ++i) {
+    at.tensors[i] = address(i);
+    at.offsets[i] = static_cast<int64_t*>(address(100 + i));
+    if (i > kLogSum && !shape.backward) continue;
+    expected[1 + i] = at.tensors[i];
+    if (shape.packed) expected[1 + kCudnnTensors + i] = at.offsets[i];
+  }
+  at.lengths = static_cast<int32_t*>(address(200));
+  if (shape.packed) expected[1 + 2 * kCudnnTensors] = at.lengths;
+  at.workspace = address(1000);
+  graph->run(at);
+
+  const auto workspace_of = [&](void* pointer) {
+    const auto* first = static_cast<char*>(at.workspace);
+    return pointer >= first && pointer < first + graph->workspace_bytes();
+  };
+  const std::vector<cudnn_recorder::Run> runs = cudnn_recorder::take_runs();
+  ASSERT_EQ(runs.size(), 1U);
+  for (const auto& [name, found] : runs[0].addresses) {
+    const auto wanted = expected.find(name);
+    if (wanted == expected.end()) continue;  // the scale, and what the frontend has in the workspace
+    EXPECT_EQ(found, wanted->second) << name;
+    expected.erase(wanted);
+  }
+  for (const auto& [name, missing] : expected) ADD_FAILURE() << "no address of tensor " << name;
+  EXPECT_TRUE(workspace_of(runs[0].workspace));
+  for (const cudnn_recorder::Fill& fill : cudnn_recorder::take_fills())
+    EXPECT_TRUE(workspace_of(fill.to) && workspace_of(static_cast<char*>(fill.to) + fill.bytes - 1));
+}
+
+INSTANTIATE_TEST_SUITE_P(Passes, RunningGraph,
+                         ::testing::Values(shape_of(32, 8, 128, 4, 1024, 4096, false, false),
+                                           shape_of(32, 8, 128, 4, 1024, 4096, true, false),
+                                           shape_of(32, 8, 128, 4, 1024, 4096, false),
+                                           shape_of(32, 8, 128, 4, 1024, 4096, true),
+                                           shape_of(32, 32, 128, 4, 1024, 4096, true),
+                                           shape_of(32, 8, 128, 4, 1024, 4096, false, true, true),
+                                           shape_of(32, 8, 128, 4, 1024, 4096, true, true, true)),
+                         [](const auto& info) {
+                           const CudnnShape& shape = info.param;
+                           return std::string(shape.packed ? "Packed" : "Rows") +
+                                  (shape.backward ? "Backward" : "Forward") +
+                                  (shape.in_fixed_order ? "InFixedOrder" : "") +
+                                  (shape.kv_heads == shape.heads ? "OfAllHeads" : "");
+                         });
+
+TEST_F(CudnnGraphs, SayWhyTheyAreNotThere) {
   const auto error = [](const CudnnShape& shape, const CudnnCard& card) -> std::string {
     try {
       make_cudnn_graph(shape, card);
