@@ -26,7 +26,7 @@ void check_attention(const Settings& settings, const at::Device& device);
 
 struct ChosenAttention {
   AttentionChoice choice;
-  std::string name;    ///< "cudnn", "flash", "eager"
+  std::string name;    ///< "cudnn", "cudnn, backward flash", "flash", "eager"
   std::string reason;  ///< for the log; of a card's second or third choice what is wrong with those before
   bool first = true;   ///< choice, or as configured
 };
@@ -39,10 +39,10 @@ struct WantedAttention {
 
 WantedAttention wanted_attention(const Settings& settings);
 
-/// "auto": on the CPU flash; on a card the first that agrees with the reference of cuDNN, unless the run is
-/// to be deterministic, flash and eager; cuDNN has no fp32, and its deterministic backward S x S scratch.
-/// Another is taken as it stands, if it agrees. Throws BadInput for a kernel that the device or the type does
-/// not have, EnvironmentError for one that fails its trial.
+/// "auto": on the CPU flash; on a card the first of cuDNN (Hopper and newer, 16 bits), flash and eager that
+/// agrees with the reference. Another is taken as it stands, if it agrees. Throws BadInput for a kernel that
+/// the device or the type does not have, EnvironmentError for one that fails its trial. `error` stands in for
+/// the trial.
 ChosenAttention choose_attention(const WantedAttention& wanted, const ModelConfig& config,
                                  at::ScalarType type, at::Device device,
                                  const std::function<double(AttentionKernel)>& error = nullptr);

@@ -90,11 +90,9 @@ class Proposal {
 /// What the proposal may do about the optimizer's state.
 enum class Optimizer { kOffload, kShrink };
 
-/// Without the matrices of "eager", or the scratch of cuDNN's deterministic backward.
+/// Without the matrices of "eager".
 bool flash_attention_fits(Proposal& proposal) {
-  const Settings& settings = proposal.settings();
-  const bool scratch = settings.attn_implementation == AttnImplementation::kCudnn && settings.deterministic;
-  if (settings.attn_implementation != AttnImplementation::kEager && !scratch) return false;
+  if (proposal.settings().attn_implementation != AttnImplementation::kEager) return false;
   return proposal.fits_with_less("attn_implementation=auto", [](Settings& changed) {
     changed.attn_implementation = AttnImplementation::kAuto;
   });

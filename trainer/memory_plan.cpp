@@ -62,12 +62,13 @@ std::vector<int64_t> flash_buffers(const PlannedRun& run) {
 }
 
 /// LibTorch's memory-efficient attention in fp32: keys and values of all query heads where heads are grouped;
-/// gradients of q, k and v; dO * O.
+/// gradients of q, k and v; dO * O; sums of dQ, of documents of different lengths up to twice as large.
 std::vector<int64_t> efficient_buffers(const PlannedRun& run) {
   const int64_t queries = run.tokens * run.config.query_size() * kFloatBytes;
   std::vector<int64_t> buffers(run.config.num_attention_heads == run.config.num_key_value_heads ? 4 : 6,
                                queries);
-  buffers.push_back(run.tokens * run.config.num_attention_heads * kFloatBytes);
+  buffers.insert(buffers.end(), {run.full_rows ? queries : 2 * queries,
+                                 run.tokens * run.config.num_attention_heads * kFloatBytes});
   return buffers;
 }
 
@@ -78,15 +79,15 @@ std::vector<int64_t> cudnn_buffers(const PlannedRun& run) {
   // Of packed documents, the sizes of a graph for those of one length and one that ends early.
   std::vector<int64_t> starts(static_cast<size_t>(rows) + 1);
   for (size_t i = 0; i < starts.size(); ++i) starts[i] = static_cast<int64_t>(i) * length;
-  CudnnShape shape = cudnn_documents(starts, run.full_rows ? length : 0);
-  shape.in_fixed_order = run.settings.deterministic;
+  CudnnShape shape;
+  shape.documents = cudnn_documents(starts, run.full_rows ? length : 0);
   shape.heads = config.num_attention_heads;
   shape.kv_heads = config.num_key_value_heads;
   shape.head_dim = config.head_dim;
   const int64_t key = config.key_value_size();
-  shape.row[kDQuery] = config.query_size() + 2 * key;
+  shape.row[kDQuery] = config.query_size() + 2 * key;  // a shared layer's are less
   std::vector<int64_t> buffers = {cudnn_workspace_bytes(shape)};
-  if (shape.packed && shape.heads != shape.kv_heads)
+  if (shape.documents.packed && shape.heads != shape.kv_heads)
     buffers.insert(buffers.end(), 2, run.tokens * key * compute_element_bytes(run.settings.precision));
   return buffers;
 }
@@ -101,9 +102,8 @@ std::vector<int64_t> attention_buffers(const PlannedRun& run) {
                                       run.config.num_attention_heads, run.config.num_key_value_heads,
                                       run.config.head_dim, run.threads);
   if (settings.precision == Precision::kFp32) return efficient_buffers(run);
-  const bool cudnn = settings.attn_implementation == AttnImplementation::kCudnn ||
-                     (settings.attn_implementation == AttnImplementation::kAuto && !settings.deterministic);
-  return cudnn ? cudnn_buffers(run) : flash_buffers(run);
+  const bool flash = settings.deterministic || settings.attn_implementation == AttnImplementation::kFlash;
+  return flash ? flash_buffers(run) : cudnn_buffers(run);
 }
 
 /// Weights, gradients and optimizer state: what a stage cuts.

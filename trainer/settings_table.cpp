@@ -201,15 +201,14 @@ std::vector<Field> machine_fields() {
                  kTrajectory));
   fields.push_back(
       make_field("attn_implementation", SATUNE_MEMBER(attn_implementation),
-                 "the attention kernel, tried out at the start; \"auto\": on a card the first that agrees "
-                 "with eager of cudnn, unless the run is deterministic, and flash; eager holds S x S "
-                 "matrices and is for checks",
+                 "the attention kernel, tried out at the start; \"auto\": on a card the first of cudnn "
+                 "and flash that agrees with eager, which holds S x S matrices and is for checks",
                  kTrajectory));
   fields.push_back(
       make_field("deterministic", SATUNE_MEMBER(deterministic),
                  "a run on a card gives the same bits again, as one on the CPU always does; false: "
-                 "attention's backward adds gradients of queries as they are ready, which is "
-                 "faster, most of all on long documents",
+                 "attention's backward, then cudnn's own, adds gradients of queries as they are "
+                 "ready, which is faster, most of all on long documents",
                  kTrajectory));
   fields.push_back(
       make_field("gradient_checkpointing", SATUNE_MEMBER(gradient_checkpointing),

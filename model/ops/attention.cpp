@@ -66,8 +66,10 @@ AttentionOut attention_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD,
   if (choice.kernel == AttentionKernel::kEager || !has_flash_kernel(q_NHD))
     return eager_forward(q_NHD, k_NKD, v_NKD, document_starts);
   if (q_NHD.is_cpu()) return flash_cpu_forward(q_NHD, k_NKD, v_NKD, document_starts);
-  if (choice.kernel == AttentionKernel::kCudnn)
+  if (choice.kernel == AttentionKernel::kCudnn) {
+    TORCH_CHECK(choice.cudnn != nullptr, "AttentionChoice: kCudnn without its graphs");
     return choice.cudnn->forward(q_NHD, k_NKD, v_NKD, document_starts, options);
+  }
   return flash_forward(q_NHD, k_NKD, v_NKD, document_starts, options);
 }
 
@@ -79,7 +81,7 @@ void attention_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, co
     eager_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
   } else if (q_NHD.is_cpu()) {
     flash_cpu_backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD, d_v_NKD);
-  } else if (forward.choice.kernel == AttentionKernel::kCudnn) {
+  } else if (forward.choice.kernel == AttentionKernel::kCudnn && !forward.choice.in_fixed_order) {
     forward.choice.cudnn->backward(d_out_NHD, q_NHD, k_NKD, v_NKD, forward, document_starts, d_q_NHD, d_k_NKD,
                                    d_v_NKD);
   } else {

@@ -24,12 +24,12 @@ class CudnnAttention;
 /// How a model attends.
 struct AttentionChoice {
   AttentionKernel kernel = AttentionKernel::kFlash;
-  /// On a card the backward adds dQ of kFlash and kCudnn over blocks of keys, either in a fixed order, so
-  /// that it gives the same bits each time, or as they are ready. On the CPU and of kEager the order is
-  /// always fixed.
+  /// On a card the backward adds dQ over blocks of keys, either in a fixed order, so that it gives the same
+  /// bits each time, or as they are ready. In a fixed order kFlash's backward follows kCudnn's forward. On
+  /// the CPU and of kEager the order is always fixed.
   bool in_fixed_order = true;
-  int64_t full_row =
-      0;  ///< tokens; kCudnn has a graph of its own for batches whose documents all have so many
+  /// Tokens. kCudnn has graphs of their own for batches whose documents all have so many.
+  int64_t full_row = 0;
   std::shared_ptr<CudnnAttention> cudnn = {};  ///< of kCudnn
 };
 

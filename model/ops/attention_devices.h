@@ -27,6 +27,9 @@ at::Tensor starts_on(const at::Tensor& q_NHD, const std::vector<int64_t>& starts
 /// kernels have no grouped heads, keys and values are repeated.
 AttentionOut flash_forward(const at::Tensor& q_NHD, const at::Tensor& k_NKD, const at::Tensor& v_NKD,
                            const std::vector<int64_t>& starts, const AttentionOptions& options);
+/// What flash_backward() takes of 16-bit tensors, where another kernel made `out`: log_sum_HN contiguous.
+AttentionOut flash_forward_made(const at::Tensor& out_NHD, const at::Tensor& log_sum_HN,
+                                const at::Tensor& starts_on_card, const AttentionChoice& choice);
 void flash_backward(const at::Tensor& d_out_NHD, const at::Tensor& q_NHD, const at::Tensor& k_NKD,
                     const at::Tensor& v_NKD, const AttentionOut& forward, const std::vector<int64_t>& starts,
                     const at::Tensor& d_q_NHD, const at::Tensor& d_k_NKD, const at::Tensor& d_v_NKD);

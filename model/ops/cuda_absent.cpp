@@ -13,10 +13,10 @@ namespace {
 Stream current_stream(const at::Tensor&) {
   absent();
 }
-int compute_capability(const at::Tensor&) {
+int compute_capability(const at::Device&) {
   absent();
 }
-int multiprocessors(const at::Tensor&) {
+int multiprocessors(const at::Device&) {
   absent();
 }
 void rms_norm_forward(Element, const void*, const void*, void*, void*, uint32_t*, int64_t, int64_t, double,

@@ -87,9 +87,14 @@ struct RowStrides {
   int64_t elements[kMost] = {};
 };
 
-/// Where documents begin in arrays with such rows, offsets [count, slots + 1] in elements, and how many rows
-/// they have, lengths [slots]; of the slots past the `documents` the end of the last, and 0. starts
-/// [documents + 1]: in rows.
+/// Elements between the offsets of one array and the next: each begins at a multiple of 16 bytes.
+constexpr int64_t offsets_pitch(int64_t slots) {
+  return (slots + 2) / 2 * 2;
+}
+
+/// Where documents begin in arrays with such rows, offsets [count, offsets_pitch(slots)] in elements, slots +
+/// 1 of them; and how many rows they have, lengths [slots]; of the slots past the `documents` the end of the
+/// last, and 0. starts [documents + 1]: in rows.
 void document_offsets(const int32_t* starts, int64_t documents, int64_t slots, const RowStrides& rows,
                       int64_t* offsets, int32_t* lengths, Stream stream);
 

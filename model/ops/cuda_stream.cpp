@@ -9,13 +9,13 @@ Stream current_stream(const at::Tensor& tensor) {
   return c10::cuda::getCurrentCUDAStream(tensor.device().index()).stream();
 }
 
-int compute_capability(const at::Tensor& tensor) {
-  const cudaDeviceProp* card = at::cuda::getDeviceProperties(tensor.device().index());
-  return 10 * card->major + card->minor;
+int compute_capability(const at::Device& card) {
+  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(card.index());
+  return 10 * properties->major + properties->minor;
 }
 
-int multiprocessors(const at::Tensor& tensor) {
-  return at::cuda::getDeviceProperties(tensor.device().index())->multiProcessorCount;
+int multiprocessors(const at::Device& card) {
+  return at::cuda::getDeviceProperties(card.index())->multiProcessorCount;
 }
 
 }  // namespace satune::cuda

@@ -25,9 +25,9 @@ Element element_of(const at::Tensor& tensor);
 /// LibTorch's current stream of the tensor's card, so that kernels and ATen ops run in order.
 Stream current_stream(const at::Tensor& tensor);
 
-/// Of the tensor's card: 90 for compute capability 9.0, and how many multiprocessors it has.
-int compute_capability(const at::Tensor& tensor);
-int multiprocessors(const at::Tensor& tensor);
+/// Of a card: 90 for compute capability 9.0, and how many multiprocessors it has.
+int compute_capability(const at::Device& card);
+int multiprocessors(const at::Device& card);
 
 /// Where a launcher writes the largest magnitudes of `count` parts of its result: a new tensor in `*parts`,
 /// on the card of `like`. Null where nobody asked.

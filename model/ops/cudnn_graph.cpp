@@ -2,6 +2,7 @@
 #include "model/ops/cudnn_graph.h"
 
 #include <ATen/cudnn/Handle.h>
+#include <cuda_runtime_api.h>
 #include <cudnn_frontend.h>
 #include <dlfcn.h>
 
@@ -29,12 +30,23 @@ using Tensor = std::shared_ptr<Attributes>;
 constexpr int64_t kRowsFrom = 1, kOffsetsFrom = kRowsFrom + kCudnnTensors,
                   kLengths = kOffsetsFrom + kCudnnTensors, kScale = kLengths + 1;
 
+// Else the frontend takes the first CUDA runtime that it finds, and warns of a second. Before main, while
+// there is one thread.
+[[maybe_unused]] const int kRuntimeNamed =
+    ::setenv("CUDNN_FRONTEND_CUDART_LIB_NAME",
+             ("libcudart.so." + std::to_string(CUDART_VERSION / 1000)).c_str(), /*overwrite=*/0);
+
 void load_cudnn() {
   if (cudnn_frontend::cudnn_dlhandle != nullptr) return;
-  // Else the frontend takes the first CUDA runtime that it finds, and warns of a second.
-  ::setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", "libcudart.so.13", /*overwrite=*/0);
   cudnn_frontend::cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW);
-  if (cudnn_frontend::cudnn_dlhandle == nullptr) throw std::runtime_error("no libcudnn.so.9");
+  if (cudnn_frontend::cudnn_dlhandle == nullptr) throw std::runtime_error(std::string("cuDNN: ") + dlerror());
+}
+
+std::string described(const CudnnShape& shape) {
+  return std::to_string(shape.documents.count) + (shape.documents.packed ? " packed" : "") +
+         " documents of " + std::to_string(shape.documents.length) + " tokens, " +
+         std::to_string(shape.heads) + " heads of " + std::to_string(shape.head_dim) + " (" +
+         std::to_string(shape.kv_heads) + " of keys), " + (shape.backward ? "backward" : "forward");
 }
 
 void check(cudnn_frontend::error_t error) {
@@ -45,7 +57,7 @@ class Graph final : public CudnnGraph {
  public:
   Graph(const CudnnShape& shape, const CudnnCard& card)
       : shape_(shape),
-        absent_card_(!card.properties.empty()),
+        another_card_(!card.properties.empty()),
         scale_(static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)))) {
     graph_.set_io_data_type(shape.bf16 ? DataType_t::BFLOAT16 : DataType_t::HALF)
         .set_intermediate_data_type(DataType_t::FLOAT)
@@ -53,31 +65,32 @@ class Graph final : public CudnnGraph {
     // Said here, the frontend need not ask a CUDA runtime of its own choice.
     graph_.set_sm_version(card.compute_capability);
     graph_.set_sm_count(card.multiprocessors);
-    if (absent_card_) describe(card.properties);
+    if (another_card_) describe(card.properties);
     add_documents();
     if (shape.backward) {
       add_backward();
     } else {
       add_forward();
     }
-    build(absent_card_ ? nullptr : at::native::getCudnnHandle());
+    build(another_card_ ? nullptr : at::native::getCudnnHandle());
   }
 
   int64_t workspace_bytes() const override { return graph_.get_workspace_size(); }
 
   void run(const CudnnAddresses& addresses) override {
-    std::unordered_map<int64_t, void*> at;
-    for (int64_t i = 0; i < kCudnnTensors; ++i) {
+    const bool packed = shape_.documents.packed;
+    std::unordered_map<int64_t, void*> at = {{kScale, &scale_}};
+    for (int64_t i = 0; i < num_tensors(); ++i) {
       at[kRowsFrom + i] = addresses.tensors[i];
-      if (shape_.packed) at[kOffsetsFrom + i] = addresses.offsets[i];
+      if (packed) at[kOffsetsFrom + i] = addresses.offsets[i];
     }
-    if (shape_.packed) at[kLengths] = addresses.lengths;
-    at[kScale] = &scale_;
-    for (const int64_t name : absent_) at.erase(name);
-    check(graph_.execute(absent_card_ ? nullptr : at::native::getCudnnHandle(), at, addresses.workspace));
+    if (packed) at[kLengths] = addresses.lengths;
+    check(graph_.execute(another_card_ ? nullptr : at::native::getCudnnHandle(), at, addresses.workspace));
   }
 
  private:
+  int num_tensors() const { return shape_.backward ? kCudnnTensors : kLogSum + 1; }
+
   void describe(const std::string& properties) {
     std::vector<uint8_t> bytes(properties.begin(), properties.end());
     bytes.push_back(0);
@@ -86,9 +99,9 @@ class Graph final : public CudnnGraph {
     graph_.set_device_properties(device);
   }
 
-  Tensor column(int64_t name, int64_t size, DataType_t type) {
+  Tensor vector(int64_t name, int64_t size, DataType_t type) {
     return graph_.tensor(Attributes()
-                             .set_name("column_" + std::to_string(name))
+                             .set_name("vector_" + std::to_string(name))
                              .set_uid(name)
                              .set_dim({size, 1, 1, 1})
                              .set_stride({1, 1, 1, 1})
@@ -96,16 +109,12 @@ class Graph final : public CudnnGraph {
   }
 
   void add_documents() {
-    scale_tensor_ = column(kScale, 1, DataType_t::FLOAT);
+    scale_tensor_ = vector(kScale, 1, DataType_t::FLOAT);
     scale_tensor_->set_is_pass_by_value(true);
-    if (shape_.packed) lengths_ = column(kLengths, shape_.documents, DataType_t::INT32);
-    for (int64_t i = 0; i < kCudnnTensors; ++i) {
-      if (i > kLogSum && !shape_.backward) {
-        absent_.insert(absent_.end(), {kRowsFrom + i, kOffsetsFrom + i});
-      } else if (shape_.packed) {
-        offsets_[i] = column(kOffsetsFrom + i, shape_.documents + 1, DataType_t::INT64);
-      }
-    }
+    if (!shape_.documents.packed) return;
+    lengths_ = vector(kLengths, shape_.documents.count, DataType_t::INT32);
+    for (int64_t i = 0; i < num_tensors(); ++i)
+      offsets_[i] = vector(kOffsetsFrom + i, shape_.documents.count + 1, DataType_t::INT64);
   }
 
   int64_t heads_of(CudnnTensor tensor) const {
@@ -117,17 +126,17 @@ class Graph final : public CudnnGraph {
   void describe_rows(Attributes& attributes, CudnnTensor tensor) {
     const int64_t row = shape_.row[tensor], D = shape_.head_dim;
     attributes.set_uid(kRowsFrom + tensor)
-        .set_dim({shape_.documents, heads_of(tensor), shape_.length, D})
-        .set_stride({shape_.length * row, D, row, 1});
-    if (shape_.packed) attributes.set_ragged_offset(offsets_[tensor]);
+        .set_dim({shape_.documents.count, heads_of(tensor), shape_.documents.length, D})
+        .set_stride({shape_.documents.length * row, D, row, 1});
+    if (shape_.documents.packed) attributes.set_ragged_offset(offsets_[tensor]);
   }
 
   void describe_log_sums(Attributes& attributes) {
-    const int64_t H = shape_.heads, T = shape_.length;
+    const int64_t H = shape_.heads, T = shape_.documents.length;
     attributes.set_uid(kRowsFrom + kLogSum)
-        .set_dim({shape_.documents, H, T, 1})
+        .set_dim({shape_.documents.count, H, T, 1})
         .set_data_type(DataType_t::FLOAT);
-    if (shape_.packed) {
+    if (shape_.documents.packed) {
       attributes.set_stride({H * T, 1, H, 1}).set_ragged_offset(offsets_[kLogSum]);
     } else {
       attributes.set_stride({H * T, T, 1, 1});
@@ -161,7 +170,8 @@ class Graph final : public CudnnGraph {
         .set_attn_scale(scale_tensor_)
         .set_diagonal_alignment(cudnn_frontend::DiagonalAlignment_t::TOP_LEFT)
         .set_diagonal_band_right_bound(0);
-    if (shape_.packed) options.set_padding_mask(true).set_seq_len_q(lengths_).set_seq_len_kv(lengths_);
+    if (shape_.documents.packed)
+      options.set_padding_mask(true).set_seq_len_q(lengths_).set_seq_len_kv(lengths_);
     return options;
   }
 
@@ -175,10 +185,10 @@ class Graph final : public CudnnGraph {
 
   void add_backward() {
     fe::SDPA_backward_attributes options;
-    masked(options).set_deterministic_algorithm(shape_.in_fixed_order);
-    if (shape_.packed) {
-      options.set_max_total_seq_len_q(shape_.tokens);
-      options.set_max_total_seq_len_kv(shape_.tokens);
+    masked(options);
+    if (shape_.documents.packed) {
+      options.set_max_total_seq_len_q(shape_.documents.tokens);
+      options.set_max_total_seq_len_kv(shape_.documents.tokens);
     }
     const auto [d_q, d_k, d_v] = graph_.sdpa_backward(input(kQuery), input(kKey), input(kValue), input(kOut),
                                                       input(kDOut), input(kLogSum), options);
@@ -196,19 +206,22 @@ class Graph final : public CudnnGraph {
   }
 
   CudnnShape shape_;
-  bool absent_card_;
+  bool another_card_;
   float scale_;
   fe::Graph graph_;
   Tensor scale_tensor_, lengths_;
   std::array<Tensor, kCudnnTensors> offsets_;
-  std::vector<int64_t> absent_;
 };
 
 }  // namespace
 
 std::unique_ptr<CudnnGraph> make_cudnn_graph(const CudnnShape& shape, const CudnnCard& card) {
   load_cudnn();
-  return std::make_unique<Graph>(shape, card);
+  try {
+    return std::make_unique<Graph>(shape, card);
+  } catch (const std::exception& failure) {
+    throw std::runtime_error(described(shape) + ": " + failure.what());
+  }
 }
 
 }  // namespace satune

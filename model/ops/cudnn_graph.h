@@ -16,24 +16,29 @@ namespace satune {
 enum CudnnTensor : uint8_t { kQuery, kKey, kValue, kOut, kLogSum, kDOut, kDQuery, kDKey, kDValue };
 inline constexpr int kCudnnTensors = kDValue + 1;
 
-/// A forward has the first five, a backward all.
+/// Packed: of different lengths, at most `count`, each of `length` tokens at most, in all `tokens` at most
+/// (which the scratch of a backward depends on). Else `count` of just that length, and `tokens` says nothing.
+struct CudnnDocuments {
+  bool packed = false;
+  int64_t count = 0, length = 0, tokens = 0;
+
+  auto operator<=>(const CudnnDocuments&) const = default;
+};
+
+/// A forward has the first five tensors, a backward all. Log-sum-exps are [tokens, H] of packed documents,
+/// [documents, H, length] of others.
 struct CudnnShape {
   bool bf16 = true;  ///< else fp16
   bool backward = false;
-  bool in_fixed_order = false;  ///< the backward adds dQ so: the same bits each time
-  /// Documents of different lengths: at most so many, each of `length` tokens at most, `tokens` in all at
-  /// most. Else so many, all of that length. Log-sum-exps are [tokens, H] of packed documents, [documents, H,
-  /// length] of others.
-  bool packed = false;
-  int64_t documents = 0, length = 0, tokens = 0;
+  CudnnDocuments documents = {};
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   std::array<int64_t, kCudnnTensors> row = {};  ///< elements from a token of a tensor to the next
 
   auto operator<=>(const CudnnShape&) const = default;
 };
 
-/// On the card. Of packed documents also what document_offsets() makes: lengths [documents] and, of each
-/// tensor, the element where a document begins [documents + 1].
+/// On the card, multiples of 16 bytes. Of packed documents also what document_offsets() makes: lengths
+/// [count] and, of each tensor, the element where a document begins [count + 1].
 struct CudnnAddresses {
   std::array<void*, kCudnnTensors> tensors = {};
   std::array<int64_t*, kCudnnTensors> offsets = {};

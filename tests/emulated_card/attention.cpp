@@ -211,7 +211,11 @@ EfficientGradients efficient_backward(const at::Tensor& d_out, const at::Tensor&
   TORCH_CHECK(!bias && !of_bias, "only what satune asks for");
   const auto plain = [](const at::Tensor& like) { return at::empty(like.sizes(), like.options()); };
   const at::Tensor d_q = plain(q), d_k = plain(k), d_v = plain(v);
-  [[maybe_unused]] const at::Tensor taken = plain(q);  // dO * O
+  // dO * O; sums of dQ in blocks of 64 rows and columns, for every document as for the longest.
+  const int64_t blocks = (longest.expect_int() + 63) / 64 * ((q.size(3) + 63) / 64);
+  [[maybe_unused]] const at::Tensor taken[] = {
+      plain(q), at::empty({starts->numel() - 1, q.size(2), blocks, 64 * std::min<int64_t>(64, q.size(3)) + 4},
+                          q.options())};
   const double by = scale.value_or(1 / std::sqrt(static_cast<double>(q.size(-1))));
   queue([=, d_out = on_host(d_out)[0], q = on_host(q)[0], k = on_host(k)[0], v = on_host(v)[0],
          out = on_host(out)[0], sums = on_host(log_sum), starts = on_host(*starts), d_q = on_host(d_q)[0],
@@ -237,12 +241,15 @@ class EmulatedGraph final : public CudnnGraph {
 
   void run(const CudnnAddresses& at) override {
     queue([shape = shape_, at, bytes = workspace_bytes()] {
+      check_alignment(shape, at);
       std::memset(at.workspace, 0xff, static_cast<size_t>(bytes));
       int64_t tokens = 0;
-      for (int64_t document = 0; document < shape.documents; ++document) {
-        const int64_t length = shape.packed ? at.lengths[document] : shape.length;
+      const CudnnDocuments& documents = shape.documents;
+      for (int64_t document = 0; document < documents.count; ++document) {
+        const int64_t length = documents.packed ? at.lengths[document] : documents.length;
         tokens += length;
-        if (length < 0 || length > shape.length || (shape.packed && tokens > shape.tokens))
+        if (length < 0 || length > documents.length ||
+            (documents.packed && shape.backward && tokens > documents.tokens))
           throw std::runtime_error("cuDNN attention: documents larger than its graph");
         if (length > 0) run_document(shape, at, document, length);
       }
@@ -250,25 +257,40 @@ class EmulatedGraph final : public CudnnGraph {
   }
 
  private:
+  /// To 16 bytes, as the frontend promises cuDNN.
+  static void check_alignment(const CudnnShape& shape, const CudnnAddresses& at) {
+    const auto check = [](const void* address) {
+      if (reinterpret_cast<uintptr_t>(address) % 16 != 0)
+        throw std::runtime_error("cuDNN attention: an address that is no multiple of 16");
+    };
+    for (const void* address : at.tensors) check(address);
+    if (shape.documents.packed) check(at.lengths);
+    for (const void* address : at.offsets) check(address);
+    check(at.workspace);
+  }
+
   static void run_document(const CudnnShape& shape, const CudnnAddresses& at, int64_t document,
                            int64_t length) {
     const auto options = at::TensorOptions().dtype(shape.bf16 ? at::kBFloat16 : at::kHalf);
     const auto rows = [&](CudnnTensor name, int64_t heads) {
-      const int64_t row = shape.row[name],
-                    from = shape.packed ? at.offsets[name][document] : document * shape.length * row;
+      const int64_t row = shape.row[name], from = shape.documents.packed
+                                                      ? at.offsets[name][document]
+                                                      : document * shape.documents.length * row;
       return at::from_blob(static_cast<uint16_t*>(at.tensors[name]) + from, {length, heads, shape.head_dim},
                            {row, shape.head_dim, 1}, options);
     };
     const int64_t H = shape.heads, K = shape.kv_heads;
-    float* sums = static_cast<float*>(at.tensors[kLogSum]) +
-                  (shape.packed ? at.offsets[kLogSum][document] : document * H * shape.length);
+    float* sums =
+        static_cast<float*>(at.tensors[kLogSum]) +
+        (shape.documents.packed ? at.offsets[kLogSum][document] : document * H * shape.documents.length);
     const at::Tensor log_sum = at::from_blob(
-        sums, {H, length}, shape.packed ? at::IntArrayRef({1, H}) : at::IntArrayRef({shape.length, 1}),
+        sums, {H, length},
+        shape.documents.packed ? at::IntArrayRef({1, H}) : at::IntArrayRef({shape.documents.length, 1}),
         at::kFloat);
     const double scale = 1 / std::sqrt(static_cast<double>(shape.head_dim));
     const at::Tensor q = rows(kQuery, H), k = rows(kKey, K), v = rows(kValue, K), out = rows(kOut, H);
     if (shape.backward) {
-      backward(rows(kDOut, H), q, k, v, out, log_sum, scale, shape.in_fixed_order, rows(kDQuery, H),
+      backward(rows(kDOut, H), q, k, v, out, log_sum, scale, /*in_order=*/false, rows(kDQuery, H),
                rows(kDKey, K), rows(kDValue, K));
     } else {
       forward(q, k, v, scale, out, log_sum);

@@ -208,6 +208,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"FlashOfASpan", {"attn_implementation=flash"}, "2-4", 0, 1, 16, 2, 0.03},
         Case{"FlashOfAllHeads", {"attn_implementation=flash"}, "", 0, 1, 16, 4},
         Case{"FlashOfFp32", {"precision=fp32"}, "", 0, 1, 16},
+        // Planned for documents of different lengths.
+        Case{"FlashOfFp32Packed", {"precision=fp32"}, "", 32, 1, 16, 2, 0.1},
         Case{"Cudnn", {"deterministic=false"}, "", 0, 1, 16},
         Case{"CudnnPacked", {"deterministic=false"}, "", 32, 1, 16},
         // Planned with rows of d_q as those of a fused projection: a shared layer's are apart.
@@ -215,7 +217,8 @@ INSTANTIATE_TEST_SUITE_P(
         // Takes so little that the norm's scratch, which the plan leaves out, shows in a model as small as
         // this.
         Case{"CudnnOfAllHeads", {"deterministic=false"}, "", 0, 1, 16, 4, 0.02, 0.07},
-        Case{"CudnnInFixedOrder", {"attn_implementation=cudnn"}, "", 0, 1, 16},
+        Case{"CudnnBeforeFlash", {"attn_implementation=cudnn"}, "", 0, 1, 16},
+        Case{"CudnnBeforeFlashPacked", {"attn_implementation=cudnn"}, "", 32, 1, 16, 2, 0.7},
         Case{"Offloaded", {"gradient_checkpointing=false", "activation_offloading=true"}},
         // For the scale, each of seven gradients, and memory of five of the weights that left before.
         Case{"OptimizerOnTheHost", {"optimizer_offload=cpu"}, "", 0, 13},

@@ -193,13 +193,14 @@ TEST(DocumentOffsets, OfEveryArrayAndOfSlotsThatAreLeft) {
   cuda::RowStrides strides;
   strides.count = static_cast<int>(rows.size());
   std::copy(rows.begin(), rows.end(), strides.elements);
-  std::vector<int64_t> offsets(rows.size() * (kSlots + 1), -1);
+  std::vector<int64_t> offsets(rows.size() * cuda::offsets_pitch(kSlots), -1);
   std::vector<int32_t> lengths(kSlots, -1);
   cuda::document_offsets(starts.data(), kDocuments, kSlots, strides, offsets.data(), lengths.data(), nullptr);
   for (int64_t slot = 0; slot <= kSlots; ++slot) {
     const int64_t begin = starts[static_cast<size_t>(std::min(slot, kDocuments))];
     for (size_t i = 0; i < rows.size(); ++i)
-      ASSERT_EQ(offsets[i * (kSlots + 1) + static_cast<size_t>(slot)], begin * rows[i]) << slot;
+      ASSERT_EQ(offsets[i * cuda::offsets_pitch(kSlots) + static_cast<size_t>(slot)], begin * rows[i])
+          << slot;
     if (slot == kSlots) continue;
     const auto at = static_cast<size_t>(slot);
     ASSERT_EQ(lengths[at], slot < kDocuments ? starts[at + 1] - starts[at] : 0) << slot;

@@ -10,6 +10,7 @@
 #include <map>
 
 #include "data/files/error.h"
+#include "model/ops/attention_cudnn.h"
 #include "tests/model_configs.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/dry_run.h"
@@ -66,16 +67,14 @@ TEST(AttentionChoice, TheFirstKernelOfACardThatAgreesIsTaken) {
             AttentionKernel::kFlash);
 }
 
-TEST(AttentionChoice, ADeterministicRunTakesFlash) {
+TEST(AttentionChoice, ADeterministicRunHasAFixedOrder) {
   const Errors both = {{AttentionKernel::kCudnn, 1e-3}, {AttentionKernel::kFlash, 1e-3}};
-  const ChosenAttention chosen = choose(AttnImplementation::kAuto, kCard, at::kBFloat16, both, true);
-  EXPECT_EQ(chosen.choice.kernel, AttentionKernel::kFlash);
-  EXPECT_TRUE(chosen.choice.in_fixed_order);
-  EXPECT_TRUE(chosen.first) << "no warning";
-  const ChosenAttention named = choose(AttnImplementation::kCudnn, kCard, at::kBFloat16, both, true);
-  EXPECT_EQ(named.name, "cudnn");
-  EXPECT_TRUE(named.choice.in_fixed_order);
-  EXPECT_FALSE(choose(AttnImplementation::kFlash, kCard, at::kBFloat16, both).choice.in_fixed_order);
+  for (const AttnImplementation wanted : {AttnImplementation::kAuto, AttnImplementation::kFlash}) {
+    EXPECT_TRUE(choose(wanted, kCard, at::kBFloat16, both, true).choice.in_fixed_order);
+    EXPECT_FALSE(choose(wanted, kCard, at::kBFloat16, both, false).choice.in_fixed_order);
+  }
+  EXPECT_EQ(choose(AttnImplementation::kAuto, kCard, at::kBFloat16, both, true).name,
+            "cudnn, backward flash");
   EXPECT_TRUE(wanted_attention({}).deterministic) << "as long as nobody asks for less";
 }
 
@@ -136,6 +135,32 @@ TEST_P(CardAttention, InAFixedOrderRepeatsItsBits) {
       for (int again = 0; again < 3; ++again) EXPECT_TRUE(at::equal(gradients(), first));
     }
   }
+}
+
+TEST(CardGraphs, AFewServeAllBatches) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "no CUDA device";
+  const AttentionChoice choice =
+      choose_attention({AttnImplementation::kCudnn, false, 256}, grouped(), at::kBFloat16, kCard).choice;
+  const auto pass = [&](const std::vector<int64_t>& starts) {
+    const at::Tensor qkv = at::ones({starts.back(), 12, 16}, at::TensorOptions(kCard).dtype(at::kBFloat16));
+    const at::Tensor q = qkv.narrow(1, 0, 8), k = qkv.narrow(1, 8, 2), v = qkv.narrow(1, 10, 2);
+    const AttentionOut out = attention_forward(q, k, v, starts, {choice});
+    const at::Tensor d_qkv = at::empty_like(qkv);
+    attention_backward(out.out_NHD, q, k, v, out, starts, d_qkv.narrow(1, 0, 8), d_qkv.narrow(1, 8, 2),
+                       d_qkv.narrow(1, 10, 2));
+  };
+  // Five to eight documents, of 65 to 128 tokens at most, some 500 in all.
+  pass({0, 100, 180, 300, 400, 500});
+  const size_t both = choice.cudnn->num_graphs();
+  EXPECT_EQ(both, 2U);
+  pass({0, 80, 200, 270, 350, 400, 405, 480, 490});
+  pass({0, 128, 200, 300, 400, 470, 511});
+  EXPECT_EQ(choice.cudnn->num_graphs(), both);
+  pass({0, 300, 500});
+  const size_t packed = choice.cudnn->num_graphs();
+  EXPECT_EQ(packed, both + 2) << "longer ones";
+  pass({0, 256, 512});
+  EXPECT_EQ(choice.cudnn->num_graphs(), packed + 2) << "full rows";
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, CardAttention,

@@ -348,16 +348,6 @@ TEST(MemoryPlan, EagerAttentionHoldsItsMatrices) {
   EXPECT_LT(plan_memory(shape.run(), {}, 0).working, matrices / 2);
 }
 
-TEST(MemoryPlan, CudnnInAFixedOrderHoldsTheScores) {
-  ShapeRun shape("8b");
-  shape.settings.attn_implementation = AttnImplementation::kCudnn;
-  const int64_t fixed = plan_memory(shape.run(), {}, 0).working;
-  const int64_t scores = int64_t{2} * 32 * shape.settings.max_length * shape.settings.max_length;
-  EXPECT_GT(fixed, scores);
-  shape.settings.deterministic = false;
-  EXPECT_LT(plan_memory(shape.run(), {}, 0).working, fixed - scores / 2);
-}
-
 TEST(MemoryPlan, OneProcessHasNoCommunicationBuffers) {
   const ShapeRun shape("8b");
   const MemoryPlan plan = plan_memory(shape.run(), {}, 0);
