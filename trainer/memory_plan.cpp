@@ -148,25 +148,31 @@ void plan_state(MemoryPlan& plan, const PlannedRun& run, const Sharded& sharded,
 
 }  // namespace
 
+int64_t fp8_parameters_of(const TensorTable& table, int segment) {
+  if (segment == 0 || segment == table.num_segments() - 1) return 0;
+  int64_t count = 0, qkv = 0, gate_up = 0,
+          hidden = 0;  // outputs of tensors that are one product; their inputs
+  for (const TensorInfo& tensor : table.segment(segment)) {
+    if (tensor.shape.size() != 2) continue;
+    const int64_t outputs = tensor.shape[0], inputs = tensor.shape[1];
+    if (tensor.role == TensorRole::kOutput || tensor.role == TensorRole::kDown) {
+      if (takes_fp8(outputs, inputs)) count += outputs * inputs;
+      continue;
+    }
+    const bool of_mlp = tensor.role == TensorRole::kGate || tensor.role == TensorRole::kUp;
+    (of_mlp ? gate_up : qkv) += outputs;
+    hidden = inputs;
+  }
+  for (const int64_t outputs : {qkv, gate_up}) {
+    if (takes_fp8(outputs, hidden)) count += outputs * hidden;
+  }
+  return count;
+}
+
 int64_t fp8_parameters(const TensorTable& table, int lowest_segment) {
   int64_t count = 0;
-  for (int segment = std::max(lowest_segment, 1); segment < table.num_segments() - 1; ++segment) {
-    int64_t qkv = 0, gate_up = 0, hidden = 0;  // outputs of tensors that are one product, and their inputs
-    for (const TensorInfo& tensor : table.segment(segment)) {
-      if (tensor.shape.size() != 2) continue;
-      const int64_t outputs = tensor.shape[0], inputs = tensor.shape[1];
-      if (tensor.role == TensorRole::kOutput || tensor.role == TensorRole::kDown) {
-        if (takes_fp8(outputs, inputs)) count += outputs * inputs;
-        continue;
-      }
-      const bool of_mlp = tensor.role == TensorRole::kGate || tensor.role == TensorRole::kUp;
-      (of_mlp ? gate_up : qkv) += outputs;
-      hidden = inputs;
-    }
-    for (const int64_t outputs : {qkv, gate_up}) {
-      if (takes_fp8(outputs, hidden)) count += outputs * hidden;
-    }
-  }
+  for (int segment = lowest_segment; segment < table.num_segments(); ++segment)
+    count += fp8_parameters_of(table, segment);
   return count;
 }
 

@@ -79,6 +79,8 @@ StageChoice choose_zero_stage(const PlannedRun& run, int64_t world_size, int64_t
 /// Parameters of the layers' projections that 8-bit products take, from one segment on; frozen tensors, which
 /// have products of their own, count as if they were trained.
 int64_t fp8_parameters(const TensorTable& table, int lowest_segment = 0);
+/// The same of one segment.
+int64_t fp8_parameters_of(const TensorTable& table, int segment);
 
 /// fp8: whether the weights in 8 bits stay between products. In stage 3 those of 16 bits do not.
 constexpr bool fp8_weights_are_kept(int64_t stage) {

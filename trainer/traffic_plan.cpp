@@ -53,7 +53,7 @@ class Sizes {
 
 /// Forward operations of one token in a segment: 2 for every element of its matrices, and in a layer the two
 /// products of attention over half a document, which a layer of Shared Attention computes as well (its
-/// anchor's scores are not kept).
+/// anchor's scores are not kept). 8-bit products of a card count as what else takes as long.
 double forward_flops(const PlannedRun& run, int segment) {
   const ModelConfig& config = run.config;
   if (segment == 0) return 0;  // a look-up
@@ -65,6 +65,8 @@ double forward_flops(const PlannedRun& run, int segment) {
   for (const TensorInfo& tensor : run.table.segment(segment)) {
     if (tensor.shape.size() == 2) flops += 2.0 * static_cast<double>(tensor.numel());
   }
+  if (run.settings.fp8 && run.on_card)
+    flops -= 2.0 * static_cast<double>(fp8_parameters_of(run.table, segment)) * (1 - 1 / kFp8Speed);
   return flops;
 }
 

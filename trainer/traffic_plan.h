@@ -33,8 +33,11 @@ TrafficPlan plan_traffic(const PlannedRun& run, const Sharded& sharded);
 /// these gathers).
 int64_t usual_bytes_per_step(const PlannedRun& run, const Sharded& sharded);
 
+/// 8-bit products on cards that have them (Ada, Hopper, Blackwell) against 16-bit ones: peak rates.
+inline constexpr double kFp8Speed = 2;
+
 struct Rates {
-  double flops = 0;             ///< achieved, per second and device
+  double flops = 0;  ///< achieved, per second and device; of 8-bit products kFp8Speed times as much
   double bytes_per_second = 0;  ///< that one rank sends while it receives as much
 };
 
