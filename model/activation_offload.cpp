@@ -48,6 +48,7 @@ void ActivationOffload::wait_for_copies(Layer& layer) {
 void ActivationOffload::store(int layer, const std::vector<at::Tensor*>& tensors) {
   settle();
   Layer& held = layers_[layer];
+  copies_->tell(trace_, "activations of layer {} to the host", layer);
   for (at::Tensor* tensor : tensors) {
     const at::Tensor bytes = whole_storage(*tensor);
     const auto same = std::find_if(held.on_card.begin(), held.on_card.end(),
@@ -78,6 +79,7 @@ void ActivationOffload::fetch(int layer) {
   settle();
   Layer& held = layers_[layer];
   if (held.slots.empty() || !held.on_card.empty()) return;
+  copies_->tell(trace_, "activations of layer {} back", layer);
   for (size_t storage = 0; storage < held.bytes.size(); ++storage) {
     held.on_card.push_back(at::empty({held.bytes[storage]}, at::TensorOptions(at::kByte).device(device_)));
     start_copy(held, held.on_card.back(), host_bytes(held, storage));

@@ -19,6 +19,9 @@ class ActivationOffload {
   /// may leave the smaller buffers in LibTorch's cache of pinned memory: the largest batch should come first.
   ActivationOffload(at::Device device, int layers, std::unique_ptr<CopyQueue> copies);
 
+  /// Who is told of the copies from here on; nullptr: nobody.
+  void trace_to(StepTrace* trace) { trace_ = trace; }
+
   /// Forward, when the layer's work is queued: `tensors` go to the host, with all of the memory they are
   /// views of, and are undefined until restore(). They are slots, which stay where they are until then.
   void store(int layer, const std::vector<at::Tensor*>& tensors);
@@ -59,6 +62,7 @@ class ActivationOffload {
   at::Device device_;
   std::unique_ptr<CopyQueue> copies_;
   std::vector<Layer> layers_;
+  StepTrace* trace_ = nullptr;
   int leaving_ = -1;  ///< the layer whose copies to the host are in progress
 };
 

@@ -22,7 +22,10 @@ class StreamOfCopies final : public CopyQueue {
     work_done_.block(copies_);
     {
       const c10::StreamGuard on_copies(copies_);
+      StepTrace* trace = told_.trace;
+      const size_t journey = trace != nullptr ? trace->depart(told_.name, told_.number) : 0;
       to.copy_(from, /*non_blocking=*/true);
+      if (trace != nullptr) trace->arrive(journey);
     }
     // Numbers go around: an event serves again only after so many later copies of this queue, and nobody
     // waits for one as old as that.

@@ -5,7 +5,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+
+#include "model/step_trace.h"
 
 namespace satune {
 
@@ -22,6 +25,17 @@ class CopyQueue {
   virtual void wait_for(size_t copy) = 0;
   /// The host waits until that copy is done.
   virtual void finish(size_t copy) = 0;
+
+  /// Copies asked for from here on are journeys of that name (StepTrace). nullptr: nobody is told.
+  void tell(StepTrace* trace, const char* name, int64_t number) { told_ = {trace, name, number}; }
+
+ protected:
+  struct Told {
+    StepTrace* trace = nullptr;
+    const char* name = "";
+    int64_t number = -1;
+  };
+  Told told_;
 };
 
 /// Beside LibTorch's current stream of `device`, a card, on a stream of its own.

@@ -128,6 +128,7 @@ Pass::Pass(Llama::Impl& model, const DeviceBatch& batch, const std::vector<Recor
       spans_(model.layers.size()),
       offload_(model.offload ? &*model.offload : nullptr) {
   TORCH_CHECK(recording.size() == model.layers.size(), "one recording policy per layer");
+  if (offload_ != nullptr) offload_->trace_to(context_.trace);
 }
 
 Pass::~Pass() {

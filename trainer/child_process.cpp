@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <string_view>
 
 #include "data/files/error.h"
@@ -114,6 +116,15 @@ bool ChildProcess::has_ended() {
   id_ = -1;
   end_ = WIFSIGNALED(status) ? ProcessEnd{0, WTERMSIG(status)} : ProcessEnd{WEXITSTATUS(status), 0};
   return true;
+}
+
+bool ChildProcess::is_stopped() const {
+  if (!running()) return false;
+  // "ID (NAME) STATE ...", where a name may hold anything.
+  std::ifstream file("/proc/" + std::to_string(id_) + "/stat");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  const size_t name_end = text.rfind(')');
+  return name_end != std::string::npos && text.compare(name_end, 3, ") T") == 0;
 }
 
 void ChildProcess::send(int signal) const {

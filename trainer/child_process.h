@@ -43,6 +43,9 @@ class ChildProcess {
   /// Of a process that has ended.
   const ProcessEnd& end() const { return end_; }
 
+  /// By SIGSTOP or the like: no other signal than SIGKILL ends it.
+  bool is_stopped() const;
+
   /// Nothing happens when it has ended.
   void send(int signal) const;
   /// SIGKILL, also to what it has started itself.

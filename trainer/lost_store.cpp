@@ -23,7 +23,7 @@ RunFailure lost_store(const RankEnvironment& environment, const std::optional<He
     message += fmt::format(" is lost, and {} store with it: {}",
                            environment.agent_store ? "its launcher's" : "its", reason);
   }
-  if (leader) message += "; it was in " + describe_position(*leader);
+  if (leader) message += "; last heard of in " + describe_position(*leader);
   return {0, true, kExitEnvironment, message};
 }
 

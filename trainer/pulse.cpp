@@ -173,7 +173,7 @@ std::optional<RunFailure> Pulse::unanswered_stop(const std::vector<std::optional
         rank, true, kExitEnvironment,
         fmt::format("{} has not answered to {} within {:.3g} s{}", describe_rank(rank, heartbeats[i]),
                     bulletin_.stop_reason, unanswered_.seconds(),
-                    heartbeats[i] ? "; it was in " + describe_position(*heartbeats[i]) : "")};
+                    heartbeats[i] ? "; last heard of in " + describe_position(*heartbeats[i]) : "")};
   }
   return std::nullopt;
 }

@@ -36,7 +36,7 @@ void RankSupervision::run() {
     pass_on_output();
     for (const int signal : signals_.take()) pass_on(signal);
     note_ends();
-    if (!failures_.empty() && !ending_) end_others();
+    if (!ending_ && !(failures_.empty() && left_alone_.empty())) end_others();
     if (ending_ && !killing_ && Clock::now() >= deadline_) kill_those_left();
   }
 }
@@ -92,18 +92,20 @@ void RankSupervision::note_end(int64_t rank, const ProcessEnd& end, int64_t roun
   if (end.signal == 0 && end.exit_code == kExitOk) return;
   if (end.signal == 0 && end.exit_code == kExitResumable) {
     rank_stopped_ = rank_stopped_ || !ending_;  // afterwards it is the answer to our own SIGTERM
+    RankFailure alone = describe_failure(rank, end, round, start_.error_file(rank));
+    if (!alone.message.empty()) left_alone_.push_back(std::move(alone));
     return;
   }
-  if (told_to_end(end.signal)) {
+  if (told_to_end(static_cast<size_t>(rank), end.signal)) {
     spdlog::warn("rank {} was ended by {}", rank, signal_name(end.signal));
     return;
   }
   failures_.push_back(describe_failure(rank, end, round, start_.error_file(rank)));
 }
 
-bool RankSupervision::told_to_end(int signal) const {
+bool RankSupervision::told_to_end(size_t rank, int signal) const {
   if (stop_signal_ != 0 && is_stop(signal)) return true;
-  return ending_ && (signal == SIGTERM || (killing_ && signal == SIGKILL));
+  return (ending_ && signal == SIGTERM) || (ranks_[rank].killed && signal == SIGKILL);
 }
 
 void RankSupervision::end_others() {
@@ -111,8 +113,23 @@ void RankSupervision::end_others() {
   deadline_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                  std::chrono::duration<double>(start_.grace_seconds));
   if (!any_running()) return;
-  spdlog::warn("rank {} has failed: the other ranks are told to end", failures_.front().rank);
-  for (const Rank& rank : ranks_) rank.process.send(SIGTERM);
+  if (failures_.empty()) {
+    spdlog::warn("rank {}: {}: the other ranks are told to end", left_alone_.front().rank,
+                 reason(left_alone_.front()));
+  } else {
+    spdlog::warn("rank {} has failed: the other ranks are told to end", failures_.front().rank);
+  }
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    ranks_[i].process.send(SIGTERM);
+    if (!ranks_[i].process.is_stopped()) continue;
+    spdlog::warn("rank {} is stopped (SIGSTOP) and cannot end by itself: it is killed", i);
+    kill(i);
+  }
+}
+
+void RankSupervision::kill(size_t rank) {
+  ranks_[rank].process.kill();
+  ranks_[rank].killed = true;
 }
 
 void RankSupervision::kill_those_left() {
@@ -120,7 +137,7 @@ void RankSupervision::kill_those_left() {
   for (size_t i = 0; i < ranks_.size(); ++i) {
     if (!ranks_[i].process.running()) continue;
     spdlog::warn("rank {} has not ended within {} s of being told to", i, start_.grace_seconds);
-    ranks_[i].process.kill();
+    kill(i);
   }
 }
 

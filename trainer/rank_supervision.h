@@ -47,6 +47,7 @@ class RankSupervision {
   struct Rank {
     ChildProcess process;
     OutputLines lines;
+    bool killed = false;  ///< by us
   };
 
   void start_ranks();
@@ -58,12 +59,14 @@ class RankSupervision {
   void end_others();
   void kill_those_left();
   bool any_running() const;
-  bool told_to_end(int signal) const;
+  void kill(size_t rank);
+  bool told_to_end(size_t rank, int signal) const;
 
   const RankStart& start_;
   SignalEvents& signals_;
   std::vector<Rank> ranks_;
   std::vector<RankFailure> failures_;
+  std::vector<RankFailure> left_alone_;  ///< asked to stop, they could not save: another rank is lost
   int64_t rounds_ = 0;
   int stop_signal_ = 0;
   bool rank_stopped_ = false, ending_ = false, killing_ = false;

@@ -24,7 +24,7 @@ std::optional<RunFailure> RankVigil::look(const std::optional<Heartbeat>& heartb
   lost_ = how.has_value();
   if (!how) return std::nullopt;
   std::string message = describe_rank(rank_, heartbeat_) + " " + *how;
-  if (heartbeat_) message += "; it was in " + describe_position(*heartbeat_);
+  if (heartbeat_) message += "; last heard of in " + describe_position(*heartbeat_);
   return RunFailure{rank_, true, kExitEnvironment, message};
 }
 
@@ -69,7 +69,7 @@ std::optional<RunFailure> RankWatch::hung_file_call() const {
     if (!heartbeat || heartbeat->left || heartbeat->file_call_seconds <= options_.stalled_after) continue;
     const auto rank = static_cast<int64_t>(i);
     return RunFailure{rank, false, kExitEnvironment,
-                      fmt::format("{} waits for its disk: {:.4g} s in one call, {}; it was in {}",
+                      fmt::format("{} waits for its disk: {:.4g} s in one call, {}; last heard of in {}",
                                   describe_rank(rank, heartbeat), heartbeat->file_call_seconds,
                                   heartbeat->file_call, describe_position(*heartbeat))};
   }

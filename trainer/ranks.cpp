@@ -1,15 +1,16 @@
 #include "trainer/ranks.h"
 
 #include <fmt/format.h>
+#include <netdb.h>
 #include <unistd.h>
 
 #include <array>
 #include <chrono>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
+#include "data/files/error.h"
 #include "trainer/attempt.h"
 #include "trainer/collective.h"
-#include "trainer/late_notice.h"
 #include "trainer/network_address.h"
 
 namespace satune {
@@ -21,6 +22,13 @@ constexpr int64_t kTransportSlack = 60;
 std::string host_name() {
   std::array<char, 256> name{};
   return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
+}
+
+bool resolves(const std::string& host) {
+  addrinfo* found = nullptr;
+  const bool known = ::getaddrinfo(host.c_str(), nullptr, nullptr, &found) == 0;
+  if (known) ::freeaddrinfo(found);
+  return known;
 }
 
 CoordinatorOptions coordinator_options(const Settings& settings) {
@@ -40,16 +48,30 @@ Ranks::Ranks(const RankEnvironment& environment, const Settings& settings, const
     return;
   }
   const std::chrono::seconds timeout(timeout_seconds_);
-  const LateNotice notice(
-      fmt::format("rank {} of {} waits for the others, for {} s (ddp_timeout) at most; the store is at {}:{}",
-                  environment.world.rank, environment.world.size, timeout_seconds_,
-                  environment.master_address, environment.master_port));
+  notice_.emplace(fmt::format(
+      "rank {} of {} waits for the others, for {} s (ddp_timeout) at most; the store is at {}:{}{}",
+      environment.world.rank, environment.world.size, timeout_seconds_, environment.master_address,
+      environment.master_port,
+      resolves(environment.master_address) ? "" : ", a name that does not resolve (MASTER_ADDR)"));
   environment_ = agree_on_attempt(environment, timeout);
   const auto connect = [environment = environment_, timeout] { return connect_store(environment, timeout); };
   store_ = connect();
   coordinator_ =
       make_coordinator(environment_, signals, coordinator_options(settings), connect, std::move(end_process));
+}
+
+void Ranks::meet() {
+  if (world().size == 1) return;
+  constexpr const char* kWorldSize = "world size";
+  const std::string own = std::to_string(world().size);
+  if (is_leader()) {
+    coordinator_->publish(kWorldSize, own);
+  } else if (const std::string expected = coordinator_->wait_for(kWorldSize); expected != own) {
+    throw bad_input("WORLD_SIZE", fmt::format("{} on rank {}", own, world().rank),
+                    fmt::format("{}, that of rank 0", expected));
+  }
   coordinator_->barrier("met");
+  notice_.reset();
 }
 
 Ranks::~Ranks() = default;

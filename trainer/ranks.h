@@ -10,6 +10,7 @@
 #include <string>
 
 #include "trainer/coordinator.h"
+#include "trainer/late_notice.h"
 #include "trainer/process_group.h"
 #include "trainer/rank_environment.h"
 #include "trainer/run_store.h"
@@ -20,10 +21,15 @@ namespace satune {
 
 class Ranks {
  public:
-  /// Meets the others in the store. `end_process` as in make_coordinator(). Throws EnvironmentError.
+  /// Goes to the store where the others are met. `end_process` as in make_coordinator(). Throws
+  /// EnvironmentError.
   Ranks(const RankEnvironment& environment, const Settings& settings, const SignalWatch& signals,
         EndProcess end_process);
   ~Ranks();
+
+  /// Meets the others: returns when all are there. To be called first, where failures are announced. Throws
+  /// BadInput where this rank's WORLD_SIZE is not that of rank 0.
+  void meet();
 
   const World& world() const { return environment_.world; }
   bool is_leader() const { return environment_.world.rank == 0; }
@@ -50,6 +56,7 @@ class Ranks {
   int64_t timeout_seconds_;
   std::shared_ptr<RunStore> store_;  ///< none in a group of one
   std::unique_ptr<Coordinator> coordinator_;
+  std::optional<LateNotice> notice_;                       ///< until all have met
   std::unique_ptr<ProcessGroup> all_, shards_, replicas_;  ///< shards_: only where it is another than all_
   std::optional<ProcessGroups> groups_;
 };

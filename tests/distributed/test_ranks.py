@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from ranks import ENVIRONMENT, rows, run, same_state, settings, snapshots, state, trajectory
+from ranks import ENVIRONMENT, Ranks, rows, run, same_state, settings, snapshots, state, trajectory
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +158,12 @@ def test_ranks_that_were_told_different_things_stop(satune, model, tmp_path, cha
     for rank in range(2):
         assert "rank 1 is not set up as rank 0 is: " in ranks.error(rank)
         assert difference in ranks.error(rank)
+
+
+@pytest.mark.parametrize("sizes", [{1: 4}, {0: 3}])
+def test_ranks_that_disagree_about_their_number_say_so(satune, model, tmp_path, sizes):
+    ranks = Ranks(satune, settings(model, tmp_path / "run"), 2, tmp_path / "logs",
+                  environment={rank: {"WORLD_SIZE": str(size)} for rank, size in sizes.items()})
+    assert ranks.wait(60) == [2, 2], [ranks.log(rank) for rank in range(2)]
+    line = f"WORLD_SIZE: found {sizes.get(1, 2)} on rank 1, expected {sizes.get(0, 2)}, that of rank 0"
+    assert line in ranks.error(1) and line in ranks.error(0)

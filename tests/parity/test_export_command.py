@@ -42,9 +42,17 @@ def test_export_writes_what_the_run_exported(satune, stories, tmp_path, records)
     assert earlier.keys() == newest.keys() and earlier["model.norm.weight"].dtype == torch.bfloat16
     # A damaged newest snapshot is left out of a run folder, and refused by name.
     shard = snapshots / "step-00000004" / "rank-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-8])
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8])
     call(satune, "export", tmp_path / "run", tmp_path / "fallback", "--dtype", "bfloat16")
     assert (tmp_path / "fallback" / "model.safetensors").read_bytes() == (
+        tmp_path / "earlier" / "model.safetensors"
+    ).read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1
+    shard.write_bytes(flipped)
+    call(satune, "export", tmp_path / "run", tmp_path / "flipped", "--dtype", "bfloat16")
+    assert (tmp_path / "flipped" / "model.safetensors").read_bytes() == (
         tmp_path / "earlier" / "model.safetensors"
     ).read_bytes()
     assert "rank-00000.safetensors" in refused(satune, "export", snapshots / "step-00000004", tmp_path / "none")

@@ -120,7 +120,8 @@ class OtherRankTest : public ::testing::Test {
 };
 
 const char* const kRank2Lost =
-    "rank 2 \\(host .*, pid [0-9]+\\) is lost: no heartbeat for [0-9.]+ s; it was in step 12, backward of "
+    "rank 2 \\(host .*, pid [0-9]+\\) is lost: no heartbeat for [0-9.]+ s; last heard of in step 12, "
+    "backward of "
     "segment "
     "3";
 
@@ -134,8 +135,9 @@ TEST_F(OtherRankTest, Rank0CutOffIsNamedByAll) {
   start(0);
   other().set_fault(Fault::kHangs);
   expect_all(
-      MatchesRegex("rank 0 \\(host .*, pid [0-9]+\\) is lost: no heartbeat for [0-9.]+ s; it was in step "
-                   "12, backward of segment 3"),
+      MatchesRegex(
+          "rank 0 \\(host .*, pid [0-9]+\\) is lost: no heartbeat for [0-9.]+ s; last heard of in step "
+          "12, backward of segment 3"),
       kExitEnvironment);
 }
 
@@ -143,7 +145,7 @@ TEST_F(OtherRankTest, Rank0GoneWithTheStoreIsNamedByAll) {
   start(0, /*agent_store=*/false);
   server_.close();
   expect_all(MatchesRegex("rank 0 \\(host .*, pid [0-9]+\\) is lost, and its store with it: connection reset "
-                          "by peer; it was in step 12, backward of segment 3"),
+                          "by peer; last heard of in step 12, backward of segment 3"),
              kExitEnvironment);
 }
 

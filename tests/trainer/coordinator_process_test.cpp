@@ -205,8 +205,9 @@ TEST_F(RankProcesses, AKilledRankIsNamedAtOnce) {
   send(2, SIGKILL);
   for (const int rank : {0, 1}) {
     const auto [message, exit_code] = end_of(rank);
-    EXPECT_THAT(message, MatchesRegex(named(2) + "is gone: its process ended; it was in step 12, backward of "
-                                                 "segment 3"));
+    EXPECT_THAT(message,
+                MatchesRegex(named(2) + "is gone: its process ended; last heard of in step 12, backward of "
+                                        "segment 3"));
     EXPECT_THAT(message, HasSubstr("pid " + std::to_string(pid(2))));
     EXPECT_EQ(exit_code, kExitEnvironment);
   }
@@ -228,8 +229,9 @@ TEST_F(RankProcesses, ARankBlockedInACollectiveIsEnded) {
   start(2, "collective", /*agent_store=*/true);
   send(1, SIGKILL);
   const auto [message, exit_code] = end_of(0);
-  EXPECT_THAT(message, MatchesRegex(named(1) + "is gone: its process ended; it was in step 12, backward of "
-                                               "segment 3, reduce-scatter of gradients"));
+  EXPECT_THAT(message,
+              MatchesRegex(named(1) + "is gone: its process ended; last heard of in step 12, backward of "
+                                      "segment 3, reduce-scatter of gradients"));
   EXPECT_EQ(exit_code, kExitEnvironment);
 }
 
@@ -238,10 +240,10 @@ TEST_F(RankProcesses, AStoppedRankIsNamed) {
   send(1, SIGSTOP);
   for (const int rank : {0, 2}) {
     const auto [message, exit_code] = end_of(rank);
-    EXPECT_THAT(
-        message,
-        MatchesRegex(named(1) + "is lost: its process is stopped, no heartbeat for [0-9.]+ s; it was in "
-                                "step 12, backward of segment 3"));
+    EXPECT_THAT(message,
+                MatchesRegex(named(1) +
+                             "is lost: its process is stopped, no heartbeat for [0-9.]+ s; last heard of in "
+                             "step 12, backward of segment 3"));
     EXPECT_EQ(exit_code, kExitEnvironment);
   }
 }
@@ -251,8 +253,9 @@ TEST_F(RankProcesses, Rank0KilledTakesTheStoreWithItAndIsNamed) {
   send(0, SIGKILL);
   for (const int rank : {1, 2}) {
     const auto [message, exit_code] = end_of(rank);
-    EXPECT_THAT(message, MatchesRegex(named(0) + "is gone: its process ended; it was in step 12, backward of "
-                                                 "segment 3"));
+    EXPECT_THAT(message,
+                MatchesRegex(named(0) + "is gone: its process ended; last heard of in step 12, backward of "
+                                        "segment 3"));
     EXPECT_EQ(exit_code, kExitEnvironment);
   }
 }
@@ -264,7 +267,7 @@ TEST_F(RankProcesses, Rank0StoppedWithTheStoreIsNamed) {
     const auto [message, exit_code] = end_of(rank);
     EXPECT_THAT(message,
                 MatchesRegex(named(0) + "is lost, and its store with it: the run's store at .*: no "
-                                        "answer for [0-9.]+ s; it was in step 12, backward of segment "
+                                        "answer for [0-9.]+ s; last heard of in step 12, backward of segment "
                                         "3"));
     EXPECT_EQ(exit_code, kExitEnvironment);
   }

@@ -170,7 +170,7 @@ TEST(CoordinatorStop, AStopThatARankDoesNotAnswerSavesNothing) {
   done = true;
   beating.join();
   EXPECT_THAT(outcome.message,
-              MatchesRegex("rank 1 .* has not answered to SIGTERM on rank 0 within .* s; it was "
+              MatchesRegex("rank 1 .* has not answered to SIGTERM on rank 0 within .* s; last heard of "
                            "in start"));
   EXPECT_EQ(outcome.exit_code, kExitResumable);
 }

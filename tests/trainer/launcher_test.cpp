@@ -278,6 +278,34 @@ TEST(Ending, OthersAreToldAndThenKilled) {
   EXPECT_EQ(run.err(), "satune: error: rank 0: broken\n");
 }
 
+// Rank 1 stops itself; the other goes on once it has.
+const std::string kStopped = R"(
+    if [ $RANK = 1 ]; then echo $$ >id.tmp; mv id.tmp id; kill -STOP $$; fi
+    until grep -qs '^State:.T' /proc/$(cat id 2>/dev/null || echo 0)/status; do sleep 0.01; done
+)";
+
+TEST(Ending, AStoppedRankIsKilledAtOnce) {
+  Launched run(kFail + kStopped + "fail broken 1\n", ranks(2, 0, /*grace_seconds=*/60));
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(run.wait(), kExitFailure);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_THAT(run.log(), HasSubstr("rank 1 is stopped (SIGSTOP) and cannot end by itself: it is killed"));
+  EXPECT_EQ(run.err(), "satune: error: rank 0: broken\n");
+}
+
+// What a rank does that is asked to stop and finds another one lost.
+TEST(Ending, AStopThatCannotSaveEndsTheRankThatIsMissed) {
+  Launched run(kFail + kStopped + "trap 'fail \"rank 1 is lost\" 4' TERM\ntouch ready-0\n" + kWait,
+               ranks(2, /*max_restarts=*/3, /*grace_seconds=*/60));
+  ASSERT_TRUE(run.await_each("ready", 1));
+  const auto start = std::chrono::steady_clock::now();
+  run.send(SIGTERM);
+  EXPECT_EQ(run.wait(), kExitResumable);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_THAT(run.log(), AllOf(HasSubstr("rank 0: rank 1 is lost: the other ranks are told to end"),
+                               HasSubstr("rank 1 is stopped"), Not(HasSubstr("restart"))));
+}
+
 TEST(Restarts, StartAllRanksAgainUntilTheyAreUsedUp) {
   const std::string script = kFail +
                              "touch run-$RANK-$TORCHELASTIC_RESTART_COUNT; [ $RANK = 1 ] && fail \"attempt "

@@ -28,10 +28,10 @@ Heartbeat leader(const ProcessIdentity& process) {
 TEST(LostStore, OfALauncherOnAnotherMachineNamesRank0AndItsHost) {
   const Heartbeat elsewhere = leader({"head", "another boot", 123, 1});
   const RunFailure failure = lost_store(environment(/*agent_store=*/true), elsewhere, "no answer for 3 s");
-  EXPECT_EQ(
-      failure.message,
-      "rank 0 (host head, pid 123) is lost, and its launcher's store with it: no answer for 3 s; it was "
-      "in step 12, forward");
+  EXPECT_EQ(failure.message,
+            "rank 0 (host head, pid 123) is lost, and its launcher's store with it: no answer for 3 s; last "
+            "heard of "
+            "in step 12, forward");
 }
 
 TEST(LostStore, OfALauncherOnThisMachineIsTheLaunchers) {
@@ -45,11 +45,11 @@ TEST(LostStore, OfALauncherOnThisMachineIsTheLaunchers) {
 TEST(LostStore, OfRank0GoesWithIt) {
   const Heartbeat elsewhere = leader({"head", "another boot", 123, 1});
   EXPECT_THAT(lost_store(environment(/*agent_store=*/false), elsewhere, "reset").message,
-              HasSubstr("is lost, and its store with it: reset; it was in step 12, forward"));
+              HasSubstr("is lost, and its store with it: reset; last heard of in step 12, forward"));
   ProcessIdentity ended = this_process();
   ended.start_time += 1;  // another process had this id
   const std::string gone = lost_store(environment(/*agent_store=*/false), leader(ended), "reset").message;
-  EXPECT_THAT(gone, HasSubstr("is gone: its process ended; it was in step 12, forward"));
+  EXPECT_THAT(gone, HasSubstr("is gone: its process ended; last heard of in step 12, forward"));
   EXPECT_THAT(gone, Not(HasSubstr("reset")));
 }
 

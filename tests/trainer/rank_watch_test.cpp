@@ -67,10 +67,10 @@ TEST(RankVigil, ASilentRankIsLostByTheObserversClock) {
   for (int i = 0; i < 4; ++i) EXPECT_FALSE(vigil.look(heartbeat_of(123, 999), 7.5));
   const auto lost = vigil.look(heartbeat_of(123, 999), 0.5);
   ASSERT_TRUE(lost);
-  EXPECT_EQ(
-      lost->message,
-      "rank 2 (host a, pid 123) is lost: no heartbeat for 30.5 s; it was in step 12, backward of segment "
-      "3");
+  EXPECT_EQ(lost->message,
+            "rank 2 (host a, pid 123) is lost: no heartbeat for 30.5 s; last heard of in step 12, backward "
+            "of segment "
+            "3");
   EXPECT_TRUE(lost->lost);
 }
 
@@ -94,8 +94,9 @@ TEST(RankVigil, AnEndedProcessIsLostAtOnceUnlessItHadLeft) {
   RankVigil vigil(2, options(), always(ProcessState::kGone));
   const auto lost = vigil.look(heartbeat_of(123, 1), 0.5);
   ASSERT_TRUE(lost);
-  EXPECT_EQ(lost->message,
-            "rank 2 (host a, pid 123) is gone: its process ended; it was in step 12, backward of segment 3");
+  EXPECT_EQ(
+      lost->message,
+      "rank 2 (host a, pid 123) is gone: its process ended; last heard of in step 12, backward of segment 3");
   Heartbeat last = heartbeat_of(123, 2);
   last.left = true;
   EXPECT_FALSE(vigil.look(last, 0.5));
@@ -221,7 +222,7 @@ TEST_F(StallTest, AFileThatDoesNotAnswerComesBeforeThoseThatWaitForIt) {
   ASSERT_TRUE(failure);
   EXPECT_EQ(failure->message,
             "rank 2 (host a, pid 102) waits for its disk: 1801 s in one call, write of "
-            "/runs/a/snapshots/x; it was in step 12, save of segment 3");
+            "/runs/a/snapshots/x; last heard of in step 12, save of segment 3");
   EXPECT_EQ(failure->rank, 2);
   EXPECT_EQ(failure->exit_code, kExitEnvironment);
   now[2]->left = true;

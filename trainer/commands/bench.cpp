@@ -117,6 +117,7 @@ std::optional<BenchReport> work_as_rank(const BenchRequest& request,
   Ranks ranks(environment, settings, signals, end_process);
   if (environment.world.size == 1) return bench_training(request, variants, environment, ranks, device);
   try {
+    ranks.meet();
     return bench_training(request, variants, environment, ranks, device);
   } catch (...) {
     Failure failure = current_failure();

@@ -23,19 +23,28 @@ struct CommandOptions {
   std::optional<std::string> dtype;
 };
 
-/// The snapshot itself, or the newest complete one of a run folder or its snapshots/ folder.
-fs::path snapshot_to_export(const fs::path& given) {
+std::unique_ptr<SnapshotReader> open_verified(const fs::path& folder) {
+  auto snapshot = std::make_unique<SnapshotReader>(folder);
+  snapshot->verify();
+  return snapshot;
+}
+
+/// The snapshot itself, or the newest complete one of a run folder or its snapshots/ folder; verified.
+std::unique_ptr<SnapshotReader> snapshot_to_export(const fs::path& given) {
   std::error_code error;
   if (!fs::is_directory(given, error))
     throw bad_input(given.string(), "no such folder", "a snapshot or a run folder");
-  if (fs::exists(given / kManifestFile, error) || snapshot_step(given.filename().string()) >= 0) return given;
+  if (fs::exists(given / kManifestFile, error) || snapshot_step(given.filename().string()) >= 0)
+    return open_verified(given);
   const fs::path inside = given / kSnapshotFolder;
   const SnapshotStore store(fs::is_directory(inside, error) ? inside : given);
   std::vector<StoredSnapshot> snapshots = store.scan();
-  std::string damage;
   for (auto snapshot = snapshots.rbegin(); snapshot != snapshots.rend(); ++snapshot) {
-    if (snapshot->damage.empty()) return snapshot->folder;
-    spdlog::warn("{} is left out: {}", snapshot->folder.string(), snapshot->damage);
+    try {
+      return open_verified(snapshot->folder);
+    } catch (const BadInput& error) {
+      spdlog::warn("{} is left out: {}", snapshot->folder.string(), error.what());
+    }
   }
   throw bad_input(given.string(), "no complete snapshot",
                   "a snapshot (step-00001234) or a run folder with one");
@@ -43,7 +52,8 @@ fs::path snapshot_to_export(const fs::path& given) {
 
 int run_export(const CommandOptions& options) {
   require_new_directory(options.out);
-  const SnapshotReader snapshot(snapshot_to_export(options.snapshot));
+  const std::unique_ptr<SnapshotReader> opened = snapshot_to_export(options.snapshot);
+  const SnapshotReader& snapshot = *opened;
   const Settings settings =
       parse_settings(snapshot.settings().dump(), (snapshot.folder() / kStateFile).string() + ": settings");
   const DType dtype =
@@ -52,7 +62,6 @@ int run_export(const CommandOptions& options) {
   const TrainedText text = read_trained_text(snapshot);
   const ExportOptions files = export_options(snapshot.base_model(), text.prompt_template, *tokenizer,
                                              text.format == DataFormat::kText);
-  snapshot.verify();
   export_pieces(
       options.out, snapshot.config(), snapshot.table(),
       [&](size_t tensor, int64_t begin, int64_t count) { return snapshot.elements(tensor, begin, count); },
