@@ -124,7 +124,7 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
   times.memory_before = peak_memory_bytes(device);
   PlannedRun planned =
       planned_run(model, settings, !device.is_cpu(), operator_threads(settings, local_ranks));
-  planned.full_rows = length.document_length == settings.max_length;
+  planned.documents = planned.tokens / length.document_length;
   const int64_t world_size = ranks.world().size, available = available_memory(device, local_ranks);
   // All ranks take the highest stage that one of them needs.
   const double own[] = {static_cast<double>(choose_zero_stage(planned, world_size, available).stage)};

@@ -178,10 +178,9 @@ Json machine_json(const at::Device& device) {
           {"build", build_id()}};
 }
 
-Json run_machine_json(const at::Device& device, const World& world, const Settings& settings) {
+Json run_machine_json(const at::Device& device, const World& world) {
   Json machine = machine_json(device);
   machine["processes"] = world.size;
-  machine["shard_group_size"] = shard_group_size(settings, world.size);
   return machine;
 }
 

@@ -51,6 +51,6 @@ bool begin_peak_memory(const at::Device& device);
 /// What bitwise repeatability depends on beside the settings: device, threads, instruction set, builds.
 Json machine_json(const at::Device& device);
 /// The same of a run of several ranks: their number too.
-Json run_machine_json(const at::Device& device, const World& world, const Settings& settings);
+Json run_machine_json(const at::Device& device, const World& world);
 
 }  // namespace satune

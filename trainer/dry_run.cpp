@@ -225,7 +225,7 @@ std::string resume_line(RunPlan& plan, const at::Device& device) {
                             SnapshotStore::Access::kLook);
   const auto snapshot = find_snapshot(settings, store);
   if (!snapshot) return line("resume", "nothing to take up: starts at step 0");
-  check_continuation(*snapshot, plan, run_machine_json(device, {0, plan.world_size()}, settings));
+  check_continuation(*snapshot, plan, run_machine_json(device, {0, plan.world_size()}));
   return line("resume", "takes up " + snapshot->folder().string());
 }
 

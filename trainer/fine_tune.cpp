@@ -43,7 +43,6 @@ std::unique_ptr<RunPlan> plan_run(const Settings& settings, Ranks& ranks, const 
 
 /// What a rank does, from the first look at the machine to the export.
 int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch& signals, Ranks& ranks) {
-  ranks.meet();
   const int64_t shard_group = shard_group_size(settings, ranks.world().size);
   use_threads(settings, options.ranks.local_world_size);
   const at::Device device = choose_device(settings.device, options.ranks.local_rank);
@@ -59,7 +58,7 @@ int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch&
   const auto plan = plan_run(settings, ranks, snapshot.get());
   check_common_ground(common_ground(*plan, device), ranks.coordinator());
   if (ranks.is_leader()) {
-    if (snapshot) check_continuation(*snapshot, *plan, run_machine_json(device, ranks.world(), settings));
+    if (snapshot) check_continuation(*snapshot, *plan, run_machine_json(device, ranks.world()));
     check_disk(folder.path(), disk_need(*plan), free_disk_bytes(folder.path()));
     write_file_atomic(folder.path() / "config.json", write_json(settings_json(settings)), files);
     write_data_statistics(*plan, folder.path(), files);

@@ -45,42 +45,48 @@ std::vector<int64_t> eager_buffers(const ModelConfig& config, int64_t length) {
   return buffers;
 }
 
-/// LibTorch's flash attention: sums of dQ in fp32 and sum(dO * O), with 128 rows more for each row's document
-/// and heads rounded up (further documents of packed rows, whose number only the data tells, are not
-/// counted); the gradients of q, k and v; dK and dV of all query heads. In a fixed order as many sums of dQ
-/// as keep the card busy, and sums of documents are apart.
+/// One a row where only the data tells.
+int64_t documents_of(const PlannedRun& run) {
+  return run.documents > 0 ? run.documents : run.settings.per_device_train_batch_size;
+}
+
+/// LibTorch's flash attention: sums of dQ in fp32 and sum(dO * O), with 128 rows more for each document and
+/// heads rounded up; the gradients of q, k and v; dK and dV of all query heads. In a fixed order as many sums
+/// of dQ as keep the card busy.
 std::vector<int64_t> flash_buffers(const PlannedRun& run) {
   const ModelConfig& config = run.config;
-  const int64_t rows = run.settings.per_device_train_batch_size, heads = config.num_attention_heads,
+  const int64_t documents = documents_of(run), heads = config.num_attention_heads,
                 element = compute_element_bytes(run.settings.precision), query = config.query_size(),
                 key = config.key_value_size(), step = config.head_dim <= 128 ? 32 : 64;
-  const int64_t padded = run.tokens + 128 * rows, width = (config.head_dim + step - 1) / step * step;
-  const int64_t blocks = rows * heads,
+  const int64_t padded = run.tokens + 128 * documents, width = (config.head_dim + step - 1) / step * step;
+  const int64_t blocks = documents * heads,
                 sums = run.settings.deterministic ? (kMultiprocessors + blocks - 1) / blocks : 1;
   return {sums * padded * heads * width * kFloatBytes, padded * heads * kFloatBytes,
           run.tokens * (query + 2 * key) * element, key == query ? 0 : run.tokens * 2 * query * element};
 }
 
 /// LibTorch's memory-efficient attention in fp32: keys and values of all query heads where heads are grouped;
-/// gradients of q, k and v; dO * O; sums of dQ, of documents of different lengths up to twice as large.
+/// gradients of q, k and v; dO * O; sums of dQ in blocks of 64 rows, of documents of different lengths up to
+/// twice as large.
 std::vector<int64_t> efficient_buffers(const PlannedRun& run) {
-  const int64_t queries = run.tokens * run.config.query_size() * kFloatBytes;
-  std::vector<int64_t> buffers(run.config.num_attention_heads == run.config.num_key_value_heads ? 4 : 6,
-                               queries);
-  buffers.insert(buffers.end(), {run.full_rows ? queries : 2 * queries,
-                                 run.tokens * run.config.num_attention_heads * kFloatBytes});
+  const ModelConfig& config = run.config;
+  const int64_t row = config.query_size() * kFloatBytes, queries = run.tokens * row;
+  std::vector<int64_t> buffers(config.num_attention_heads == config.num_key_value_heads ? 4 : 6, queries);
+  const int64_t length = run.tokens / documents_of(run), rounded = (length + 63) / 64 * 64;
+  buffers.insert(buffers.end(), {run.documents > 0 ? run.documents * rounded * row : 2 * queries,
+                                 run.tokens * config.num_attention_heads * kFloatBytes});
   return buffers;
 }
 
 /// cuDNN's workspace, and dK and dV of packed documents.
 std::vector<int64_t> cudnn_buffers(const PlannedRun& run) {
   const ModelConfig& config = run.config;
-  const int64_t rows = run.settings.per_device_train_batch_size, length = run.tokens / rows;
-  // Of packed documents, the sizes of a graph for those of one length and one that ends early.
-  std::vector<int64_t> starts(static_cast<size_t>(rows) + 1);
+  const int64_t documents = documents_of(run), length = run.tokens / documents;
+  std::vector<int64_t> starts(static_cast<size_t>(documents) + 1);
   for (size_t i = 0; i < starts.size(); ++i) starts[i] = static_cast<int64_t>(i) * length;
   CudnnShape shape;
-  shape.documents = cudnn_documents(starts, run.full_rows ? length : 0);
+  // Rows of which only the data tells may be of any documents: they are packed.
+  shape.documents = cudnn_documents(starts, run.documents > 0 ? run.settings.max_length : 0);
   shape.heads = config.num_attention_heads;
   shape.kv_heads = config.num_key_value_heads;
   shape.head_dim = config.head_dim;

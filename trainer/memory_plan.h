@@ -24,8 +24,9 @@ struct PlannedRun {
   const std::vector<bool>& trained_mask;  ///< per table tensor; empty = all trained
   int64_t tokens = 0;  ///< of the largest micro-batch, whose per_device_train_batch_size rows are full
   bool on_card = false;
-  int64_t threads = 1;     ///< of this rank, on the CPU
-  bool full_rows = false;  ///< each of one document, as those of `satune bench`
+  int64_t threads = 1;  ///< of this rank, on the CPU
+  /// Of one length, in the largest micro-batch, as `satune bench` makes them; 0 = only the data tells.
+  int64_t documents = 0;
 };
 
 /// Of one rank. On the CPU the device is the machine's memory, which its ranks share.

@@ -87,7 +87,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       ops_(ops),
       local_ranks_(local_ranks),
       device_(device),
-      machine_(run_machine_json(device, ranks.world(), plan.settings())),
+      machine_(run_machine_json(device, ranks.world())),
       memory_(choose_memory(plan, device, ranks.coordinator(), local_ranks)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
