@@ -43,6 +43,7 @@ std::unique_ptr<RunPlan> plan_run(const Settings& settings, Ranks& ranks, const 
 
 /// What a rank does, from the first look at the machine to the export.
 int run_rank(const Settings& settings, const TrainOptions& options, SignalWatch& signals, Ranks& ranks) {
+  ranks.meet();
   const int64_t shard_group = shard_group_size(settings, ranks.world().size);
   use_threads(settings, options.ranks.local_world_size);
   const at::Device device = choose_device(settings.device, options.ranks.local_rank);

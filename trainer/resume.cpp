@@ -130,13 +130,16 @@ void check_continuation(const SnapshotReader& snapshot, RunPlan& plan, const Jso
   }
   const Json& then = snapshot.state().at("machine");
   for (const auto& [key, value] : machine.items()) {
-    // Not noted before there were groups.
-    const bool whole =
-        key == "shard_group_size" && !then.contains(key) && value == then.value("processes", 1);
-    if (whole || (then.contains(key) && then.at(key) == value)) continue;
+    if (then.contains(key) && then.at(key) == value) continue;
     spdlog::warn("the run was on {} {}, this is {}: it continues, but not to the last bit", key,
                  then.contains(key) ? then.at(key).dump() : "unknown", value.dump());
   }
+  const Json& world = snapshot.state().at("world");
+  const auto group = world.value("shard_group_size", world.at("size").get<int64_t>());
+  const int64_t now = shard_group_size(plan.settings(), plan.world_size());
+  if (group != now && world.at("size") == plan.world_size())  // else told by the number of processes
+    spdlog::warn("the run had shard_group_size {}, this has {}: it continues, but not to the last bit", group,
+                 now);
 }
 
 void restore_optimizer(AdamW& optimizer, const SnapshotReader& snapshot) {

@@ -113,6 +113,14 @@ def test_shard_groups_and_background_saves(satune, model, one, tmp_path):
     assert snapshots(output) == [f"step-{step:08}" for step in (2, 4, 6, 8)]
     world = json.loads((output / "snapshots" / "step-00000008" / "state.json").read_text())["world"]
     assert world == {"size": 4, "zero_stage": 3, "shard_group_size": 2}
+    # The same groups go on in silence, others with a word.
+    for size, told in ((2, False), (4, True)):
+        shutil.rmtree(output / "snapshots" / "step-00000008")
+        again = run(satune, settings(model, output, zero_stage=3, shard_group_size=size, **accumulated(4)), 4,
+                    tmp_path / "logs")
+        line = f"the run had shard_group_size 2, this has {size}: it continues, but not to the last bit"
+        assert (line in again.log(0)) == told, again.log(0)
+        assert ("not to the last bit" in again.log(0)) == told
     refused = run(satune, settings(model, tmp_path / "odd", shard_group_size=3, **accumulated(4)), 4,
                   tmp_path / "logs", codes=[2] * 4)
     assert "shard_group_size: found 3, expected a divisor of the number of processes, 4" in refused.error(0)
@@ -167,3 +175,11 @@ def test_ranks_that_disagree_about_their_number_say_so(satune, model, tmp_path, 
     assert ranks.wait(60) == [2, 2], [ranks.log(rank) for rank in range(2)]
     line = f"WORLD_SIZE: found {sizes.get(1, 2)} on rank 1, expected {sizes.get(0, 2)}, that of rank 0"
     assert line in ranks.error(1) and line in ranks.error(0)
+
+
+def test_a_master_that_no_name_server_knows_is_said(satune, model, tmp_path):
+    config = settings(model, tmp_path / "run", ddp_timeout=12)
+    ranks = Ranks(satune, config, 2, tmp_path / "logs", environment={1: {"MASTER_ADDR": "no.such.host.invalid"}})
+    assert 0 not in ranks.wait(60)
+    assert "no.such.host.invalid" in ranks.log(1) and "a name that does not resolve (MASTER_ADDR)" in ranks.log(1)
+    assert "does not resolve" not in ranks.log(0)
