@@ -36,7 +36,7 @@ void RankSupervision::run() {
     pass_on_output();
     for (const int signal : signals_.take()) pass_on(signal);
     note_ends();
-    if (!ending_ && !(failures_.empty() && left_alone_.empty())) end_others();
+    if (!ending_ && (!failures_.empty() || left_alone_)) end_others();
     if (ending_ && !killing_ && Clock::now() >= deadline_) kill_those_left();
   }
 }
@@ -93,7 +93,7 @@ void RankSupervision::note_end(int64_t rank, const ProcessEnd& end, int64_t roun
   if (end.signal == 0 && end.exit_code == kExitResumable) {
     rank_stopped_ = rank_stopped_ || !ending_;  // afterwards it is the answer to our own SIGTERM
     RankFailure alone = describe_failure(rank, end, round, start_.error_file(rank));
-    if (!alone.message.empty()) left_alone_.push_back(std::move(alone));
+    if (!left_alone_ && !alone.message.empty()) left_alone_ = std::move(alone);
     return;
   }
   if (told_to_end(static_cast<size_t>(rank), end.signal)) {
@@ -114,8 +114,7 @@ void RankSupervision::end_others() {
                                  std::chrono::duration<double>(start_.grace_seconds));
   if (!any_running()) return;
   if (failures_.empty()) {
-    spdlog::warn("rank {}: {}: the other ranks are told to end", left_alone_.front().rank,
-                 reason(left_alone_.front()));
+    spdlog::warn("rank {}: {}: the other ranks are told to end", left_alone_->rank, reason(*left_alone_));
   } else {
     spdlog::warn("rank {} has failed: the other ranks are told to end", failures_.front().rank);
   }

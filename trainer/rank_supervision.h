@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -66,7 +67,7 @@ class RankSupervision {
   SignalEvents& signals_;
   std::vector<Rank> ranks_;
   std::vector<RankFailure> failures_;
-  std::vector<RankFailure> left_alone_;  ///< asked to stop, they could not save: another rank is lost
+  std::optional<RankFailure> left_alone_;  ///< the first that was to stop and could not save: another is lost
   int64_t rounds_ = 0;
   int stop_signal_ = 0;
   bool rank_stopped_ = false, ending_ = false, killing_ = false;

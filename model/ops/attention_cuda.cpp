@@ -10,14 +10,10 @@ namespace {
 
 constexpr int64_t kCausalFromTopLeft = 1;  // custom_mask_type of LibTorch's memory-efficient attention
 
-int64_t longest_document(const std::vector<int64_t>& starts, size_t first, size_t end) {
-  int64_t longest = 0;
-  for (size_t i = first; i < end; ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
-  return longest;
-}
-
 int64_t longest_document(const std::vector<int64_t>& starts) {
-  return longest_document(starts, 0, starts.size() - 1);
+  int64_t longest = 0;
+  for (size_t i = 0; i + 1 < starts.size(); ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
+  return longest;
 }
 
 /// Consecutive documents [first, end).
@@ -31,17 +27,18 @@ struct DocumentRun {
 std::vector<DocumentRun> runs_of(const std::vector<int64_t>& starts) {
   std::vector<DocumentRun> runs;
   for (size_t i = 0; i + 1 < starts.size(); ++i) {
+    const int64_t length = starts[i + 1] - starts[i];
     if (!runs.empty()) {
-      DocumentRun longer = runs.back();
-      longer.end = i + 1;
-      longer.longest = longest_document(starts, longer.first, longer.end);
-      const auto count = static_cast<int64_t>(longer.end - longer.first);
-      if (count * longer.longest <= 2 * (starts[longer.end] - starts[longer.first])) {
-        runs.back() = longer;
+      DocumentRun& last = runs.back();
+      const int64_t count = static_cast<int64_t>(i + 1 - last.first),
+                    longest = std::max(last.longest, length);
+      if (count * longest <= 2 * (starts[i + 1] - starts[last.first])) {
+        last.end = i + 1;
+        last.longest = longest;
         continue;
       }
     }
-    runs.push_back({i, i + 1, starts[i + 1] - starts[i]});
+    runs.push_back({i, i + 1, length});
   }
   return runs;
 }

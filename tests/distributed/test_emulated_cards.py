@@ -77,6 +77,19 @@ def test_activations_on_the_host_change_no_bit(on_card, model, tmp_path):
     assert all(one == trajectories[0] for one in trajectories)
 
 
+def test_a_profile_shows_their_copies(on_card, model, tmp_path):
+    """Of 4 layers all but the last leave, and come back, in each of two micro-steps."""
+    config = settings(model, tmp_path / "run", **(ON_CARD | {"precision": "bf16", "activation_offloading": True}))
+    run(on_card, config, 1, tmp_path / "logs", arguments=("--profile", 1), environment=environment(1))
+    events = json.loads((tmp_path / "run" / "profile" / "rank0.json").read_text())["traceEvents"]
+    named = [event for event in events if event.get("name", "").startswith("activations of layer")]
+    assert all(event["cat"] == "communication" for event in named)
+    for layer in range(3):
+        for way in ("to the host", "back"):
+            assert sum(event["name"] == f"activations of layer {layer} {way}" for event in named) == 2, (layer, way)
+    assert not any("layer 3" in event["name"] for event in named)
+
+
 def test_the_optimizer_on_the_host_changes_no_bit(on_card, model, tmp_path):
     for small in ({}, {"master_weights": "split", "optimizer_moments": "8bit"}):
         changes = {"precision": "bf16", "gradient_accumulation_steps": 1, "zero_stage": 2, "save_steps": 4} | small

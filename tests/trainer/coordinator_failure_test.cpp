@@ -120,10 +120,8 @@ class OtherRankTest : public ::testing::Test {
 };
 
 const char* const kRank2Lost =
-    "rank 2 \\(host .*, pid [0-9]+\\) is lost: no heartbeat for [0-9.]+ s; last heard of in step 12, "
-    "backward of "
-    "segment "
-    "3";
+    "rank 2 \\(host .*, pid [0-9]+\\) is lost: no heartbeat for [0-9.]+ s; last heard of "
+    "in step 12, backward of segment 3";
 
 TEST_F(OtherRankTest, CutOffIsNamedByAll) {
   start(2);

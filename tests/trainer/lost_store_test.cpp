@@ -29,9 +29,8 @@ TEST(LostStore, OfALauncherOnAnotherMachineNamesRank0AndItsHost) {
   const Heartbeat elsewhere = leader({"head", "another boot", 123, 1});
   const RunFailure failure = lost_store(environment(/*agent_store=*/true), elsewhere, "no answer for 3 s");
   EXPECT_EQ(failure.message,
-            "rank 0 (host head, pid 123) is lost, and its launcher's store with it: no answer for 3 s; last "
-            "heard of "
-            "in step 12, forward");
+            "rank 0 (host head, pid 123) is lost, and its launcher's store with it: no answer for 3 s; "
+            "last heard of in step 12, forward");
 }
 
 TEST(LostStore, OfALauncherOnThisMachineIsTheLaunchers) {

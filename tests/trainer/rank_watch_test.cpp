@@ -68,9 +68,8 @@ TEST(RankVigil, ASilentRankIsLostByTheObserversClock) {
   const auto lost = vigil.look(heartbeat_of(123, 999), 0.5);
   ASSERT_TRUE(lost);
   EXPECT_EQ(lost->message,
-            "rank 2 (host a, pid 123) is lost: no heartbeat for 30.5 s; last heard of in step 12, backward "
-            "of segment "
-            "3");
+            "rank 2 (host a, pid 123) is lost: no heartbeat for 30.5 s; last heard of in step 12, "
+            "backward of segment 3");
   EXPECT_TRUE(lost->lost);
 }
 
