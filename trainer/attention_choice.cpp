@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/DeviceAccelerator.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
@@ -174,12 +175,15 @@ ChosenAttention choose_attention(const WantedAttention& wanted, const ModelConfi
   return chosen(AttentionKernel::kEager, faults, /*first=*/false);
 }
 
-void attend(Llama& model, const Settings& settings, bool log) {
-  const Weights& weights = model.weights();
-  const ChosenAttention chosen =
-      choose_attention(wanted_attention(settings), model.config(), weights.type(), weights.device());
-  model.attend_by(chosen.choice);
-  if (!log) return;
+ChosenAttention choose_attention(const Settings& settings, const ModelConfig& config,
+                                 const at::Device& device) {
+  ChosenAttention chosen =
+      choose_attention(wanted_attention(settings), config, weight_type(settings.precision), device);
+  if (!device.is_cpu()) at::accelerator::emptyCache();
+  return chosen;
+}
+
+void log_attention(const ChosenAttention& chosen) {
   spdlog::log(chosen.first ? spdlog::level::info : spdlog::level::warn, "attention: {} ({})", chosen.name,
               chosen.reason);
 }

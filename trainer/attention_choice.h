@@ -8,7 +8,6 @@
 #include <string>
 
 #include "model/files/model_config.h"
-#include "model/llama.h"
 #include "model/ops/attention.h"
 #include "trainer/settings.h"
 
@@ -47,8 +46,12 @@ ChosenAttention choose_attention(const WantedAttention& wanted, const ModelConfi
                                  at::ScalarType type, at::Device device,
                                  const std::function<double(AttentionKernel)>& error = nullptr);
 
-/// Makes a model attend as the settings say on its device, and logs the choice where it is asked to: a card's
-/// second or third as a warning. Throws as choose_attention() does.
-void attend(Llama& model, const Settings& settings, bool log);
+/// What the settings want of a model on a device. A card's memory is given back after the trial. Throws as
+/// above.
+ChosenAttention choose_attention(const Settings& settings, const ModelConfig& config,
+                                 const at::Device& device);
+
+/// A card's second or third choice is a warning.
+void log_attention(const ChosenAttention& chosen);
 
 }  // namespace satune

@@ -35,7 +35,8 @@ int64_t rows_per_step(const Settings& settings, int64_t world_size) {
 class SteppedModel {
  public:
   SteppedModel(const ModelPlan& model, const Settings& settings, const BenchLength& length,
-               const at::Device& device, Ranks& ranks, int64_t stage, std::vector<Recording> recording)
+               const at::Device& device, const AttentionChoice& attention, Ranks& ranks, int64_t stage,
+               std::vector<Recording> recording)
       : rows_(rows_per_step(settings, ranks.world().size)),
         precision_(settings.precision),
         loss_scale_(LossScale::initial(settings.precision)),
@@ -47,13 +48,10 @@ class SteppedModel {
                   gradient_type(settings, ranks.world())) {
     fill_synthetic(model_, sharding_, model.config.initializer_range);
     // The optimizer takes its master from the weights.
-    const ChosenAttention chosen =
-        choose_attention(wanted_attention(settings), model.config, model_.weights().type(), device);
-    model_.attend_by(chosen.choice);
+    model_.attend_by(attention);
     check_fp8(settings, device);
     use_fp8(model_, settings, stage);
     offload_activations(model_, settings);
-    attention_ = fmt::format("{} ({})", chosen.name, chosen.reason);
     const bool offload = settings.optimizer_offload == OptimizerOffload::kCpu;
     optimizer_.emplace(model_.weights().trained, sharding_.weight_shards(), AdamWOptions(settings),
                        sharding_.optimizer_owner(), offload ? at::Device(at::kCPU) : device);
@@ -61,8 +59,6 @@ class SteppedModel {
     step_.emplace(model_, sharding_, *optimizer_, ranks.groups(), ranks.coordinator(), data_, settings,
                   std::move(recording));
   }
-
-  const std::string& attention() const { return attention_; }
 
   StepResult step() {
     const StepResult result = step_->run({0, 0, rows_}, kLearningRate, updates_ + 1, loss_scale_.value);
@@ -80,7 +76,6 @@ class SteppedModel {
   Sharding sharding_;
   std::optional<AdamW> optimizer_;
   std::optional<TrainingStep> step_;
-  std::string attention_;
   int64_t updates_ = 0;
 };
 
@@ -125,6 +120,9 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
   PlannedRun planned =
       planned_run(model, settings, !device.is_cpu(), operator_threads(settings, local_ranks));
   planned.documents = planned.tokens / length.document_length;
+  const ChosenAttention attention = choose_attention(settings, model.config, device);
+  planned.attention = attention.choice.kernel;
+  times.attention = fmt::format("{} ({})", attention.name, attention.reason);
   const int64_t world_size = ranks.world().size, available = available_memory(device, local_ranks);
   // All ranks take the highest stage that one of them needs.
   const double own[] = {static_cast<double>(choose_zero_stage(planned, world_size, available).stage)};
@@ -133,8 +131,8 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
   const Sharded sharded{world_size, times.zero_stage, shard_group_size(settings, world_size)};
   times.plan = plan_memory(planned, sharded, available);
   try {
-    SteppedModel stepped(model, settings, length, device, ranks, times.zero_stage, times.plan.recording);
-    times.attention = stepped.attention();
+    SteppedModel stepped(model, settings, length, device, attention.choice, ranks, times.zero_stage,
+                         times.plan.recording);
     take_steps(stepped, length, device, ranks.coordinator(), times);
     times.memory_peak = peak_memory_bytes(device);
   } catch (...) {

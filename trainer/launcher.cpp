@@ -85,7 +85,7 @@ void report(const std::vector<RankFailure>& failures, const RankFailure& cause) 
     if (&failure == &cause || reason(failure) == reason(cause)) continue;
     write_all(STDERR_FILENO, fmt::format("[rank {}] {}\n", failure.rank, reason(failure)));
   }
-  print_error(fmt::format("rank {}: {}", cause.rank, reason(cause)));
+  print_error(named_reason(cause));
 }
 
 // A SIGHUP that nohup has ignored would come all the same: what is blocked for reading is not discarded.
@@ -119,14 +119,14 @@ LaunchEnd launch_ranks(const std::string& program, const std::vector<std::string
     };
     RankSupervision ranks(start, signals);
     ranks.run();
-    if (ranks.failures().empty()) return {ranks.stopped() ? kExitResumable : kExitOk, ranks.stop_signal()};
+    if (ranks.failures().empty())
+      return {ranks.stopped() ? kExitResumable : kExitOk, ranks.stop_signal(), ranks.killed_by_stop()};
     const RankFailure& cause = first_cause(ranks.failures());
     if (attempt == options.max_restarts || ranks.stopped() || !may_pass(cause)) {
       report(ranks.failures(), cause);
       return {exit_code_of(cause), ranks.stop_signal()};
     }
-    spdlog::warn("restart {} of {} after: rank {}: {}", attempt + 1, options.max_restarts, cause.rank,
-                 reason(cause));
+    spdlog::warn("restart {} of {} after: {}", attempt + 1, options.max_restarts, named_reason(cause));
   }
 }
 

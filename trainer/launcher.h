@@ -18,6 +18,7 @@ struct LaunchOptions {
 struct LaunchEnd {
   int exit_code = 0;
   int stop_signal = 0;  ///< SIGTERM, SIGINT or SIGHUP that this process got and passed on; 0 = none
+  bool killed = false;  ///< by it, the second of them: a rank may have saved nothing
 };
 
 /// Starts `program` with `arguments` (argv[1..]) `processes` times, each in a process group of its own, with

@@ -16,9 +16,11 @@ constexpr int64_t kShortestRow = 128;  // tokens: shorter ones are not proposed
 PlannedRun with_settings(const PlannedRun& run, const Settings& settings) {
   const int64_t before = run.settings.per_device_train_batch_size * run.settings.max_length;
   const int64_t now = settings.per_device_train_batch_size * settings.max_length;
-  return {
+  PlannedRun changed = {
       settings,    run.config, run.table, run.trained_mask, std::max<int64_t>(1, run.tokens * now / before),
       run.on_card, run.threads};
+  if (settings.attn_implementation == run.settings.attn_implementation) changed.attention = run.attention;
+  return changed;
 }
 
 std::string size(int64_t bytes) {
@@ -253,11 +255,12 @@ std::string why_it_will_not_fit(const PlannedRun& run, const Sharded& sharded, i
     }
     return text;
   }
-  return fmt::format("{}; {}", found,
-                     proposal.text().empty()
-                         ? std::string("it takes more ranks or a smaller model")
-                         : fmt::format("even with {} it needs {}: it takes more ranks or a smaller model",
-                                       proposal.text(), size(proposal.need())));
+  // Ranks on the CPU share a machine's memory.
+  const std::string takes =
+      fmt::format("it takes more {} or a smaller model", run.on_card ? "ranks" : "machines");
+  if (proposal.text().empty()) return fmt::format("{}; {}", found, takes);
+  return fmt::format("{}; even with {} it needs {}: {}", found, proposal.text(), size(proposal.need()),
+                     takes);
 }
 
 }  // namespace satune

@@ -98,18 +98,29 @@ std::vector<int64_t> cudnn_buffers(const PlannedRun& run) {
   return buffers;
 }
 
+AttentionKernel attention_kernel(const PlannedRun& run) {
+  if (run.attention) return *run.attention;
+  const AttnImplementation wanted = run.settings.attn_implementation;
+  if (wanted == AttnImplementation::kEager) return AttentionKernel::kEager;
+  const bool flash = !run.on_card || wanted == AttnImplementation::kFlash;
+  return flash || run.settings.precision == Precision::kFp32 ? AttentionKernel::kFlash
+                                                             : AttentionKernel::kCudnn;
+}
+
 /// Buffers of attention's backward beside its tensors (attention_forward(), choose_attention()).
 std::vector<int64_t> attention_buffers(const PlannedRun& run) {
   const Settings& settings = run.settings;
   const int64_t rows = settings.per_device_train_batch_size, length = std::max<int64_t>(1, run.tokens / rows);
-  if (settings.attn_implementation == AttnImplementation::kEager) return eager_buffers(run.config, length);
+  const AttentionKernel kernel = attention_kernel(run);
+  if (kernel == AttentionKernel::kEager) return eager_buffers(run.config, length);
   if (!run.on_card)
     return attention_backward_buffers(weight_type(settings.precision), rows, length,
                                       run.config.num_attention_heads, run.config.num_key_value_heads,
                                       run.config.head_dim, run.threads);
   if (settings.precision == Precision::kFp32) return efficient_buffers(run);
-  const bool flash = settings.deterministic || settings.attn_implementation == AttnImplementation::kFlash;
-  return flash ? flash_buffers(run) : cudnn_buffers(run);
+  // In a fixed order flash's backward follows either forward.
+  return kernel == AttentionKernel::kFlash || settings.deterministic ? flash_buffers(run)
+                                                                     : cudnn_buffers(run);
 }
 
 /// Weights, gradients and optimizer state: what a stage cuts.

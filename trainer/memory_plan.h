@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "model/files/model_config.h"
 #include "model/files/tensor_table.h"
+#include "model/ops/attention.h"
 #include "trainer/activations.h"
 #include "trainer/settings.h"
 #include "trainer/shard.h"
@@ -27,6 +29,8 @@ struct PlannedRun {
   int64_t threads = 1;  ///< of this rank, on the CPU
   /// Of one length, in the largest micro-batch, as `satune bench` makes them; 0 = only the data tells.
   int64_t documents = 0;
+  /// That passed its trial on the device; unset = the first that the settings let a card of Hopper try.
+  std::optional<AttentionKernel> attention = {};
 };
 
 /// Of one rank. On the CPU the device is the machine's memory, which its ranks share.

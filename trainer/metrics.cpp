@@ -78,8 +78,8 @@ std::string metrics_row(const StepMetrics& m) {
   return row.dump();  // numbers that are not finite come out as null
 }
 
-void cut_metrics(const std::filesystem::path& file, int64_t last_step, FileOps& ops) {
-  if (!std::filesystem::exists(file)) return;
+int64_t cut_metrics(const std::filesystem::path& file, int64_t last_step, FileOps& ops) {
+  if (!std::filesystem::exists(file)) return 0;
   const std::string text = read_text_file(file);
   std::string kept;
   std::set<int64_t> steps;
@@ -92,12 +92,16 @@ void cut_metrics(const std::filesystem::path& file, int64_t last_step, FileOps& 
     begin = end + 1;
   }
   if (kept != text) write_file_atomic(file, kept, ops);
+  return static_cast<int64_t>(steps.size());
 }
 
 MetricsLog::MetricsLog(const std::filesystem::path& run_folder, int64_t last_step, FileOps& ops) {
   const std::filesystem::path file = run_folder / kMetricsFile;
   try {
-    cut_metrics(file, last_step, ops);
+    const int64_t rows = cut_metrics(file, last_step, ops);
+    if (rows < last_step)
+      spdlog::warn("{}: found rows of {} of the {} steps before; the run goes on without the others",
+                   file.string(), rows, last_step);
     rows_ = std::make_unique<AppendFile>(file, ops);
   } catch (const std::exception& error) {
     spdlog::warn("{}: cannot cut the rows after step {} ({}); the run goes on without it", file.string(),

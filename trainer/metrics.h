@@ -37,8 +37,8 @@ std::string metrics_row(const StepMetrics& metrics);
 
 /// Rewrites metrics.jsonl (atomically) without rows of steps > last_step, rows of a step that stood before,
 /// and lines that are not rows (a torn last one). Nothing happens when there is nothing to cut or no file.
-/// Throws EnvironmentError.
-void cut_metrics(const std::filesystem::path& file, int64_t last_step, FileOps& ops = posix_file_ops());
+/// Returns how many rows are left. Throws EnvironmentError.
+int64_t cut_metrics(const std::filesystem::path& file, int64_t last_step, FileOps& ops = posix_file_ops());
 
 class AppendFile;
 class EventFile;
@@ -46,7 +46,8 @@ class EventFile;
 class MetricsLog {
  public:
   /// Cuts <run_folder>/metrics.jsonl to `last_step` (0 for a fresh run) and opens it for appending, and a new
-  /// event file in <run_folder>/tensorboard/. Never throws: what fails is warned about.
+  /// event file in <run_folder>/tensorboard/. Never throws: what fails is warned about, and rows that are
+  /// missing.
   MetricsLog(const std::filesystem::path& run_folder, int64_t last_step, FileOps& ops = posix_file_ops());
   ~MetricsLog();
 

@@ -52,6 +52,12 @@ std::string reason(const RankFailure& failure) {
   return text.empty() ? fmt::format("exit code {} without a message", failure.end.exit_code) : text;
 }
 
+std::string named_reason(const RankFailure& failure) {
+  const std::string text = reason(failure);
+  const bool named = text.starts_with(fmt::format("rank {} (", failure.rank));
+  return named ? text : fmt::format("rank {}: {}", failure.rank, text);
+}
+
 const RankFailure& first_cause(const std::vector<RankFailure>& failures) {
   const auto noticed_first =
       std::min_element(failures.begin(), failures.end(),

@@ -28,6 +28,9 @@ RankFailure describe_failure(int64_t rank, const ProcessEnd& end, int64_t notice
 /// MESSAGE, "killed by SIGKILL" or "exit code 3 without a message"; one line.
 std::string reason(const RankFailure& failure);
 
+/// "rank 1: REASON"; where the rank has named itself, REASON alone.
+std::string named_reason(const RankFailure& failure);
+
 /// What failed first, where others failed because of it. A rank that a signal killed before any other had
 /// ended cannot be a consequence, and it leaves no file; otherwise the earliest time counts: a rank writes
 /// its file before others can hear of it, but may take longer than they to end. `failures` is not empty.

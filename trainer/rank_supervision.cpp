@@ -71,7 +71,10 @@ void RankSupervision::pass_on_output() {
 
 void RankSupervision::pass_on(int signal) {
   if (signal == SIGCHLD) return;  // what it tells is asked for in note_ends()
-  if (is_stop(signal)) stop_signal_ = signal;
+  if (is_stop(signal)) {
+    stop_signal_ = signal;
+    ++stops_;
+  }
   for (const Rank& rank : ranks_) rank.process.send(signal);
 }
 
@@ -97,6 +100,7 @@ void RankSupervision::note_end(int64_t rank, const ProcessEnd& end, int64_t roun
     return;
   }
   if (told_to_end(static_cast<size_t>(rank), end.signal)) {
+    killed_by_stop_ = killed_by_stop_ || (!ending_ && stops_ > 1 && is_stop(end.signal));
     spdlog::warn("rank {} was ended by {}", rank, signal_name(end.signal));
     return;
   }

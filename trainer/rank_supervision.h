@@ -43,6 +43,8 @@ class RankSupervision {
   bool stopped() const { return stop_signal_ != 0 || rank_stopped_; }
   /// The last of these that was passed on; 0 = none.
   int stop_signal() const { return stop_signal_; }
+  /// The second of them, or a later one, killed a rank, which may have saved nothing.
+  bool killed_by_stop() const { return killed_by_stop_; }
 
  private:
   struct Rank {
@@ -70,7 +72,8 @@ class RankSupervision {
   std::optional<RankFailure> left_alone_;  ///< the first that was to stop and could not save: another is lost
   int64_t rounds_ = 0;
   int stop_signal_ = 0;
-  bool rank_stopped_ = false, ending_ = false, killing_ = false;
+  int64_t stops_ = 0;  ///< signals of that kind
+  bool rank_stopped_ = false, killed_by_stop_ = false, ending_ = false, killing_ = false;
   std::chrono::steady_clock::time_point deadline_;  ///< of ranks that were told to end; once ending_
 };
 

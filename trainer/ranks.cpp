@@ -81,17 +81,14 @@ void Ranks::one_before_the_others(const std::string& name, const std::function<v
   if (is_leader()) {
     prepare();
     coordinator_->publish(first, "done");
-    coordinator_->publish(host, "done");
     return;
   }
   coordinator_->wait_for(first);
-  if (environment_.local_rank != 0) {
-    coordinator_->wait_for(host);
-    prepare();
-    return;
-  }
+  // By arrival: a script's LOCAL_RANK need not be 0 on any rank of a machine.
+  const bool first_here = store_->add(host + "/arrived", 1) == 1;
+  if (!first_here) coordinator_->wait_for(host);
   prepare();
-  coordinator_->publish(host, "done");
+  if (first_here) coordinator_->publish(host, "done");
 }
 
 std::unique_ptr<ProcessGroup> Ranks::connect_group(const std::string& name, const World& world,

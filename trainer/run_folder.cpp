@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/files/counted.h"
 #include "data/files/error.h"
 #include "trainer/final_export.h"
 #include "trainer/snapshot.h"
@@ -54,6 +55,15 @@ int open_lock(const fs::path& folder) {
                     "a folder of its own for each run");
   }
   return fd;
+}
+
+/// Kept at most beside one in progress: a short run saves at its end and at one stop before.
+int64_t kept_snapshots(const Settings& settings, int64_t steps) {
+  const int64_t limit = std::max<int64_t>(1, settings.save_total_limit);
+  if (settings.keep_best) return limit + 1;
+  if (settings.save_minutes > 0) return limit;
+  const int64_t periodic = settings.save_steps > 0 ? (steps - 1) / settings.save_steps : 0;
+  return std::min(limit, periodic + 1);
 }
 
 /// Bytes of what a run has saved and counts again in its need: complete snapshots and exports of epochs.
@@ -154,7 +164,7 @@ DiskNeed disk_need(RunPlan& plan) {
   DiskNeed need;
   need.snapshot_bytes = snapshot_bytes(plan.table(), plan.trained_mask(),
                                        stored_parts(StateFormat(settings), settings.save_only_model));
-  need.snapshots = std::max<int64_t>(1, settings.save_total_limit) + (settings.keep_best ? 1 : 0);
+  need.snapshots = kept_snapshots(settings, plan.total_steps());
   need.saving_bytes = snapshot_bytes(plan.table(), plan.trained_mask(), stored_parts(StateFormat(settings)));
   int64_t exports = settings.export_at_end ? 1 : 0;
   if (settings.export_every_epoch) exports += static_cast<int64_t>(std::ceil(plan.epochs_of_run()));
@@ -168,10 +178,10 @@ void check_disk(const fs::path& output_dir, const DiskNeed& need, uint64_t free_
   if (free_bytes + ours >= need.total()) return;
   throw EnvironmentError(
       fmt::format("output_dir {}: found {} bytes free, needed {} more than what the run has saved already: "
-                  "{} snapshots of {} "
+                  "{} of {} "
                   "bytes (save_total_limit), one of {} being written{}",
                   output_dir.string(), free_bytes, need.total() - std::min(ours, need.total()),
-                  need.snapshots, need.snapshot_bytes, need.saving_bytes,
+                  counted(need.snapshots, "snapshot"), need.snapshot_bytes, need.saving_bytes,
                   need.export_bytes > 0 ? fmt::format(", and {} bytes of exports", need.export_bytes) : ""));
 }
 

@@ -12,7 +12,6 @@
 
 #include "data/files/counted.h"
 #include "data/files/error.h"
-#include "trainer/attention_choice.h"
 #include "trainer/collective.h"
 #include "trainer/compute_types.h"
 #include "trainer/data_statistics.h"
@@ -36,11 +35,12 @@ void warn_of_host_memory(int64_t needed) {
 }
 
 /// Rank 0 decides the stage for all; what each records is its own affair.
-MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, Coordinator& coordinator,
-                           int64_t local_ranks) {
+MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, AttentionKernel attention,
+                           Coordinator& coordinator, int64_t local_ranks) {
   const Settings& settings = plan.settings();
-  const PlannedRun run =
+  PlannedRun run =
       planned_run(plan.model(), settings, !device.is_cpu(), operator_threads(settings, local_ranks));
+  run.attention = attention;
   const int64_t available = available_memory(device, local_ranks);  // none has taken any yet
   const int64_t world_size = coordinator.world().size;
   if (coordinator.world().rank == 0) {
@@ -88,11 +88,13 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       local_ranks_(local_ranks),
       device_(device),
       machine_(run_machine_json(device, ranks.world())),
-      memory_(choose_memory(plan, device, ranks.coordinator(), local_ranks)),
+      attention_(choose_attention(settings_, plan.config(), device)),
+      memory_(choose_memory(plan, device, attention_.choice.kernel, ranks.coordinator(), local_ranks)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
-  attend(model_, settings_, ranks.is_leader());
+  model_.attend_by(attention_.choice);
+  if (ranks.is_leader()) log_attention(attention_);
   use_fp8(model_, settings_, memory_.zero_stage);
   if (settings_.fp8 && ranks.is_leader()) report_fp8(model_.projections());
   if (!offload_activations(model_, settings_) && settings_.activation_offloading && ranks.is_leader())

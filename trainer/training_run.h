@@ -9,6 +9,7 @@
 #include "data/files/error.h"
 #include "model/llama.h"
 #include "trainer/adamw.h"
+#include "trainer/attention_choice.h"
 #include "trainer/background_save.h"
 #include "trainer/device_metrics.h"
 #include "trainer/eval_samples.h"
@@ -107,6 +108,7 @@ class TrainingRun {
   int64_t local_ranks_;  ///< of this machine
   at::Device device_;
   Json machine_, frozen_;
+  ChosenAttention attention_;  ///< before memory_, which is planned for it
   MemoryChoice memory_;
   Llama model_;
   RunState state_;

@@ -118,6 +118,18 @@ def test_four_nodes_meet_under_the_name_of_the_first_and_ride_out_a_short_cut(sa
     assert_same_run(output, on_one_host)
 
 
+def test_a_machine_without_local_rank_0_has_a_rank_that_is_first_too(satune, model, network, tmp_path):
+    """A script that sets LOCAL_RANK to RANK: those of the second node waited for its rank 0 for ever."""
+    output, nodes, job = tmp_path / "run", network(2), Job(tmp_path / "logs")
+    config = settings(model, output, max_steps=2, gradient_accumulation_steps=6)
+    for node in nodes.nodes:
+        rank = str(node.number)
+        job.start(node, node.name, [satune, "train", config],
+                  {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": nodes.nodes[0].address, "MASTER_PORT": "29500"})
+    job.finish()
+
+
 def assert_lost(line, ranks, node):
     """Of several ranks beyond the cut any may be missed first."""
     assert re.match(rf"satune: error: rank [{ranks}] \(host node-{node}, pid \d+\) is lost", line), line

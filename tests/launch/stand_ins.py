@@ -25,7 +25,12 @@ rm -f "${SATUNE_STOPPED_FILE:-}"
 printf '%s\n' "$@" >"$OUT/arguments-$rank"
 env >"$OUT/env.tmp-$rank"
 mv "$OUT/env.tmp-$rank" "$OUT/env-$rank-${TORCHELASTIC_RESTART_COUNT:-0}"
-if [[ $rank == "${FAILING_RANK:-}" && ${TORCHELASTIC_RESTART_COUNT:-0} == 0 ]]; then exit 3; fi
+if [[ $rank == "${FAILING_RANK:-}" && ${TORCHELASTIC_RESTART_COUNT:-0} == 0 ]]; then
+  if [[ -n ${FAILING_WITH_A_FILE:-} ]]; then
+    echo '{"message": {"message": "m", "errorCode": 3, "extraInfo": {"timestamp": "1"}}}' >"$TORCHELASTIC_ERROR_FILE"
+  fi
+  exit 3
+fi
 # In the background: while bash waits for a command in front, it can take SIGINT for that command's business.
 while [[ ! -e $OUT/go ]]; do sleep 0.05 & wait $!; done
 """

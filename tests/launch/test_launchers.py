@@ -115,6 +115,14 @@ def test_train_fails_where_a_rank_does(tmp_path):
 
 
 @needs_torchrun
+def test_train_ends_with_the_code_of_the_rank_that_failed(tmp_path):
+    with Run(tmp_path, [LAUNCH / "train.sh", "config.json"], NPROC="2", TORCHRUN=str(TORCHRUN), FAILING_RANK="1",
+             FAILING_WITH_A_FILE="yes") as run:
+        assert run.wait() == 3, run.text()
+        assert "Root Cause" in run.text(), run.text()
+
+
+@needs_torchrun
 def test_stop_before_there_are_ranks_ends_with_4(tmp_path):
     slow = write_program(tmp_path / "slow" / "torchrun", '#!/bin/bash\ntouch "$OUT/started"\nexec sleep 60\n')
     with Run(tmp_path, [LAUNCH / "train.sh", "config.json"], NPROC="2", TORCHRUN=str(slow)) as run:

@@ -32,7 +32,7 @@ inline bool await(const std::function<bool()>& met) {
 
 class Launched {
  public:
-  static constexpr int kThrown = 97, kChildrenLeft = 98, kBusy = 99;
+  static constexpr int kKilled = 96, kThrown = 97, kChildrenLeft = 98, kBusy = 99;
 
   /// `before` runs first in the new process.
   Launched(const std::string& program, const std::vector<std::string>& arguments, LaunchOptions options,
@@ -89,7 +89,8 @@ class Launched {
     spdlog::flush_on(spdlog::level::trace);
     try {
       if (before) before();
-      const int code = launch_ranks(program, arguments, options).exit_code;
+      const LaunchEnd end = launch_ranks(program, arguments, options);
+      const int code = end.killed ? kKilled : end.exit_code;
       if (::waitpid(-1, nullptr, WNOHANG) != -1 || errno != ECHILD) return kChildrenLeft;
       rusage used{};
       ::getrusage(RUSAGE_SELF, &used);

@@ -81,6 +81,15 @@ TEST(FirstCause, OfSeveralFailures) {
   EXPECT_EQ(cause({failure(0, 0, 6, 1, 10.3, "second"), failure(2, 1, 0, 1, 10.1, "first")}), 2);
 }
 
+TEST(FirstCause, IsNamedOnce) {
+  EXPECT_EQ(named_reason(failure(1, 3, 0, 1, 1, "disk full")), "rank 1: disk full");
+  EXPECT_EQ(named_reason(failure(1, 3, 0, 1, 1, "rank 1 (host a, pid 7) failed: disk full")),
+            "rank 1 (host a, pid 7) failed: disk full");
+  EXPECT_EQ(named_reason(failure(0, 3, 0, 1, 1, "rank 1 (host a, pid 7) is lost")),
+            "rank 0: rank 1 (host a, pid 7) is lost");
+  EXPECT_EQ(named_reason(failure(1, 0, 9, 1, 1)), "rank 1: killed by SIGKILL");
+}
+
 TEST(FirstCause, IsReadFromTheErrorFile) {
   const TemporaryDirectory folder;
   const auto described = [&](const std::string& content) {

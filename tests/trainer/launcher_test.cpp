@@ -252,6 +252,15 @@ TEST(Signals, ThatEndRanksAtOnceAreAStopAndNoFailure) {
   EXPECT_THAT(run.log(), AllOf(HasSubstr("rank 1 was ended by SIGTERM"), Not(HasSubstr("restart"))));
 }
 
+TEST(Signals, ASecondOneThatEndsARankIsNoOrderlyStop) {
+  Launched run("trap 'touch stopping-$RANK; trap - INT' INT\ntouch ready-$RANK\n" + kWait, ranks(2));
+  ASSERT_TRUE(run.await_each("ready", 2));
+  run.send(SIGINT);
+  ASSERT_TRUE(run.await_each("stopping", 2));
+  run.send(SIGINT);
+  EXPECT_EQ(run.wait(), Launched::kKilled);
+}
+
 // The grace is for ranks that outlive a failed one. Ranks that were asked to stop save as long as it takes.
 TEST(Ending, AStopHasNoDeadline) {
   Launched run("trap 'sleep 1.5; touch saved-$RANK; exit 4' TERM\ntouch ready-$RANK\n" + kWait,

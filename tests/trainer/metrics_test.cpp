@@ -136,6 +136,16 @@ TEST(Metrics, ResumeCutsLaterRowsTornLinesAndRepeats) {
   EXPECT_EQ(steps_of(run / "metrics.jsonl"), (std::vector<int64_t>{1, 2, 3, 4}));
 }
 
+TEST(Metrics, RowsThatAreMissingAreSaid) {
+  const TemporaryDirectory run;
+  const CapturedLog log;
+  run.write("metrics.jsonl", metrics_row(metrics_of(1)) + "\n");
+  { const MetricsLog complete(run.path(), 1); }
+  EXPECT_EQ(log.count("found"), 0u);
+  { const MetricsLog torn(run.path(), 3); }
+  EXPECT_EQ(log.count("metrics.jsonl: found rows of 1 of the 3 steps before"), 1u);
+}
+
 TEST(Metrics, CuttingNothingRewritesNothing) {
   const TemporaryDirectory run;
   const auto file =

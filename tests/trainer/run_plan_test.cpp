@@ -9,6 +9,7 @@
 #include "data/files/error.h"
 #include "tests/trainer/tiny_run.h"
 #include "trainer/dry_run.h"
+#include "trainer/run_folder.h"
 #include "trainer/snapshot.h"
 
 namespace satune::run_plan_test {
@@ -99,6 +100,21 @@ TEST_F(RunPlanTest, StepsOfARun) {
   EXPECT_EQ(p.epochs_after(7), 0.5);
   EXPECT_EQ(p.epochs_after(14), 1.0);
   EXPECT_EQ(p.epochs_after(33), 2.0 + 5.0 / 14.0);
+}
+
+TEST_F(RunPlanTest, ShortRunsKeepFewSnapshots) {
+  const auto kept = [](const std::vector<std::string>& more) {
+    std::vector<std::string> all = {"max_steps=6", "save_total_limit=4"};
+    all.insert(all.end(), more.begin(), more.end());
+    RunPlan p = plan(all);
+    return disk_need(p).snapshots;
+  };
+  EXPECT_EQ(kept({"save_steps=0"}), 1) << "of a stop, while that of the end is written";
+  EXPECT_EQ(kept({"save_steps=6"}), 1) << "the end";
+  EXPECT_EQ(kept({"save_steps=3"}), 2);
+  EXPECT_EQ(kept({"save_steps=1"}), 4) << "the limit";
+  EXPECT_EQ(kept({"save_steps=0", "save_minutes=5"}), 4) << "nobody knows how many";
+  EXPECT_EQ(kept({"save_steps=0", "keep_best=true", "val_size=4", "warmup_steps=0"}), 5);
 }
 
 TEST_F(RunPlanTest, TheSplitIsHeldOutAndInOrder) {

@@ -172,6 +172,8 @@ std::string report_text(const Report& report) {
                       settings.max_length, settings.gradient_accumulation_steps,
                       recording_text(report.chosen().memory.recording));
   text += fmt::format("               {}\n", report.choice.reason);
+  if (!report.device.on_card && report.world_size > 1)
+    text += "               its ranks share the memory of this machine (--device names another)\n";
   const ParameterBytes& each = report.parameter_bytes;
   text += fmt::format(
       "optimizer      {:.4g} bytes a trained parameter: master {:.4g}, moments {:.4g}; {:.4g} with weights "

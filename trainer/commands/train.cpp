@@ -20,6 +20,7 @@
 #include "trainer/profile.h"
 #include "trainer/rank_environment.h"
 #include "trainer/settings.h"
+#include "trainer/signals.h"
 
 namespace satune {
 namespace {
@@ -120,8 +121,11 @@ int with_stopped_file(const std::filesystem::path& file, const std::function<int
 int run_or_start_ranks(const TrainCommand& command, const Settings& settings, const TrainOptions& options) {
   if (!options.ranks.launched) {
     const int64_t processes = process_count(command.ranks, settings);
-    if (needs_launcher(command.ranks, processes))
-      return start_ranks(command.ranks, settings, processes).exit_code;
+    if (needs_launcher(command.ranks, processes)) {
+      const LaunchEnd end = start_ranks(command.ranks, settings, processes);
+      if (end.killed) end_of_signal(end.stop_signal);
+      return end.exit_code;
+    }
   }
   return run_training(settings, options);
 }
