@@ -87,6 +87,8 @@ train_interrupted() {
   local folder=$1 model=$2 config=$3 half=$4 pid code=0
   shift 4
   local ranks=(--nproc-per-node 2 num_threads=$(((threads + 1) / 2)) gradient_accumulation_steps=1)
+  # Each rank takes a card of its own. (In another shell: the library has names of ours.)
+  if (($(bash -c 'source launch/lib_ranks.sh && default_processes') < 2)); then ranks+=(device=cpu); fi
   replace="exec" train "$folder" "$model" "$config" "${ranks[@]}" "$@" &
   pid=$!
   while kill -0 "$pid" 2>/dev/null && (($(rows_of "$out/$folder/metrics.jsonl") < half)); do sleep 0.1; done
@@ -125,9 +127,11 @@ key=$(cat "$SATUNE" configs/quickstart-*.json launch/quickstart_data.py launch/q
 stage data data python3 launch/quickstart_data.py "$out/data" --seed "$seed"
 stage init init "$SATUNE" init configs/quickstart-arch.json "$out/init" \
   --train-tokenizer "$out/data/train.json" --template $TEMPLATE --seed "$seed"
-stage "dense-base" dense train dense "$out/init" configs/quickstart-base.json
+# One process on any machine: a rank for each of its cards would make steps of more rows.
+stage "dense-base" dense train dense "$out/init" configs/quickstart-base.json --nproc-per-node 1
 stage "sa-fine-tune" sa train_interrupted sa "$out/dense/export" configs/quickstart-finetune.json 75 sharing.layers=$SPAN
-stage "dense-fine-tune" dense-more train dense-more "$out/dense/export" configs/quickstart-finetune.json
+stage "dense-fine-tune" dense-more train dense-more "$out/dense/export" configs/quickstart-finetune.json \
+  --nproc-per-node 1
 stage "evaluation-dense" eval-dense.json evaluate dense "$out/dense/export"
 stage "evaluation-direct" eval-direct.json evaluate direct "$out/dense/export" --sharing $SPAN
 stage "evaluation-sa" eval-sa.json evaluate sa "$out/sa/export"

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -114,6 +115,31 @@ def test_the_shared_run_was_interrupted_and_resumed(finished):
     steps = [json.loads(line)["step"] for line in (out / "sa" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 151))
     assert json.loads((out / "sa" / "snapshots" / "step-00000150" / "state.json").read_text())["world"]["size"] == 2
+
+
+# A /dev of its own with the one file that tells of a card.
+ONE_CARD = """set -e
+mkdir "$0"; mount --rbind /dev "$0"; mount -t tmpfs tmpfs /dev
+for name in null zero random urandom tty full; do touch "/dev/$name"; mount --bind "$0/$name" "/dev/$name"; done
+mkdir /dev/shm; ln -s /proc/self/fd /dev/fd
+touch /dev/nvidia0
+exec "$@"
+"""
+
+
+def test_two_processes_do_not_share_the_one_card_of_a_machine(finished, tmp_path):
+    """The shared run was refused on every machine with exactly one card."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
+        pytest.skip("no right to make namespaces (--mount)")
+    out, _, command = finished
+    again = tmp_path / "quickstart"
+    shutil.copytree(out, again)
+    (again / ".done-sa-fine-tune").unlink()
+    one_card = ["unshare", "--mount", "bash", "-c", ONE_CARD, tmp_path / "dev"]
+    run = subprocess.run([*one_card, *command[:-1], again], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("skipped") == 8
+    assert "resumed and finished: 150 steps, each of them logged once" in run.stdout
 
 
 def test_second_run_skips_what_is_done(finished):
