@@ -1,6 +1,12 @@
 """How the tests of all folders are dealt out to the workers of pytest-xdist."""
 
+import os
+
 import pytest
+
+# What these tests start computes on the CPU, also where there is a card: several share the machine, ranks would share one
+# card, and sums have another order there. The C++ tests look at cards.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Files that take long begin first, the longest before the others: begun last, one worker would end long after the rest.
 LONGEST_FIRST = (

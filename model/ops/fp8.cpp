@@ -11,6 +11,7 @@
 #include "model/ops/dispatch.h"
 #include "model/ops/fp8_format.h"
 #include "model/ops/fp8_kernels.h"
+#include "model/ops/linear_fp32.h"
 
 namespace satune {
 namespace {
@@ -76,6 +77,28 @@ void fill_on_cpu(const at::Tensor& x_RC, Fp8Format format, const Fp8Matrix& out)
   columns.narrow(1, rows, columns.size(1) - rows).zero_();
 }
 
+/// a [M, K] b [N, K] transposed times both scales. On the CPU widened a tile at a time, summed in fp32 and
+/// rounded once: LibTorch's own widens all at once, or on some CPUs takes a loop of scalars.
+void product(const at::Tensor& a_MK, const at::Tensor& b_NK, const at::Tensor& scale_a,
+             const at::Tensor& scale_b, bool fast_sums, at::Tensor& out_MN) {
+  if (!a_MK.is_cpu()) {
+    at::_scaled_mm_out(out_MN, a_MK, b_NK.t(), scale_a, scale_b, /*bias=*/{}, /*scale_result=*/{},
+                       out_MN.scalar_type(), fast_sums);
+    return;
+  }
+  const float scale = scale_a.item<float>() * scale_b.item<float>();
+  const Fp32Tile tile(a_MK.size(0), b_NK.size(0), b_NK.size(1));
+  for (int64_t row = 0; row < a_MK.size(0); row += tile.tokens) {
+    const int64_t rows = std::min(tile.tokens, a_MK.size(0) - row);
+    const at::Tensor a = a_MK.narrow(0, row, rows).to(at::kFloat);
+    for (int64_t column = 0; column < b_NK.size(0); column += tile.outputs) {
+      const int64_t columns = std::min(tile.outputs, b_NK.size(0) - column);
+      const at::Tensor b = b_NK.narrow(0, column, columns).to(at::kFloat);
+      out_MN.narrow(0, row, rows).narrow(1, column, columns).copy_(at::mm(a, b.t()).mul_(scale));
+    }
+  }
+}
+
 }  // namespace
 
 Fp8Matrix to_fp8(const at::Tensor& x_RC, Fp8Format format, Fp8Layout layout, const at::Tensor& largest) {
@@ -102,26 +125,25 @@ bool takes_fp8(int64_t outputs, int64_t inputs) {
 // bits.
 
 at::Tensor fp8_forward(const Fp8Matrix& x_NI, const Fp8Matrix& weight_OI, at::ScalarType type) {
-  return at::_scaled_mm(x_NI.rows_RC, weight_OI.rows_RC.t(), x_NI.scale, weight_OI.scale, /*bias=*/{},
-                        /*scale_result=*/{}, type, /*use_fast_accum=*/true);
+  at::Tensor y_NO =
+      at::empty({x_NI.rows_RC.size(0), weight_OI.rows_RC.size(0)}, x_NI.scale.options().dtype(type));
+  product(x_NI.rows_RC, weight_OI.rows_RC, x_NI.scale, weight_OI.scale, /*fast_sums=*/true, y_NO);
+  return y_NO;
 }
 
 at::Tensor fp8_backward_input(const Fp8Matrix& d_y_NO, const Fp8Matrix& weight_OI, at::ScalarType type) {
-  return at::_scaled_mm(d_y_NO.rows_RC, weight_OI.columns_CR.t(), d_y_NO.scale, weight_OI.scale, {}, {}, type,
-                        /*use_fast_accum=*/false);
+  at::Tensor d_x_NI =
+      at::empty({d_y_NO.rows_RC.size(0), weight_OI.columns_CR.size(0)}, d_y_NO.scale.options().dtype(type));
+  product(d_y_NO.rows_RC, weight_OI.columns_CR, d_y_NO.scale, weight_OI.scale, /*fast_sums=*/false, d_x_NI);
+  return d_x_NI;
 }
 
 void fp8_backward_weight(const Fp8Matrix& d_y_NO, const Fp8Matrix& x_NI, const at::Tensor& d_weight_OI,
                          bool accumulate) {
   at::Tensor gradient = d_weight_OI;
-  const auto product = [&](at::Tensor& out) {
-    at::_scaled_mm_out(out, d_y_NO.columns_CR, x_NI.columns_CR.t(), d_y_NO.scale, x_NI.scale, {}, {},
-                       out.scalar_type(), /*use_fast_accum=*/false);
-  };
-  if (!accumulate) return product(gradient);
-  at::Tensor added = at::empty_like(gradient);
-  product(added);
-  gradient.add_(added);
+  at::Tensor added = accumulate ? at::empty_like(gradient) : gradient;
+  product(d_y_NO.columns_CR, x_NI.columns_CR, d_y_NO.scale, x_NI.scale, /*fast_sums=*/false, added);
+  if (accumulate) gradient.add_(added);
 }
 
 }  // namespace satune

@@ -136,7 +136,8 @@ def test_two_processes_do_not_share_the_one_card_of_a_machine(finished, tmp_path
     shutil.copytree(out, again)
     (again / ".done-sa-fine-tune").unlink()
     one_card = ["unshare", "--mount", "bash", "-c", ONE_CARD, tmp_path / "dev"]
-    run = subprocess.run([*one_card, *command[:-1], again], cwd=ROOT, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    run = subprocess.run([*one_card, *command[:-1], again], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("skipped") == 8
     assert "resumed and finished: 150 steps, each of them logged once" in run.stdout

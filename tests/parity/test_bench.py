@@ -2,12 +2,14 @@
 tests/trainer/bench_test.cpp and profile_test.cpp; times are never judged."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from programs import call, refused
+from programs import ROOT, call, refused
 
 ARCHITECTURE = {
     "model_type": "llama", "vocab_size": 280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
@@ -68,6 +70,37 @@ def test_training(satune, folder):
         assert rows["step", "", "optimizer"]["bytes"] >= 6 * 4 * run["parameters"]
         for row in rows.values():
             assert (row["ratio"] is None) == (row["floor_ms"] is None) == (row["flops"] == row["bytes"] == 0)
+
+
+CARD = [sys.executable, ROOT / "tests" / "bench" / "card.py"]
+
+
+def test_the_card_script_runs_where_there_is_none(satune, tmp_path):
+    """Cases of every kind; those beside transformers take minutes. A case that fails costs neither the others nor its line."""
+    only = ["checks", "long", "long-deterministic", "long-shared", "long-fp8", "packed", "long-8bit", "decode"]
+    (tmp_path / "arch.json").write_text(json.dumps(ARCHITECTURE | {"max_position_embeddings": 128}))
+    options = ["--program", satune, "--architecture", tmp_path / "arch.json", "--device", "cpu", "--lengths", 64, 32,
+               "--sharing", "2-3", "--steps", 1, "--max-batch", 2, "--output", tmp_path]
+    done = call(*CARD, *options, "--only", *only, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    report = (tmp_path / "report.md").read_text()
+    assert report in done.stdout and "steps repeat their bits: yes" in report
+    assert "FAILED" not in report and "exit code" not in report
+    for name in only[1:]:
+        assert json.loads((tmp_path / f"{name}.json").read_text())["runs"]
+        assert f"| {name}" in report and f"- {name} (" in report
+    for words in ("deterministic=true costs", "fp8 is", "times as fast as dense", "layers backward"):
+        assert words in report
+    # A model of four layers has none of this plan's.
+    options[options.index("2-3")] = "7-9"
+    text = call(*CARD, *options, "--only", "long-shared", "long").stdout
+    assert "long-shared: exit code 2: satune: error: " in text and "| long | dense |" in text
+
+
+def test_the_card_script_names_its_cases(satune):
+    lines = call(*CARD, "--list", "--program", satune).stdout.splitlines()
+    assert len(lines) >= 20 and all(" bench configs/" in line or "train_peer.py" in line for line in lines)
+    wrong = call(*CARD, "--only", "longest", "--program", satune, code=2).stderr
+    assert "--only: found longest, expected one of checks, long, " in wrong
 
 
 def test_a_cut_model_says_so(satune, folder):

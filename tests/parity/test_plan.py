@@ -69,6 +69,7 @@ RUNS = {
                                        "gradient_accumulation_steps=2"),
     "bf16 recompute, split masters": ("precision=bf16", "gradient_checkpointing=true", "max_length=80",
                                       "gradient_accumulation_steps=2", "master_weights=split"),
+    "fp8 keep": ("precision=bf16", "fp8=true", "gradient_checkpointing=false", "max_length=80"),
 }
 
 
