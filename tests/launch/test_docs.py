@@ -89,6 +89,8 @@ WAYS = [
     ("bench.md", Way(r"satune bench ", "a tiny architecture in the place of the large one", add="--steps 1 --warm-up 0",
                      change=((r"configs/arch-\S+", "models/tiny/config.json"), (r"--layers 2", "--layers 1"),
                              (r"--steps 5 ", ""), (r"--sequence-length \d+", "--sequence-length 32")))),
+    ("bench.md", Way(r"\.venv/bin/python tests/bench/card\.py ", "its cases are run in test_bench.py; here they are listed",
+                     add="--list", change=((r"\.venv/bin/python", sys.executable),))),
     ("", Way(r"satune plan ", "as it is: it reads headers")),
     ("choose-layers.md", Way(r"satune compare runs/dense ", "one tiny run in the place of three",
                              change=((r"runs/(dense|sa-\S+)", "runs/llama3-8b-sa"),))),
