@@ -4,7 +4,7 @@
 readonly BUILD_PACKAGES=(g++ make cmake ninja-build ccache mold pkg-config git ca-certificates
   python3 python3-venv python3-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libcli11-dev
   libsentencepiece-dev libpcre2-dev libpng-dev libgloo-dev)
-readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck iproute2)
+readonly TEST_PACKAGES=(libgtest-dev libgmock-dev libbenchmark-dev shellcheck iproute2 openmpi-bin)
 # For the pages in tests/browser.py, whose tests skip without it. Ubuntu has no browser as a package.
 readonly BROWSER_PACKAGES=(chromium-headless-shell)
 # Of tests/run.sh --full: 100 MB that the usual tests do without.
@@ -118,6 +118,7 @@ drop_present_tools() {
       g++ | make | cmake | ccache | mold | git | pkg-config | clang-tidy) command -v "$package" >/dev/null && continue ;;
       chromium-headless-shell) command -v chromium >/dev/null || command -v google-chrome >/dev/null && continue ;;
       iproute2) command -v ip >/dev/null && continue ;;
+      openmpi-bin) command -v mpirun >/dev/null && continue ;;
       ninja-build) command -v ninja >/dev/null && continue ;;
       python3) command -v "$(python_program)" >/dev/null && continue ;;
       python3-dev) has_python_headers && continue ;;
