@@ -11,7 +11,7 @@ MAX_RESTARTS=${MAX_RESTARTS:-0}
 check_torchrun() {
   check_satune
   command -v "$TORCHRUN" >/dev/null || die "found no $TORCHRUN, expected torchrun of torch 2 (or its path in TORCHRUN)"
-  whole_number NPROC "$NPROC"
+  whole_number NPROC "$NPROC" 1
   whole_number MAX_RESTARTS "$MAX_RESTARTS"
 }
 

@@ -17,6 +17,7 @@ Environment:
   MASTER_ADDR   where the ranks meet (default: the first host of HOSTFILE, else 127.0.0.1)
   MASTER_PORT   a free port there (default: 29500)
   MPIRUN        (default: mpirun)
+  OMPI_ALLOW_RUN_AS_ROOT   1, and OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1, for mpirun to start ranks for root
   SATUNE        the program (default: build/release/satune)
 TEXT
 }
@@ -29,7 +30,7 @@ esac
 (($# >= 2)) || { usage >&2; exit 2; }
 processes=$1
 shift
-whole_number RANKS "$processes"
+whole_number RANKS "$processes" 1
 check_satune
 MPIRUN=${MPIRUN:-mpirun}
 command -v "$MPIRUN" >/dev/null || die "found no $MPIRUN, expected Open MPI's (or its path in MPIRUN)"
@@ -41,6 +42,11 @@ if [[ -n ${HOSTFILE:-} ]]; then
   if [[ $MASTER_ADDR == 127.0.0.1 ]]; then MASTER_ADDR=$(first_host "$HOSTFILE"); fi
 fi
 MASTER_PORT=${MASTER_PORT:-29500}
+whole_number MASTER_PORT "$MASTER_PORT" 1 65535
+if [[ $(id -u) == 0 && -z ${OMPI_ALLOW_RUN_AS_ROOT:-} ]]; then
+  die "found root, expected another user: mpirun starts nothing for root but where OMPI_ALLOW_RUN_AS_ROOT=1 and \
+OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 are set"
+fi
 export MASTER_ADDR MASTER_PORT
 # mpirun would bind each rank to one core, and a rank has several threads. Other machines get the variables
 # that are named.

@@ -12,7 +12,7 @@ import textwrap
 
 from programs import ROOT, call
 from sparse_model import write_sparse_model
-from stand_ins import write_program
+from stand_ins import AS_ROOT, write_program
 
 SMALL = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
@@ -222,7 +222,7 @@ class Sandbox:
             (folder / ".venv" / "bin" / name).symlink_to(programs / name)
         clean = {n: v for n, v in os.environ.items()
                  if not n.startswith(("SLURM", "OMPI", "TORCHELASTIC", "SATUNE")) and n not in ("RANK", "WORLD_SIZE")}
-        self.environment = clean | {
+        self.environment = clean | AS_ROOT | {
             "PATH": f"{programs}:{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
             "RECORDS": str(self.records), "DOWNLOADS": str(world.folder / "downloads"), "HOME": str(folder),
             "PYTHONPATH": str(world.folder / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",

@@ -12,8 +12,14 @@ LAUNCH = ROOT / "launch"
 # A rank: says what it got, counts its signals, and runs until it is stopped or $OUT/go is there.
 STAND_IN = r"""#!/bin/bash
 rank=${RANK:-${OMPI_COMM_WORLD_RANK:-${SLURM_PROCID:-none}}}
+if [[ -n ${LOADING_SECONDS:-} ]]; then # without handlers, as satune while it loads its libraries
+  touch "$OUT/loading-$rank"
+  sleep "$LOADING_SECONDS"
+fi
 stop() {
   echo "$1" >>"$OUT/signals-$rank"
+  if [[ -n ${STUBBORN:-} && ! -e $OUT/asked-$rank ]]; then touch "$OUT/asked-$rank"; return; fi
+  if [[ -n ${STUBBORN:-} ]]; then trap - "$1"; kill -s "$1" $$; fi
   sleep "0.$rank" # ranks do not end together
   if [[ -n ${SATUNE_STOPPED_FILE:-} ]]; then : >"$SATUNE_STOPPED_FILE"; exit 0; fi
   exit 4
@@ -43,6 +49,10 @@ def write_program(path, text):
     return path
 
 
+# Without them mpirun starts nothing for root, as whom a container may run these tests.
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
 class Run:
     """A script in a process of its own, over stand-ins, with a folder for what its ranks say."""
 
@@ -53,7 +63,7 @@ class Run:
         for name, text in (programs or {}).items():
             write_program(folder / "programs" / name, text)
         clean = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM", "OMPI", "TORCHELASTIC"))}
-        environment = clean | {"OUT": str(self.out), "SATUNE": str(program), "OMP_NUM_THREADS": "1",
+        environment = clean | AS_ROOT | {"OUT": str(self.out), "SATUNE": str(program), "OMP_NUM_THREADS": "1",
                                "PATH": f"{folder / 'programs'}:{os.environ['PATH']}"} | variables
         self.log = (folder / f"log-{time.monotonic_ns()}").open("w+b")
         self.process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, stdout=self.log,

@@ -133,6 +133,44 @@ def test_stop_before_there_are_ranks_ends_with_4(tmp_path):
 
 
 @needs_torchrun
+def test_signals_wait_for_ranks_that_load(tmp_path):
+    """A rank dies of what it does not handle yet."""
+    for number, name in ((signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
+        folder = tmp_path / name
+        folder.mkdir()
+        with Run(folder, [LAUNCH / "train.sh", "config.json"], NPROC="2", TORCHRUN=str(TORCHRUN), LOADING_SECONDS="2") as run:
+            run.await_files("loading-0", "loading-1")
+            run.process.send_signal(number)
+            for rank in (0, 1):
+                run.await_signal(rank, name)
+            run.go()
+            assert run.wait() == (4 if name == "TERM" else 0), run.text()
+            assert run.signals(0) == run.signals(1) == [name]
+            assert "Traceback" not in run.text() and "exitcode" not in run.text()
+
+
+@needs_torchrun
+def test_a_second_stop_ends_ranks_without_handlers(tmp_path):
+    with Run(tmp_path, [LAUNCH / "train.sh", "config.json"], NPROC="2", TORCHRUN=str(TORCHRUN), LOADING_SECONDS="60") as run:
+        run.await_files("loading-0", "loading-1")
+        run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert run.process.poll() is None
+        run.process.send_signal(signal.SIGTERM)
+        assert run.wait() == 143, run.text()
+
+
+@needs_torchrun
+def test_a_second_stop_ends_with_the_code_of_the_signal(tmp_path):
+    with Run(tmp_path, [LAUNCH / "train.sh", "config.json"], NPROC="2", TORCHRUN=str(TORCHRUN), STUBBORN="yes") as run:
+        run.await_files("env-0-0", "env-1-0")
+        run.process.send_signal(signal.SIGTERM)
+        run.await_files("asked-0", "asked-1")
+        run.process.send_signal(signal.SIGTERM)
+        assert run.wait() == 143, run.text()
+
+
+@needs_torchrun
 def test_ctrl_c_reaches_ranks_once(tmp_path):
     master, terminal = pty.openpty()
 
@@ -201,6 +239,12 @@ def test_nodes_form_one_run(tmp_path):
     ({"NNODES": "2", "NODE_RANK": "0"}, ["HEAD"]),
     ({"NNODES": "two", "NODE_RANK": "0", "HEAD": "h"}, ["NNODES", "found two"]),
     ({"NNODES": "2", "NODE_RANK": "2", "HEAD": "h"}, ["NODE_RANK", "less than NNODES=2"]),
+    ({"NNODES": "0", "NODE_RANK": "0", "HEAD": "h"}, ["NNODES", "found 0", "at least 1"]),
+    ({"NNODES": "2", "NODE_RANK": "0", "HEAD": "h", "HEAD_PORT": "99999"}, ["HEAD_PORT", "found 99999", "at most 65535"]),
+    pytest.param({"NNODES": "2", "NODE_RANK": "0", "HEAD": "h", "NPROC": "0", "SATUNE": "/bin/true"},
+                 ["NPROC", "found 0", "at least 1"], marks=needs_torchrun),
+    pytest.param({"NNODES": "2", "NODE_RANK": "1", "HEAD": "no.such.host.invalid", "HEAD_WITHIN": "0", "SATUNE": "/bin/true"},
+                 ["HEAD", "found no.such.host.invalid", "does not resolve"], marks=needs_torchrun),
     ({"NNODES": "2", "NODE_RANK": "0", "HEAD": "h", "SATUNE": "/nowhere/satune"}, ["/nowhere/satune"]),
     ({"NNODES": "2", "NODE_RANK": "0", "HEAD": "h", "SATUNE": "/bin/true", "TORCHRUN": "/nowhere/torchrun"}, ["/nowhere/torchrun"]),
 ])

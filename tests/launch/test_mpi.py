@@ -63,9 +63,7 @@ def test_mpi_stops_ranks_and_nothing_else(tmp_path):
 def test_mpi_with_the_real_mpirun(tmp_path):
     if shutil.which("mpirun") is None:
         pytest.skip("Open MPI is not installed")
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
-    with Run(tmp_path, [LAUNCH / "train_mpi.sh", "2", "config.json"], OMPI_MCA_rmaps_base_oversubscribe="1",
-             **root) as run:
+    with Run(tmp_path, [LAUNCH / "train_mpi.sh", "2", "config.json"], OMPI_MCA_rmaps_base_oversubscribe="1") as run:
         run.await_files("env-0-0", "env-1-0")
         for rank in (0, 1):
             variables = run.environment(rank)
@@ -79,7 +77,11 @@ def test_mpi_with_the_real_mpirun(tmp_path):
 def test_mpi_refuses_what_is_missing(tmp_path):
     assert "usage" in refused("train_mpi.sh", "2")
     assert "found two" in refused("train_mpi.sh", "two", "config.json")
+    assert "RANKS: found 0, expected at least 1" in refused("train_mpi.sh", "0", "config.json")
     assert "mpirun" in refused("train_mpi.sh", "2", "c.json", env={"SATUNE": "/bin/true", "MPIRUN": "/nowhere/mpirun"})
     message = refused("train_mpi.sh", "2", "c.json",
                       env={"SATUNE": "/bin/true", "MPIRUN": "/bin/true", "HOSTFILE": str(tmp_path / "none")})
     assert "HOSTFILE" in message
+    if os.geteuid() == 0:
+        message = refused("train_mpi.sh", "2", "c.json", env={"SATUNE": "/bin/true", "MPIRUN": "/bin/true"})
+        assert "found root" in message and "OMPI_ALLOW_RUN_AS_ROOT=1" in message and len(message.splitlines()) == 1

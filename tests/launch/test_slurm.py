@@ -2,7 +2,7 @@
 
 import signal
 
-from stand_ins import LAUNCH, Run
+from stand_ins import LAUNCH, Run, refused
 
 # As srun does with --kill-on-bad-exit: the first bad code kills the other ranks, and SIGTERM to srun all of them.
 FAKE_SRUN = r"""#!/bin/bash
@@ -91,3 +91,7 @@ def test_slurm_forgets_an_earlier_stop(tmp_path):
     (tmp_path / ".satune-stopped-123456").touch()
     with batch_job(tmp_path, "config.json", FAILING_RANK="2") as job:
         assert job.wait() not in (0, 4), job.text()
+
+
+def test_slurm_refuses_a_shell_without_a_job():
+    assert "expected a job of Slurm" in refused("slurm/train.sbatch", "config.json")
