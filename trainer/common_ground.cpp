@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include "data/files/error.h"
+#include "model/files/safetensors.h"
 
 namespace satune {
 namespace {
@@ -33,9 +34,13 @@ Json common_ground(RunPlan& plan, const at::Device& device) {
   Json ground = settings_json(plan.settings());
   for (const char* key : kOwnSettings) ground.erase(key);
   ground["device"] = device.is_cpu() ? "cpu" : "cuda";
-  ground["train_file"] = plan.train().fingerprint();
-  ground["eval_file"] = plan.eval() != nullptr ? Json(plan.eval()->fingerprint()) : Json();
+  ground["train_file"] = "records with fingerprint " + plan.train().fingerprint();
+  if (plan.eval() != nullptr) ground["eval_file"] = "records with fingerprint " + plan.eval()->fingerprint();
   ground["model_name_or_path"] = model_config_json(plan.config());
+  if (plan.world_size() > 1) {
+    ground["model_name_or_path"]["weights"] =
+        "fingerprint " + sampled_fingerprint(Checkpoint(plan.model_directory()));
+  }
   ground["total steps"] = plan.total_steps();
   return ground;
 }

@@ -13,8 +13,9 @@
 
 namespace satune {
 
-/// Kind of device, fingerprints of the data, model shape, number of steps, and the settings; not those that
-/// may be another on each machine (paths, threads) and say nothing about what is trained.
+/// Kind of device, fingerprints of the data, the model's shape and, where there are several ranks, a
+/// fingerprint of its weights, number of steps, and the settings; not those that may be another on each
+/// machine (paths, threads) and say nothing about what is trained.
 Json common_ground(RunPlan& plan, const at::Device& device);
 
 /// What is not the same, one "key: found MINE, expected LEADERS" each; keys of nested objects with dots.

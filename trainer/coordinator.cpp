@@ -81,9 +81,15 @@ class RankCoordinator : public Coordinator {
   void checkpoint() override { status_->checkpoint(); }
   void hold() override { status_->hold(); }
   void release() override { status_->release(); }
+  void defer_stop() override { status_->defer_stop(true); }
+  void end_at_once() override { status_->defer_stop(false); }
   bool stopping() const override { return status_->stopping(); }
   std::string stop_reason() const override { return status_->stop_reason(); }
   int failure_code() const override { return status_->failure_code(); }
+  bool failure_is_stop() const override {
+    const auto failure = status_->failure();
+    return failure && failure->is_stop();
+  }
   void leave() override { status_->leave(); }
 
   void publish(const std::string& name, const std::string& value) override {

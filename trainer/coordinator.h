@@ -5,7 +5,9 @@
 // data or not). A stop is agreed on like this: a rank that is asked to stop tells the others; every rank then
 // halts at its next checkpoint and says how many it has passed (its thread says so for a rank that is inside
 // a collective); all go on to the largest of these numbers and throw Interrupted at the checkpoint after it.
-// So all ranks have started the same collectives, and nothing of the step is applied.
+// So all ranks have started the same collectives, and nothing of the step is applied. Before defer_stop() and
+// after end_at_once() there is nothing to save, and main threads may be far from a checkpoint: then a stop on
+// one rank ends all at once, in the way of a failure.
 //
 // A run fails once: the first failure (a rank that says so, a lost rank, a stall) takes a ticket in the
 // store, and all ranks end naming that one. A lost rank is found within two beats by another one on its host
@@ -34,11 +36,16 @@ class RunStore;
 /// others to).
 class RunFailed : public EnvironmentError {
  public:
-  RunFailed(const std::string& message, int exit_code) : EnvironmentError(message), exit_code_(exit_code) {}
+  RunFailed(const std::string& message, int exit_code, bool is_stop = false)
+      : EnvironmentError(message), exit_code_(exit_code), is_stop_(is_stop) {}
   int exit_code() const { return exit_code_; }
+  /// Nothing failed: a rank was asked to stop while nothing had to be saved. The message says which:
+  /// "SIGTERM on rank 1".
+  bool is_stop() const { return is_stop_; }
 
  private:
   int exit_code_;
+  bool is_stop_;
 };
 
 /// Timings of a Coordinator, in seconds.
@@ -93,6 +100,11 @@ class Coordinator {
   virtual int64_t begin_file_call(const std::string& what) = 0;
   virtual void end_file_call(int64_t call) = 0;
 
+  /// From here on a stop takes effect at a checkpoint; before, and after end_at_once(), at once: the process
+  /// ends (EndProcess) with RunFailed::is_stop(). Of a process alone SignalWatch decides instead.
+  virtual void defer_stop() {}
+  virtual void end_at_once() {}
+
   /// A stop was asked for on any rank and is agreed on or underway. Ranks learn of it at different moments.
   virtual bool stopping() const = 0;
   /// Which signal, and which rank got it: "SIGTERM on rank 1"; "" while not stopping().
@@ -114,6 +126,8 @@ class Coordinator {
   virtual std::string explain(const std::string& error) = 0;
   /// Exit code that goes with the failure of the run, as RunFailed has it; 0 while none is known.
   virtual int failure_code() const = 0;
+  /// What is known is a stop: RunFailed::is_stop().
+  virtual bool failure_is_stop() const { return false; }
 
   /// The orderly end of this rank, after its last checkpoint and collective: from here on it may disappear.
   /// Rank 0 returns when all have left. Throws RunFailed. Without it the others count this rank as lost.
@@ -156,7 +170,7 @@ class InCollective {
 /// Name of the stop signal that this process got, "" without one; called from several threads.
 using StopSignal = std::function<std::string()>;
 using ConnectStore = std::function<std::shared_ptr<RunStore>()>;
-using EndProcess = std::function<void(const std::string& message, int exit_code)>;
+using EndProcess = std::function<void(const RunFailed& failure)>;
 
 /// Of a process alone: a stop takes effect at the next checkpoint.
 std::unique_ptr<Coordinator> make_solo_coordinator(const SignalWatch& signals);
@@ -164,8 +178,9 @@ std::unique_ptr<Coordinator> make_solo_coordinator(StopSignal stop_signal);
 
 /// Of several ranks; a rank alone gets the solo coordinator. `connect` makes a new connection to the run's
 /// store (the thread and the main thread use one each). `end_process` ends the process when its main thread
-/// cannot be reached any more: it reports the message and does not return; a thread of the coordinator calls
-/// it. Throws what `connect` throws. The destructor returns promptly, also when the store hangs.
+/// cannot be reached any more, or a stop need not wait for it: it reports the failure and does not return; a
+/// thread of the coordinator calls it. Throws what `connect` throws. The destructor returns promptly, also
+/// when the store hangs.
 std::unique_ptr<Coordinator> make_coordinator(const RankEnvironment& environment, const SignalWatch& signals,
                                               const CoordinatorOptions& options, const ConnectStore& connect,
                                               EndProcess end_process);

@@ -21,19 +21,26 @@
 #include "data/files/atomic_file.h"
 #include "data/files/error.h"
 #include "data/files/mapped_file.h"
+#include "trainer/card.h"
 
 namespace satune {
 namespace {
 
 constexpr int64_t kThreadsPerProcessor = 16, kFewestMostThreads = 256;
 
-/// "VmHWM:   1234 kB" of a file of such lines, in bytes; -1 if it is not there.
-int64_t kilobytes_of(const char* file, std::string_view key) {
+/// The number behind `key`, with which a line of the file begins; -1 if there is none.
+int64_t number_after(const char* file, std::string_view key) {
   std::ifstream lines(file);
   for (std::string line; std::getline(lines, line);) {
-    if (line.starts_with(key)) return std::stoll(line.substr(key.size() + 1)) * 1024;
+    if (line.starts_with(key)) return std::stoll(line.substr(key.size()));
   }
   return -1;
+}
+
+/// "VmHWM:   1234 kB" of a file of such lines, in bytes; -1 if it is not there.
+int64_t kilobytes_of(const char* file, std::string_view key) {
+  const int64_t kilobytes = number_after(file, key);
+  return kilobytes < 0 ? -1 : kilobytes * 1024;
 }
 
 /// First number of a file; `otherwise` when it is missing or "max".
@@ -146,10 +153,17 @@ int64_t available_memory(const at::Device& device, int64_t local_ranks) {
   constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
   int64_t available = kilobytes_of("/proc/meminfo", "MemAvailable:");
   if (available < 0) available = kNoLimit;
-  const int64_t limit = number_in("/sys/fs/cgroup/memory.max", kNoLimit);
-  const int64_t used = number_in("/sys/fs/cgroup/memory.current", 0);
-  if (limit != kNoLimit) available = std::min(available, std::max<int64_t>(0, limit - used));
+  available = std::min(available, room_in_control_group("/sys/fs/cgroup"));
   return available / local_ranks;
+}
+
+int64_t room_in_control_group(const std::filesystem::path& group) {
+  constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+  const int64_t limit = number_in((group / "memory.max").c_str(), kNoLimit);
+  if (limit == kNoLimit) return kNoLimit;
+  const int64_t used = number_in((group / "memory.current").c_str(), 0);
+  const int64_t cached = number_after((group / "memory.stat").c_str(), "inactive_file ");
+  return std::clamp<int64_t>(limit - used + std::max<int64_t>(0, cached), 0, limit);
 }
 
 int64_t peak_memory_bytes(const at::Device& device) {
@@ -181,6 +195,9 @@ Json machine_json(const at::Device& device) {
 Json run_machine_json(const at::Device& device, const World& world) {
   Json machine = machine_json(device);
   machine["processes"] = world.size;
+  if (!device.is_cpu()) {
+    if (const std::string card = Card(device.index()).name(); !card.empty()) machine["card"] = card;
+  }
   return machine;
 }
 

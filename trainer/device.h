@@ -42,6 +42,9 @@ at::Device choose_device(DeviceChoice choice, int64_t local_rank = 0);
 /// Bytes that each of the `local_ranks` processes of this machine can still allocate: of its card, or its
 /// part of memory and of the control group's limit.
 int64_t available_memory(const at::Device& device, int64_t local_ranks = 1);
+/// Bytes that a control group (cgroup v2, its folder) has left. Pages of files that were read and are not in
+/// use count as used there, and are given up when memory is asked for: the largest int64_t without a limit.
+int64_t room_in_control_group(const std::filesystem::path& group);
 /// Highest use so far: of the card's allocator, or of this process.
 int64_t peak_memory_bytes(const at::Device& device);
 /// From here on peak_memory_bytes() is the highest use since, beginning with what is in use now. False, and
@@ -50,7 +53,7 @@ bool begin_peak_memory(const at::Device& device);
 
 /// What bitwise repeatability depends on beside the settings: device, threads, instruction set, builds.
 Json machine_json(const at::Device& device);
-/// The same of a run of several ranks: their number too.
+/// The same of a run: the number of its ranks too, and the name of the card.
 Json run_machine_json(const at::Device& device, const World& world);
 
 }  // namespace satune

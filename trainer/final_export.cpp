@@ -1,12 +1,11 @@
 #include "trainer/final_export.h"
 
 #include <ATen/ATen.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <unistd.h>
 
 #include <system_error>
 
+#include "data/files/atomic_file.h"
 #include "data/files/error.h"
 #include "data/files/json.h"
 #include "data/template_file.h"
@@ -21,26 +20,16 @@ fs::path temporary_beside(const fs::path& folder, std::string_view what) {
   return folder.parent_path() / fmt::format(".{}-{}.tmp-{}", folder.filename().string(), what, ::getpid());
 }
 
-/// Puts the folder `made` in the place of `target`. An earlier one stays there until then, and is deleted.
-void replace_folder(const fs::path& made, const fs::path& target) {
-  std::error_code error;
-  if (!fs::exists(target, error)) {
-    fs::rename(made, target, error);
-  } else if (::renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
-    fs::remove_all(made, error);
-    return;
-  } else {  // a file system that cannot exchange
-    const fs::path aside = temporary_beside(target, "old");
-    fs::rename(target, aside, error);
-    if (!error) fs::rename(made, target, error);
-    std::error_code ignored;
-    if (error) fs::rename(aside, target, ignored);
-    fs::remove_all(aside, ignored);
+/// Puts the folder `made` in the place of `target`; an earlier one is deleted. Where that fails `made` is.
+void put_in_place(const fs::path& made, const fs::path& target) {
+  std::error_code ignored;
+  try {
+    const fs::path replaced = replace_folder(made, target);
+    if (!replaced.empty()) fs::remove_all(replaced, ignored);
+  } catch (...) {
+    fs::remove_all(made, ignored);
+    throw;
   }
-  if (!error) return;
-  const std::string reason = error.message();
-  fs::remove_all(made, error);
-  throw EnvironmentError(fmt::format("{}: cannot be replaced: {}", target.string(), reason));
 }
 
 constexpr std::string_view kExportsFile = "exports.json";
@@ -112,7 +101,7 @@ void export_run(const fs::path& directory, RunPlan& plan, const SnapshotReader& 
       made, plan.config(), plan.table(),
       [&](size_t tensor, int64_t begin, int64_t count) { return snapshot.elements(tensor, begin, count); },
       export_dtype(plan.settings(), plan.config()), options, ops);
-  replace_folder(made, directory);
+  put_in_place(made, directory);
   Json exports = read_exports(directory.parent_path());
   exports[directory.filename().string()] = record_json(record);
   write_file_atomic(directory.parent_path() / kExportsFile, write_json(exports), ops);

@@ -84,25 +84,15 @@ int run_training(const Settings& settings, const TrainOptions& options) {
   if (world.rank > 0) spdlog::set_level(std::max(spdlog::get_level(), spdlog::level::warn));
   shard_group_size(settings,
                    world.size);  // what is wrong with it each rank finds by itself, before they meet
-  SignalWatch signals(options.stopped_file);
-  const auto end_process = [&options](const std::string& message, int code) {
-    if (options.report) options.report(message, code);
-    std::_Exit(code);
-  };
-  Ranks ranks(options.ranks, settings, signals, end_process);
+  SignalWatch signals(options.stopped_file, world.rank == 0
+                                                ? stop_line("no step was done; the same command starts again")
+                                                : std::string());
+  Ranks ranks(options.ranks, settings, signals, options.report);
   if (world.size == 1) return run_rank(settings, options, signals, ranks);
   try {
     return run_rank(settings, options, signals, ranks);
   } catch (...) {
-    Failure failure = current_failure();
-    // What fails because another rank has failed (its folder is gone, its connection closed) is that failure.
-    if (const int code = ranks.coordinator().failure_code(); code != 0) {
-      failure = {ranks.coordinator().explain(failure.message), code};
-    }
-    // The report first: those of ranks that fail because of this one carry a later time.
-    if (options.report) options.report(failure.message, failure.exit_code);
-    ranks.coordinator().announce_failure(failure.message, failure.exit_code);
-    std::_Exit(failure.exit_code);
+    ranks.end_failed();
   }
 }
 

@@ -1,4 +1,4 @@
-// The run's one failure: of several that are announced, the one that takes the first ticket is what all ranks
+// The run's one failure: of several that are announced, the one that takes the first ticket is what ranks
 // name.
 #pragma once
 

@@ -1,6 +1,9 @@
 #include "trainer/launcher.h"
 
+#include <fcntl.h>
 #include <spdlog/spdlog.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,8 +13,10 @@
 #include <random>
 
 #include "data/files/error.h"
+#include "trainer/descriptor.h"
 #include "trainer/failure_report.h"
 #include "trainer/parent_death.h"
+#include "trainer/process_identity.h"
 #include "trainer/rank_supervision.h"
 #include "trainer/run_store.h"
 #include "trainer/visible_cards.h"
@@ -20,17 +25,26 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-// A folder for the ranks' error files that others cannot read, gone with the object.
+// The machine in it: where a temporary folder is shared, a lock may be of one machine.
+std::string private_folder_prefix() {
+  return fmt::format("satune-ranks-{}-", this_process().host);
+}
+
+// A folder for the ranks' error files that others cannot read, gone with the object. Those of launchers that
+// were killed go when the next one comes.
 class PrivateFolder {
  public:
   PrivateFolder() {
     std::error_code error;
-    std::string pattern = (fs::temp_directory_path(error) / "satune-ranks-XXXXXX").string();
+    const fs::path parent = fs::temp_directory_path(error);
+    if (!error) remove_abandoned(parent);
+    std::string pattern = (parent / (private_folder_prefix() + "XXXXXX")).string();
     if (error || ::mkdtemp(pattern.data()) == nullptr) {
       throw EnvironmentError(fmt::format("{}: a temporary folder cannot be made: {}", pattern,
                                          error ? error.message() : std::strerror(errno)));
     }
     path_ = pattern;
+    lock_ = lock(path_);
   }
   ~PrivateFolder() {
     std::error_code ignored;
@@ -41,7 +55,29 @@ class PrivateFolder {
   const fs::path& path() const { return path_; }
 
  private:
+  // Held until the process ends, however it does. Empty where another holds it.
+  static Descriptor lock(const fs::path& folder) {
+    Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (descriptor.is_open() && ::flock(descriptor.get(), LOCK_EX | LOCK_NB) != 0) descriptor.reset();
+    return descriptor;
+  }
+
+  static void remove_abandoned(const fs::path& parent) {
+    constexpr double kSecondsUntilLocked = 60;
+    std::error_code ignored;
+    for (fs::directory_iterator entry(parent, ignored), end; entry != end; entry.increment(ignored)) {
+      const fs::path folder = entry->path();
+      struct stat status {};
+      if (!folder.filename().string().starts_with(private_folder_prefix()) ||
+          ::lstat(folder.c_str(), &status) != 0 || status.st_uid != ::geteuid() ||
+          std::difftime(::time(nullptr), status.st_mtime) < kSecondsUntilLocked)
+        continue;
+      if (lock(folder).is_open()) fs::remove_all(folder, ignored);
+    }
+  }
+
   fs::path path_;
+  Descriptor lock_;
 };
 
 std::string unique_run_id() {
@@ -82,7 +118,8 @@ std::vector<std::string> rank_variables(int64_t rank, int64_t attempt, const Lau
 // The cause in the form of every error of the program, and before it what the others say: where they were.
 void report(const std::vector<RankFailure>& failures, const RankFailure& cause) {
   for (const RankFailure& failure : failures) {
-    if (&failure == &cause || reason(failure) == reason(cause)) continue;
+    // "rank 0 (...) failed: CAUSE" says no more.
+    if (&failure == &cause || reason(failure).ends_with(reason(cause))) continue;
     write_all(STDERR_FILENO, fmt::format("[rank {}] {}\n", failure.rank, reason(failure)));
   }
   print_error(named_reason(cause));
@@ -112,7 +149,8 @@ LaunchEnd launch_ranks(const std::string& program, const std::vector<std::string
   const PrivateFolder folder;
   const std::string run_id = unique_run_id();
   for (int64_t attempt = 0;; ++attempt) {
-    RankStart start{program, arguments, options.processes, options.grace_seconds, {}, {}};
+    RankStart start{program, arguments, options.processes, options.grace_seconds, options.signals_when_ready,
+                    {},      {}};
     start.error_file = [&](int64_t rank) { return folder.path() / fmt::format("{}-{}.json", attempt, rank); };
     start.environment = [&](int64_t rank) {
       return rank_variables(rank, attempt, options, store->port(), run_id, start.error_file(rank));

@@ -13,6 +13,8 @@ struct LaunchOptions {
   int64_t max_restarts = 0;   ///< all ranks are started again so often after a failure that may not repeat
   double grace_seconds = 30;  ///< between SIGTERM and SIGKILL for ranks that outlive a failed one
   std::vector<std::string> default_environment;  ///< "NAME=VALUE" for every rank where NAME is not set yet
+  bool signals_when_ready =
+      false;  ///< the program begins with signals_of_ranks() blocked and takes them itself
 };
 
 struct LaunchEnd {
@@ -26,7 +28,8 @@ struct LaunchEnd {
 /// have ended; its exit code is that of the rank that failed first (kExitEnvironment if a signal killed it),
 /// else kExitResumable if they were stopped, else kExitOk.
 ///
-/// SIGTERM, SIGINT, SIGHUP and SIGUSR1 go on to every rank, each as often as it came. Output of rank 0
+/// SIGTERM, SIGINT, SIGHUP and SIGUSR1 go on to every rank, each as often as it came; with
+/// signals_when_ready a third stop kills who takes none. Output of rank 0
 /// passes; what the others write comes out on stderr, line by line behind "[rank N] ". When a rank fails, the
 /// others get SIGTERM and after `grace_seconds` SIGKILL; "satune: error: rank N: MESSAGE" names the first
 /// cause, with the message out of its error file. The ranks are all started again, at most `max_restarts`

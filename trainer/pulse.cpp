@@ -83,6 +83,8 @@ bool Pulse::beat() {
   } else if (!left) {
     follow(seconds);
   }
+  // Where a rank is seen to be lost, that is what ended the run: whoever saw it die asks the others to stop.
+  if (const auto stop = status_->stop_at_once()) learn(announce_first(*store_, *stop));
   if (left) status_->has_left();
   status_->beat_done();
   return !left;
@@ -183,7 +185,8 @@ bool Pulse::others_know(const std::vector<std::optional<Heartbeat>>& heartbeats)
   for (size_t i = 0; i < heartbeats.size(); ++i) {
     const auto& heartbeat = heartbeats[i];
     const auto rank = static_cast<int64_t>(i);
-    if (rank == environment_.world.rank || (failure.lost && rank == failure.rank) || !heartbeat) continue;
+    if (rank == environment_.world.rank || (failure.lost && rank == failure.rank)) continue;
+    if (!heartbeat) return false;  // it is about to come, and would look for the store in vain
     if (heartbeat->knows_failure || heartbeat->left) continue;
     if (look_at_(heartbeat->process) != ProcessState::kGone) return false;
   }

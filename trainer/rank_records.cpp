@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "data/files/error.h"
 #include "data/files/json.h"
 
 namespace satune {
@@ -21,6 +22,10 @@ std::optional<int64_t> optional_number(const Json& value) {
 }
 
 }  // namespace
+
+bool is_stop(const RunFailure& failure) {
+  return !failure.lost && failure.exit_code == kExitResumable;
+}
 
 std::string heartbeat_key(int64_t rank) {
   return fmt::format("heartbeat/{}", rank);

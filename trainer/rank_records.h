@@ -22,7 +22,7 @@ struct Heartbeat {
   double file_call_seconds = 0;      ///< inside it so far
   int64_t passed = 0;                ///< checkpoints
   std::optional<int64_t> halted_at;  ///< the number posted in the agreement on a stop
-  std::string stop_signal;           ///< that this process got
+  std::string stop_signal;           ///< that this process got and would save for
   bool knows_failure = false;        ///< has read the failure: needs the store no more
   bool left = false;                 ///< ended in an orderly way
 };
@@ -34,13 +34,16 @@ struct Bulletin {
   std::optional<int64_t> stop_after;
 };
 
-/// Why the run ends. Key kFailureKey, written once.
+/// Why the run ends, or what stops it at once (is_stop()). Key kFailureKey, written once.
 struct RunFailure {
   int64_t rank = 0;  ///< behind it
   bool lost = false;
   int exit_code = 0;
   std::string message;
 };
+
+/// Nothing failed: a rank was asked to stop and there was nothing to save.
+bool is_stop(const RunFailure& failure);
 
 std::string heartbeat_key(int64_t rank);
 inline constexpr const char* kBulletinKey = "bulletin";

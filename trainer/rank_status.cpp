@@ -69,7 +69,7 @@ void RankStatus::release() {
 
 void RankStatus::checkpoint() {
   Lock lock(mutex_);
-  if (!signal_noted_ && !own_signal().empty()) {
+  if (stop_deferred_ && !signal_noted_ && !own_signal().empty()) {
     signal_noted_ = true;
     poke();
   }
@@ -84,6 +84,11 @@ void RankStatus::checkpoint() {
         changed_.wait(lock);
     }
   }
+}
+
+void RankStatus::defer_stop(bool deferred) {
+  const Lock lock(mutex_);
+  stop_deferred_ = deferred;
 }
 
 void RankStatus::leave() {
@@ -163,7 +168,7 @@ std::string RankStatus::own_signal() const {
 
 RunFailed RankStatus::failed() const {
   const bool stopped = failure_->lost && !own_signal().empty();
-  return {failure_->message, stopped ? kExitResumable : failure_->exit_code};
+  return {failure_->message, stopped ? kExitResumable : failure_->exit_code, is_stop(*failure_)};
 }
 
 void RankStatus::throw_failure(Lock& lock) {
@@ -214,7 +219,7 @@ Heartbeat RankStatus::next_heartbeat(double seconds) {
     heartbeat.file_call_seconds = call.silence.seconds();
   }
   heartbeat.passed = stop_.passed();
-  heartbeat.stop_signal = own_signal();
+  if (stop_deferred_) heartbeat.stop_signal = own_signal();
   signal_noted_ = signal_noted_ || !heartbeat.stop_signal.empty();
   heartbeat.knows_failure = failure_.has_value();
   heartbeat.left = leaving_;
@@ -226,6 +231,16 @@ Heartbeat RankStatus::next_heartbeat(double seconds) {
 void RankStatus::store_answered() {
   const Lock lock(mutex_);
   ++answers_;
+}
+
+std::optional<RunFailure> RankStatus::stop_at_once() const {
+  const Lock lock(mutex_);
+  if (stop_deferred_ || leaving_ || failure_) return std::nullopt;
+  const std::string signal = own_signal();
+  const std::string reason =
+      signal.empty() ? stop_reason_ : fmt::format("{} on rank {}", signal, world_.rank);
+  if (reason.empty()) return std::nullopt;
+  return RunFailure{world_.rank, false, kExitResumable, reason};
 }
 
 void RankStatus::learn(const RunFailure& failure) {
@@ -306,11 +321,17 @@ std::optional<Heartbeat> RankStatus::leader() const {
   return leader_;
 }
 
+bool RankStatus::overdue() const {
+  const auto now = Clock::now();
+  const bool waits_for_nothing = is_stop(*failure_) && !stop_deferred_;
+  if (waits_for_nothing && (!serves_store_ || others_know_ || pulse_ended_)) return true;
+  if (waits_for_nothing && now - known_since_ >= nanoseconds(options_.grace / 2)) return true;
+  return now - delivered_at_.value_or(known_since_) >= nanoseconds(options_.grace);
+}
+
 std::optional<RunFailed> RankStatus::take_overdue() {
   const Lock lock(mutex_);
-  if (!failure_ || ended_ || left_ || done_) return std::nullopt;
-  const Clock::time_point since = delivered_at_.value_or(known_since_);
-  if (Clock::now() - since < nanoseconds(options_.grace)) return std::nullopt;
+  if (!failure_ || ended_ || left_ || done_ || !overdue()) return std::nullopt;
   ended_ = true;
   return failed();
 }

@@ -33,6 +33,7 @@ class RankStatus {
   void hold();
   void release();
   void checkpoint();
+  void defer_stop(bool deferred);
   void leave();
 
   // Any thread of the caller's.
@@ -59,6 +60,8 @@ class RankStatus {
   /// What to write, `seconds` after the last one.
   Heartbeat next_heartbeat(double seconds);
   void store_answered();
+  /// What to announce where this rank knows of a stop and its work need not be saved: that ends all.
+  std::optional<RunFailure> stop_at_once() const;
   void learn(const RunFailure& failure);
   void learn(const Bulletin& bulletin);
   void learn_leader(const std::optional<Heartbeat>& heartbeat);
@@ -74,7 +77,8 @@ class RankStatus {
   int64_t answers() const;
   bool talks() const;  ///< the store is expected to answer
   std::optional<Heartbeat> leader() const;
-  /// The failure, when the main thread has let its time pass. Once.
+  /// The failure, when the main thread has let its time pass; of a stop that need not wait for it as soon as
+  /// the others know. Once.
   std::optional<RunFailed> take_overdue();
 
   // The destructor of the coordinator.
@@ -85,6 +89,7 @@ class RankStatus {
   using Lock = std::unique_lock<std::mutex>;
   std::string own_signal() const;
   RunFailed failed() const;
+  bool overdue() const;
   void deliver(Lock& lock);
   [[noreturn]] void throw_failure(Lock& lock);
   void poke();
@@ -109,7 +114,7 @@ class RankStatus {
   int64_t file_calls_begun_ = 0;
   StopAgreement stop_;
   std::string stop_reason_;
-  bool signal_noted_ = false;
+  bool signal_noted_ = false, stop_deferred_ = false;
 
   std::optional<RunFailure> failure_;
   Clock::time_point known_since_;

@@ -6,11 +6,15 @@
 #include <algorithm>
 
 #include "data/files/error.h"
+#include "trainer/signals.h"
 
 namespace satune {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+/// A second one ends a rank that handles signals. One that does not get there blocks them.
+constexpr int64_t kStopsThatKill = 3;
 
 bool is_stop(int signal) {
   return signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
@@ -42,9 +46,11 @@ void RankSupervision::run() {
 }
 
 void RankSupervision::start_ranks() {
+  sigset_t mask = signals_.previous_mask();
+  if (start_.signals_when_ready) sigorset(&mask, &mask, &signals_of_ranks());
   for (int64_t rank = 0; rank < start_.processes; ++rank) {
-    const ProcessStart process{start_.program, start_.arguments, start_.environment(rank),
-                               signals_.previous_mask(), /*capture_output=*/rank != 0};
+    const ProcessStart process{start_.program, start_.arguments, start_.environment(rank), mask,
+                               /*capture_output=*/rank != 0};
     ranks_.push_back({ChildProcess(process), prefixed_lines(rank)});
   }
 }
@@ -75,7 +81,12 @@ void RankSupervision::pass_on(int signal) {
     stop_signal_ = signal;
     ++stops_;
   }
-  for (const Rank& rank : ranks_) rank.process.send(signal);
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    ranks_[i].process.send(signal);
+    if (!start_.signals_when_ready || stops_ < kStopsThatKill || !ranks_[i].process.running()) continue;
+    killed_by_stop_ = true;
+    kill(i);
+  }
 }
 
 void RankSupervision::note_ends() {

@@ -22,6 +22,7 @@ struct RankStart {
   std::vector<std::string> arguments;
   int64_t processes = 1;
   double grace_seconds = 30;
+  bool signals_when_ready = false;  ///< as in LaunchOptions
   /// Variables of one rank, "NAME=VALUE" each.
   std::function<std::vector<std::string>(int64_t rank)> environment;
   /// Where a rank leaves the message of its failure.

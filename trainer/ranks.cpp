@@ -11,6 +11,7 @@
 #include "data/files/error.h"
 #include "trainer/attempt.h"
 #include "trainer/collective.h"
+#include "trainer/failure_report.h"
 #include "trainer/network_address.h"
 
 namespace satune {
@@ -31,6 +32,12 @@ bool resolves(const std::string& host) {
   return known;
 }
 
+// What a launcher reads: of a lost rank the failure, also where this process was asked to stop by whoever saw
+// that rank die, and ends with 4 itself.
+int code_of_cause(int exit_code) {
+  return exit_code == kExitResumable ? kExitEnvironment : exit_code;
+}
+
 CoordinatorOptions coordinator_options(const Settings& settings) {
   CoordinatorOptions options;
   options.lost_after = static_cast<double>(settings.heartbeat_timeout);
@@ -40,9 +47,12 @@ CoordinatorOptions coordinator_options(const Settings& settings) {
 
 }  // namespace
 
-Ranks::Ranks(const RankEnvironment& environment, const Settings& settings, const SignalWatch& signals,
-             EndProcess end_process)
-    : environment_(environment), timeout_seconds_(settings.ddp_timeout) {
+Ranks::Ranks(const RankEnvironment& environment, const Settings& settings, SignalWatch& signals,
+             Report report)
+    : environment_(environment),
+      signals_(signals),
+      report_(std::move(report)),
+      timeout_seconds_(settings.ddp_timeout) {
   if (environment.world.size == 1) {
     coordinator_ = make_solo_coordinator(signals);
     return;
@@ -56,8 +66,9 @@ Ranks::Ranks(const RankEnvironment& environment, const Settings& settings, const
   environment_ = agree_on_attempt(environment, timeout);
   const auto connect = [environment = environment_, timeout] { return connect_store(environment, timeout); };
   store_ = connect();
-  coordinator_ =
-      make_coordinator(environment_, signals, coordinator_options(settings), connect, std::move(end_process));
+  signals.defer_stop();  // a rank that ended at once would be lost to the others
+  coordinator_ = make_coordinator(environment_, signals, coordinator_options(settings), connect,
+                                  [this](const RunFailed& failure) { end_process(failure); });
 }
 
 void Ranks::meet() {
@@ -128,6 +139,17 @@ Traffic Ranks::traffic() const {
   return sum;
 }
 
+void Ranks::defer_stop() {
+  signals_.defer_stop();
+  coordinator_->defer_stop();
+}
+
+void Ranks::end_at_once(std::string_view left) {
+  if (is_leader()) signals_.say_at_stop(stop_line(left));
+  coordinator_->end_at_once();
+  if (world().size == 1) signals_.end_at_once();  // else the coordinator's thread sees a signal
+}
+
 void Ranks::end() {
   coordinator_->barrier("end");
   in_collective(*coordinator_, "end of the process groups", [&] {
@@ -136,6 +158,25 @@ void Ranks::end() {
     }
   });
   coordinator_->leave();
+}
+
+void Ranks::end_process(const RunFailed& failure) {
+  if (failure.is_stop()) signals_.end_stopped();
+  if (report_) report_(failure.what(), code_of_cause(failure.exit_code()));
+  std::_Exit(failure.exit_code());
+}
+
+void Ranks::end_failed() {
+  Failure failure = current_failure();
+  // What fails because another rank has failed (its folder is gone, its connection closed) is that failure.
+  if (const int code = coordinator_->failure_code(); code != 0)
+    failure = {coordinator_->explain(failure.message), code};
+  const bool is_stop = coordinator_->failure_is_stop();
+  // The report first: those of ranks that fail because of this one carry a later time.
+  if (report_ && !is_stop) report_(failure.message, code_of_cause(failure.exit_code));
+  coordinator_->announce_failure(failure.message, failure.exit_code);
+  if (is_stop) signals_.end_stopped();
+  std::_Exit(failure.exit_code);
 }
 
 }  // namespace satune

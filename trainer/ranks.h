@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "trainer/coordinator.h"
 #include "trainer/late_notice.h"
@@ -16,15 +17,18 @@
 #include "trainer/run_store.h"
 #include "trainer/settings.h"
 #include "trainer/sharding.h"
+#include "trainer/signals.h"
 
 namespace satune {
 
 class Ranks {
  public:
-  /// Goes to the store where the others are met. `end_process` as in make_coordinator(). Throws
-  /// EnvironmentError.
-  Ranks(const RankEnvironment& environment, const Settings& settings, const SignalWatch& signals,
-        EndProcess end_process);
+  /// Writes down for whoever started this process why it ends.
+  using Report = std::function<void(const std::string& message, int exit_code)>;
+
+  /// Goes to the store where the others are met. From here on a rank that is asked to stop tells the
+  /// others: until defer_stop() all end at once. Throws EnvironmentError.
+  Ranks(const RankEnvironment& environment, const Settings& settings, SignalWatch& signals, Report report);
   ~Ranks();
 
   /// Meets the others: returns when all are there. To be called first, where failures are announced. Throws
@@ -45,14 +49,26 @@ class Ranks {
   const ProcessGroups& groups() const { return *groups_; }
   /// What this rank has sent so far, in all its groups.
   Traffic traffic() const;
+  /// From here on a stop takes effect at a checkpoint of coordinator(), on all ranks at the same one. Before,
+  /// and after end_at_once(), it ends all ranks at once; `left` is then what the line about it says.
+  void defer_stop();
+  void end_at_once(std::string_view left);
+
   /// The orderly end, after the last collective. All ranks call it.
   void end();
+  /// In a catch block of one of several ranks: tells the others why it fails, or says who has failed before
+  /// it, and ends the process.
+  [[noreturn]] void end_failed();
 
  private:
   std::unique_ptr<ProcessGroup> connect_group(const std::string& name, const World& world,
                                               const at::Device& device);
 
+  [[noreturn]] void end_process(const RunFailed& failure);
+
   RankEnvironment environment_;
+  SignalWatch& signals_;
+  const Report report_;
   int64_t timeout_seconds_;
   std::shared_ptr<RunStore> store_;  ///< none in a group of one
   std::unique_ptr<Coordinator> coordinator_;

@@ -22,11 +22,16 @@ std::unique_ptr<SnapshotReader> open_newest(const SnapshotStore& store) {
   std::vector<fs::path> damaged;
   std::unique_ptr<SnapshotReader> snapshot;
   for (auto candidate = found.rbegin(); candidate != found.rend() && !snapshot; ++candidate) {
+    const auto skip = [&](const std::exception& error) {
+      spdlog::warn("snapshot {} is skipped: {}", candidate->folder.string(), error.what());
+      damaged.push_back(candidate->folder);
+    };
     try {
       snapshot = open_verified(candidate->folder);
     } catch (const BadInput& error) {
-      spdlog::warn("snapshot {} is skipped: {}", candidate->folder.string(), error.what());
-      damaged.push_back(candidate->folder);
+      skip(error);
+    } catch (const EnvironmentError& error) {  // a disk that cannot read it
+      skip(error);
     }
   }
   if (!snapshot && !damaged.empty()) {
@@ -131,6 +136,7 @@ void check_continuation(const SnapshotReader& snapshot, RunPlan& plan, const Jso
   const Json& then = snapshot.state().at("machine");
   for (const auto& [key, value] : machine.items()) {
     if (then.contains(key) && then.at(key) == value) continue;
+    if (key == "card" && !then.contains(key)) continue;  // it was on the CPU, which "device" says
     spdlog::warn("the run was on {} {}, this is {}: it continues, but not to the last bit", key,
                  then.contains(key) ? then.at(key).dump() : "unknown", value.dump());
   }

@@ -9,7 +9,9 @@
 #include <cmath>
 #include <cstring>
 #include <iterator>
+#include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "data/files/counted.h"
@@ -24,6 +26,17 @@ namespace {
 
 constexpr std::string_view kLockFile = ".lock";
 constexpr std::string_view kEpochExport = "export-epoch-";
+
+struct RemovedAtEnd {
+  fs::path path;
+  explicit RemovedAtEnd(fs::path file) : path(std::move(file)) {}
+  ~RemovedAtEnd() {
+    std::error_code ignored;
+    fs::remove(path, ignored);
+  }
+  RemovedAtEnd(const RemovedAtEnd&) = delete;
+  RemovedAtEnd& operator=(const RemovedAtEnd&) = delete;
+};
 
 bool holds_anything(const fs::path& folder) {
   std::error_code error;
@@ -124,7 +137,13 @@ RunFolder::RunFolder(const Settings& settings, bool owner) : path_(settings.outp
   }
   lock_ = open_lock(path_);
   remove_stale_temporaries(path_);
-  if (fs::is_directory(snapshots(), error)) remove_stale_temporaries(snapshots());
+  if (!fs::is_directory(snapshots(), error)) return;
+  // Under the lock, where there is one, what writes here belongs to an attempt that has failed.
+  if (::flock(lock_, LOCK_EX | LOCK_NB) == 0) {
+    remove_temporaries(snapshots());
+  } else {
+    remove_stale_temporaries(snapshots());
+  }
 }
 
 RunFolder::~RunFolder() {
@@ -142,10 +161,11 @@ fs::path RunFolder::exported_epoch(int64_t epoch) const {
 void check_one_folder(const RunFolder& folder, Coordinator& coordinator) {
   const World& world = coordinator.world();
   // Named like a temporary file of ours: what a crash leaves is removed at the next start.
-  const fs::path mark = folder.path() / fmt::format(".ranks.tmp-{}", ::getpid());
+  std::optional<RemovedAtEnd> mark;
   if (world.rank == 0) {
-    write_file_atomic(mark, "");
-    coordinator.publish("one folder", mark.filename().string());
+    mark.emplace(folder.path() / fmt::format(".ranks.tmp-{}", ::getpid()));
+    write_file_atomic(mark->path, "");
+    coordinator.publish("one folder", mark->path.filename().string());
   }
   const fs::path expected = folder.path() / coordinator.wait_for("one folder");
   std::error_code error;
@@ -156,7 +176,6 @@ void check_one_folder(const RunFolder& folder, Coordinator& coordinator) {
                     folder.path().string(), expected.filename().string(), world.rank));
   }
   coordinator.barrier("one folder seen");
-  if (world.rank == 0) fs::remove(mark, error);
 }
 
 DiskNeed disk_need(RunPlan& plan) {

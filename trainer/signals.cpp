@@ -16,24 +16,39 @@ namespace {
 
 // What a handler may touch: lock-free atomics with the process's lifetime.
 std::atomic<bool> deferring{false};
-std::atomic<int> stop_signal{0};
+// The signal of the first stop, and in the upper half the process that it came from; 0 = the kernel, for a
+// terminal.
+std::atomic<uint64_t> first_stop{0};
 std::atomic<bool> save_requested{false};
-std::atomic<pid_t> first_asker{0};  // process that the stop came from; 0 = the kernel, for a terminal
 std::atomic<bool> asked_twice_at_once{false};
 std::atomic<const char*> stopped_file{nullptr};  // of the SignalWatch that lives
 std::atomic<const char*> line_at_stop{nullptr};  // of the last StopNotice
-std::atomic<bool> line_is_of_resumable{false}, stop_is_noticed{false};
-static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free &&
-              std::atomic<pid_t>::is_always_lock_free && std::atomic<const char*>::is_always_lock_free);
+std::atomic<const char*> line_at_once{nullptr};  // of the SignalWatch that lives
+std::atomic<bool> line_is_of_resumable{false}, stop_is_noticed{false}, ends_as_stopped{false};
+static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free &&
+              std::atomic<const char*>::is_always_lock_free);
 
 // A scheduler that signals every process of a job reaches a rank twice: directly, and through the launcher
 // that started it. That is one request.
 bool is_the_same_request(pid_t asker) {
-  const pid_t parent = getppid(), first = first_asker.load();
+  const pid_t parent = getppid(), first = static_cast<pid_t>(first_stop.load() >> 32);
   return (asker == parent) != (first == parent) && !asked_twice_at_once.exchange(true);
 }
 
+// Longest wait for a reader of stderr that does not read.
+constexpr int kMillisecondsForLine = 1000;
+
+void write_line(const char* line) {
+  pollfd out = {STDERR_FILENO, POLLOUT, 0};
+  // A pipe whose reader has gone would end the process otherwise.
+  const bool takes_it = ::poll(&out, 1, kMillisecondsForLine) > 0 && out.revents == POLLOUT;
+  [[maybe_unused]] const ssize_t written = takes_it ? ::write(STDERR_FILENO, line, std::strlen(line)) : 0;
+}
+
 [[noreturn]] void end_as_stopped() {
+  // Several threads and handlers may come here; the line is to be out before the process ends.
+  if (ends_as_stopped.exchange(true)) ::poll(nullptr, 0, kMillisecondsForLine);
+  if (const char* line = line_at_once.exchange(nullptr)) write_line(line);
   const char* file = stopped_file.load();
   const bool told = file != nullptr && ::open(file, O_WRONLY | O_CREAT | O_CLOEXEC, 0666) >= 0;
   _exit(told ? kExitOk : kExitResumable);
@@ -41,25 +56,16 @@ bool is_the_same_request(pid_t asker) {
 
 void on_stop(int signal, siginfo_t* info, void*) {
   if (!deferring.load()) end_as_stopped();
-  if (int none = 0; stop_signal.compare_exchange_strong(none, signal)) {
-    first_asker.store(info->si_pid);
-    return;
-  }
+  const uint64_t stop = static_cast<uint64_t>(info->si_pid) << 32 | static_cast<uint64_t>(signal);
+  if (uint64_t none = 0; first_stop.compare_exchange_strong(none, stop)) return;
   if (is_the_same_request(info->si_pid)) return;
   std::signal(signal, SIG_DFL);
   raise(signal);  // takes effect when this handler returns
 }
 
-// Longest wait for a reader of stderr that does not read.
-constexpr int kMillisecondsForLine = 1000;
-
 void on_stop_with_line(int signal, siginfo_t*, void*) {
   if (stop_is_noticed.exchange(true)) return;  // the first one is about to end the process
-  const char* line = line_at_stop.load();
-  pollfd out = {STDERR_FILENO, POLLOUT, 0};
-  // A pipe whose reader has gone would end the process otherwise.
-  const bool takes_it = ::poll(&out, 1, kMillisecondsForLine) > 0 && out.revents == POLLOUT;
-  [[maybe_unused]] const ssize_t written = takes_it ? ::write(STDERR_FILENO, line, std::strlen(line)) : 0;
+  write_line(line_at_stop.load());
   if (line_is_of_resumable.load()) _exit(kExitResumable);
   std::signal(signal, SIG_DFL);
   raise(signal);  // takes effect when this handler returns
@@ -123,6 +129,20 @@ void end_of_signal(int signal) {
   _exit(128 + signal);  // where a parent has it blocked for good
 }
 
+const sigset_t& signals_of_ranks() {
+  static const sigset_t set = [] {
+    sigset_t signals;
+    sigemptyset(&signals);
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&signals, signal);
+    return signals;
+  }();
+  return set;
+}
+
+void take_signals() {
+  ::pthread_sigmask(SIG_UNBLOCK, &signals_of_ranks(), nullptr);
+}
+
 StopNotice::StopNotice(std::string line, bool resumable) {
   // Outlives the notice: a handler may still be running in another thread.
   static std::string last_line;
@@ -141,10 +161,11 @@ StopNotice::~StopNotice() {
   sigaction(SIGHUP, &previous_hup_, nullptr);
 }
 
-SignalWatch::SignalWatch(std::string file) : stopped_file_(std::move(file)) {
+SignalWatch::SignalWatch(std::string file, std::string line) : stopped_file_(std::move(file)) {
+  say_at_stop(std::move(line));
   stopped_file.store(stopped_file_.empty() ? nullptr : stopped_file_.c_str());
   deferring.store(false);
-  stop_signal.store(0);
+  first_stop.store(0);
   save_requested.store(false);
   asked_twice_at_once.store(false);
   previous_term_ = install_stop(SIGTERM);
@@ -152,6 +173,7 @@ SignalWatch::SignalWatch(std::string file) : stopped_file_(std::move(file)) {
   previous_hup_ = install_stop_unless_ignored(SIGHUP);
   previous_usr1_ = install_save(SIGUSR1);
   previous_pipe_ = ignore(SIGPIPE);
+  take_signals();
 }
 
 SignalWatch::~SignalWatch() {
@@ -161,6 +183,7 @@ SignalWatch::~SignalWatch() {
   sigaction(SIGUSR1, &previous_usr1_, nullptr);
   sigaction(SIGPIPE, &previous_pipe_, nullptr);
   stopped_file.store(nullptr);
+  line_at_once.store(nullptr);
 }
 
 void SignalWatch::defer_stop() {
@@ -172,12 +195,21 @@ void SignalWatch::end_at_once() {
   if (stop_requested()) end_as_stopped();  // one that came just before
 }
 
+void SignalWatch::say_at_stop(std::string line) {
+  const std::string& kept = lines_.emplace_back(std::move(line));
+  line_at_once.store(kept.empty() ? nullptr : kept.c_str());
+}
+
+void SignalWatch::end_stopped() {
+  end_as_stopped();
+}
+
 bool SignalWatch::stop_requested() const {
-  return stop_signal.load() != 0;
+  return first_stop.load() != 0;
 }
 
 std::string SignalWatch::stop_signal_name() const {
-  const int signal = stop_signal.load();
+  const auto signal = static_cast<int>(first_stop.load() & 0xffffffff);
   return signal == SIGTERM ? "SIGTERM" : signal == SIGINT ? "SIGINT" : signal == SIGHUP ? "SIGHUP" : "";
 }
 

@@ -1,10 +1,17 @@
 #include "trainer/snapshot.h"
 
-#include <algorithm>
-#include <charconv>
+#include <fcntl.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <span>
+
+#include "data/files/atomic_file.h"
 #include "data/files/error.h"
-#include "data/files/mapped_file.h"
+#include "trainer/descriptor.h"
 
 namespace satune {
 namespace fs = std::filesystem;
@@ -19,6 +26,22 @@ T field(const Json& json, const char* key, std::string_view source) {
   } catch (const Json::exception&) {
     throw bad_input(fmt::format("{}: {}", source, key),
                     describe_json(json.contains(key) ? &json.at(key) : nullptr), "a value that satune wrote");
+  }
+}
+
+// Reads and does not map: a sector that the disk cannot read is an error here, and SIGBUS in a mapping.
+uint32_t checksum_of_file(const fs::path& path) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  std::vector<std::byte> buffer(size_t{4} << 20);
+  uint32_t checksum = 0;
+  for (;;) {
+    const ssize_t count = file.is_open() ? ::read(file.get(), buffer.data(), buffer.size()) : -1;
+    if (count == 0) return checksum;
+    if (count > 0) {
+      checksum = crc32c(std::span(buffer).first(static_cast<size_t>(count)), checksum);
+    } else if (errno != EINTR || !file.is_open()) {
+      throw EnvironmentError(fmt::format("{}: cannot be read: {}", path.string(), std::strerror(errno)));
+    }
   }
 }
 
@@ -89,16 +112,8 @@ std::vector<ManifestEntry> read_manifest(const fs::path& snapshot) {
 }
 
 void verify_checksums(const fs::path& snapshot, const std::vector<ManifestEntry>& files) {
-  constexpr size_t kWindow = size_t{64} << 20;
   for (const ManifestEntry& file : files) {
-    const MappedFile mapped(snapshot / file.name);
-    uint32_t checksum = 0;
-    for (auto rest = mapped.bytes(); !rest.empty();) {
-      const auto window = rest.first(std::min(rest.size(), kWindow));
-      checksum = crc32c(window, checksum);
-      mapped.release(window);
-      rest = rest.subspan(window.size());
-    }
+    const uint32_t checksum = checksum_of_file(snapshot / file.name);
     if (checksum != file.checksum) {
       throw bad_input((snapshot / file.name).string(), fmt::format("checksum {:08x}", checksum),
                       fmt::format("{:08x}: the file was changed or damaged", file.checksum));

@@ -20,6 +20,8 @@ std::string damage_of(const fs::path& snapshot) {
     return "";
   } catch (const BadInput& error) {
     return error.what();
+  } catch (const EnvironmentError& error) {  // a disk that cannot read it
+    return error.what();
   }
 }
 

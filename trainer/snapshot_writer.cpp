@@ -184,7 +184,7 @@ int64_t StateCopy::bytes(const AdamW& optimizer, const World& share) {
 void write_snapshot(const fs::path& folder, const SnapshotSource& source, const SnapshotShare& share,
                     Coordinator& coordinator, Json state, int64_t step, bool only_model, FileOps& ops) {
   std::optional<AtomicDirectory> directory;
-  if (coordinator.world().rank == 0) directory.emplace(folder, ops);
+  if (coordinator.world().rank == 0) directory.emplace(folder, ops, AtomicDirectory::Existing::kReplace);
   try {
     write_shares(directory, folder.filename().string(), source, share, coordinator, std::move(state), step,
                  only_model, ops);

@@ -48,11 +48,13 @@ class StateCopy {
   std::map<std::string, std::map<size_t, at::Tensor>, std::less<>> copies_;
 };
 
-/// Writes `folder` (which must not exist); all ranks call it for the same step and save. Each writes its
+/// Writes `folder`, in the place of an earlier one of the same step; all ranks call it for the same step and
+/// save. Each writes its
 /// share at the same time; rank 0 makes the folder, waits for the others' files, and writes state.json and
 /// the manifest. `state` is state.json without "shards" and "has_optimizer_state", which are added here (rank
 /// 0's counts). `only_model`: the master alone, not resumable. Returns when the snapshot is durable. Throws
-/// EnvironmentError, on every rank when one fails; `folder` does not exist then.
+/// EnvironmentError, on every rank when one fails; `folder` is then as it was, or whole where only the very
+/// last step failed, making it durable.
 void write_snapshot(const std::filesystem::path& folder, const SnapshotSource& source,
                     const SnapshotShare& share, Coordinator& coordinator, Json state, int64_t step,
                     bool only_model, FileOps& ops);

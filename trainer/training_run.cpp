@@ -34,20 +34,26 @@ void warn_of_host_memory(int64_t needed) {
                format_bytes(static_cast<double>(needed)), format_bytes(static_cast<double>(available)));
 }
 
-/// Rank 0 decides the stage for all; what each records is its own affair.
+/// Rank 0 decides the stage for all, by the least memory that a rank has; what each records is its own
+/// affair.
 MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, AttentionKernel attention,
-                           Coordinator& coordinator, int64_t local_ranks) {
+                           const Ranks& ranks, Coordinator& coordinator, int64_t local_ranks) {
   const Settings& settings = plan.settings();
   PlannedRun run =
       planned_run(plan.model(), settings, !device.is_cpu(), operator_threads(settings, local_ranks));
   run.attention = attention;
-  const int64_t available = available_memory(device, local_ranks);  // none has taken any yet
+  const int64_t available = available_memory(device, local_ranks);
+  const double mine[] = {static_cast<double>(available)};
+  // No rank goes on to take memory before all have looked.
+  const std::vector<double> all = in_collective(coordinator, "exchange of available memory",
+                                                [&] { return ranks.groups().all.exchange(mine); });
+  const auto least = static_cast<int64_t>(std::min(*std::min_element(all.begin(), all.end()), 0x1p62));
   const int64_t world_size = coordinator.world().size;
   if (coordinator.world().rank == 0) {
-    const StageChoice choice = choose_zero_stage(run, world_size, available);
+    const StageChoice choice = choose_zero_stage(run, world_size, least);
     if (world_size > 1) spdlog::info("{}", choice.reason);
     const Sharded chosen{world_size, choice.stage, shard_group_size(settings, world_size)};
-    const std::string warning = why_it_will_not_fit(run, chosen, available);
+    const std::string warning = why_it_will_not_fit(run, chosen, least);
     if (!warning.empty()) spdlog::warn("{}", warning);
     coordinator.publish("zero stage", std::to_string(choice.stage));
   }
@@ -89,12 +95,12 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       device_(device),
       machine_(run_machine_json(device, ranks.world())),
       attention_(choose_attention(settings_, plan.config(), device)),
-      memory_(choose_memory(plan, device, attention_.choice.kernel, ranks.coordinator(), local_ranks)),
+      memory_(choose_memory(plan, device, attention_.choice.kernel, ranks, ranks.coordinator(), local_ranks)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {
   model_.attend_by(attention_.choice);
-  if (ranks.is_leader()) log_attention(attention_);
+  if (ranks.is_leader() || !attention_.first) log_attention(attention_);
   use_fp8(model_, settings_, memory_.zero_stage);
   if (settings_.fp8 && ranks.is_leader()) report_fp8(model_.projections());
   if (!offload_activations(model_, settings_) && settings_.activation_offloading && ranks.is_leader())
@@ -177,7 +183,7 @@ void TrainingRun::profile(int64_t steps) {
 }
 
 ExitCode TrainingRun::train() {
-  signals_.defer_stop();
+  ranks_.defer_stop();
   try {
     if (state_.unlogged) {
       after_step();
@@ -213,7 +219,7 @@ ExitCode TrainingRun::train() {
   }
   // All ranks go on to the export, or none does.
   if (any_rank_stops()) return kExitResumable;
-  signals_.end_at_once();
+  ranks_.end_at_once("all steps are done; the same command completes the run");
   return kExitOk;
 }
 
@@ -373,13 +379,9 @@ void TrainingRun::save(SaveBy by, bool resumable) {
 void TrainingRun::make_room_for_snapshot() {
   const auto folder = store_.path_of(state_.step);
   if (!ranks_.is_leader() || !std::filesystem::exists(folder)) return;
-  // A snapshot of ours without optimizer state gives way to a whole one. Anything else is damaged: newer
-  // complete snapshots were refused at the start.
-  if (saved_step_ == state_.step) {
-    store_.remove(state_.step);
-  } else {
-    store_.set_aside(folder);
-  }
+  // One of ours without optimizer state stays until a whole one takes its place. Anything else is damaged:
+  // newer complete snapshots were refused at the start.
+  if (saved_step_ != state_.step) store_.set_aside(folder);
 }
 
 void TrainingRun::prune_snapshots(int64_t best_step) const {
@@ -391,8 +393,11 @@ void TrainingRun::check_room_for_copy() const {
   // Every rank has allocated what it keeps, but for activations, which the first pass pins; and all ranks of
   // the machine make their copies at one time.
   coordinator_.barrier("allocated");
-  const int64_t mine = sharding_->saves() ? StateCopy::bytes(*optimizer_, sharding_->world()) : 0;
-  const int64_t needed = (mine + memory_.host_activations) * local_ranks_;
+  const int64_t first_here = ranks_.world().rank / local_ranks_ * local_ranks_;
+  // Of the groups that each hold the model the first saves it.
+  const int64_t saving = std::clamp<int64_t>(sharding_->world().size - first_here, 0, local_ranks_);
+  const int64_t needed =
+      saving * StateCopy::bytes(*optimizer_, sharding_->world()) + memory_.host_activations * local_ranks_;
   const int64_t available = available_memory(at::kCPU);
   if (needed <= available) return;
   throw EnvironmentError(

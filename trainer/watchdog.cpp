@@ -20,7 +20,7 @@ void run_watchdog(const RankEnvironment& environment, const CoordinatorOptions& 
                      fmt::format("the run's store at {}:{}: no answer for {:.3g} s",
                                  environment.master_address, environment.master_port, store.seconds())));
     }
-    if (const auto overdue = status.take_overdue()) end_process(overdue->what(), overdue->exit_code());
+    if (const auto overdue = status.take_overdue()) end_process(*overdue);
   }
 }
 

@@ -1,5 +1,6 @@
 // The thread that never talks to the store, so that a store that hangs cannot stop it: it counts a store that
-// does not answer as lost, and ends the process whose main thread does not come by after a failure.
+// does not answer as lost, and ends the process whose main thread does not come by after a failure, or need
+// not after a stop that ends all at once.
 #pragma once
 
 #include <memory>

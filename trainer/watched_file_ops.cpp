@@ -66,6 +66,11 @@ int WatchedFileOps::rename(const char* from, const char* to) {
   return calls_.rename(from, to);
 }
 
+int WatchedFileOps::exchange(const char* one, const char* other) {
+  const InFileCall in(coordinator_, "rename", one);
+  return calls_.exchange(one, other);
+}
+
 int WatchedFileOps::mkdir(const char* path, unsigned mode) {
   const InFileCall in(coordinator_, "mkdir", path);
   return calls_.mkdir(path, mode);

@@ -21,6 +21,7 @@ class WatchedFileOps : public FileOps {
   int fsync(int fd) override;
   int close(int fd) override;
   int rename(const char* from, const char* to) override;
+  int exchange(const char* one, const char* other) override;
   int mkdir(const char* path, unsigned mode) override;
 
  private:

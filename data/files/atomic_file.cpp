@@ -72,7 +72,8 @@ void make_parents(FileOps& ops, const fs::path& folder) {
   if (folder.empty() || fs::is_directory(folder, ignored)) return;
   make_parents(ops, folder.parent_path());
   if (!folder.has_filename()) return;
-  if (ops.mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST) fail_environment(folder, "be made", errno);
+  if (ops.mkdir(folder.c_str(), 0777) == 0) return fsync_path(ops, parent_of(folder), true);
+  if (errno != EEXIST) fail_environment(folder, "be made", errno);
 }
 
 }  // namespace
@@ -82,6 +83,9 @@ int FileOps::open(const char* path, int flags, unsigned mode) {
 }
 ssize_t FileOps::write(int fd, const void* data, size_t size) {
   return ::write(fd, data, size);
+}
+int FileOps::exchange(const char* one, const char* other) {
+  return ::renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
 }
 int FileOps::fsync(int fd) {
   return ::fsync(fd);
@@ -155,13 +159,14 @@ void write_file_atomic(const fs::path& path, std::string_view text, FileOps& ops
   file.commit();
 }
 
-AtomicDirectory::AtomicDirectory(fs::path target, FileOps& ops)
+AtomicDirectory::AtomicDirectory(fs::path target, FileOps& ops, Existing existing)
     : target_(without_trailing_slash(std::move(target))), temporary_(temporary_beside(target_)), ops_(ops) {
   std::error_code error;
-  if (fs::exists(target_, error) && (!fs::is_directory(target_, error) || !fs::is_empty(target_, error))) {
-    throw bad_input(target_.string(),
-                    fs::is_directory(target_, error) ? "a folder that is not empty" : "a file",
-                    "a new or an empty folder");
+  const bool folder = fs::is_directory(target_, error);
+  const bool may_stand = folder && (existing == Existing::kReplace || fs::is_empty(target_, error));
+  if (fs::exists(target_, error) && !may_stand) {
+    throw bad_input(target_.string(), folder ? "a folder that is not empty" : "a file",
+                    existing == Existing::kReplace ? "a folder" : "a new or an empty folder");
   }
   make_parents(ops_, target_.parent_path());
   // Of a dead process that had our id.
@@ -184,11 +189,28 @@ void AtomicDirectory::commit() {
   }
   if (error) fail_environment(temporary_, "be listed", error.value());
   fsync_path(ops_, temporary_, true);
-  if (ops_.rename(temporary_.c_str(), target_.c_str()) != 0) {
-    fail_environment(target_, "be renamed into place", errno);
-  }
+  const fs::path replaced = replace_folder(temporary_, target_, ops_);
   committed_ = true;
   fsync_path(ops_, parent_of(target_), true);
+  if (!replaced.empty()) fs::remove_all(replaced, error);
+}
+
+fs::path replace_folder(const fs::path& made, const fs::path& target, FileOps& ops) {
+  std::error_code missing;
+  if (!fs::is_directory(target, missing) || fs::is_empty(target, missing)) {
+    if (ops.rename(made.c_str(), target.c_str()) != 0)
+      fail_environment(target, "be renamed into place", errno);
+    return {};
+  }
+  if (ops.exchange(made.c_str(), target.c_str()) == 0) return made;
+  if (errno != EINVAL && errno != ENOSYS && errno != ENOTSUP) fail_environment(target, "be replaced", errno);
+  // A file system that cannot exchange: for a moment there is neither.
+  const fs::path aside = temporary_beside(target.parent_path() / (target.filename().string() + "-old"));
+  if (ops.rename(target.c_str(), aside.c_str()) != 0) fail_environment(target, "be replaced", errno);
+  if (ops.rename(made.c_str(), target.c_str()) == 0) return aside;
+  const int error = errno;
+  ops.rename(aside.c_str(), target.c_str());
+  fail_environment(target, "be replaced", error);
 }
 
 uint64_t free_disk_bytes(const fs::path& path) {

@@ -24,6 +24,8 @@ class FileOps {
   virtual int fsync(int fd);
   virtual int close(int fd);
   virtual int rename(const char* from, const char* to);
+  /// Both exist, and each takes the other's name (renameat2, RENAME_EXCHANGE).
+  virtual int exchange(const char* one, const char* other);
   virtual int mkdir(const char* path, unsigned mode);
 };
 
@@ -67,11 +69,15 @@ void write_file_atomic(const std::filesystem::path& path, std::string_view text,
 /// A folder that appears complete or not at all. Write files into path(), which is `.NAME.tmp-PID` beside the
 /// target; commit() fsyncs everything in it and renames it to the target; without commit() the destructor
 /// removes it. Missing parents of the target are made. The target must not exist or must be an empty folder:
-/// BadInput otherwise, at once. Everything else that fails is an EnvironmentError. Leftovers of dead
-/// processes are removed by remove_stale_temporaries().
+/// BadInput otherwise, at once; or, with kReplace, may be a folder with an earlier content, which stays as it
+/// was until commit(). Everything else that fails is an EnvironmentError. Should the very last step of
+/// commit() fail, making the rename durable, the new folder is there and whole. Leftovers of dead processes
+/// are removed by remove_stale_temporaries().
 class AtomicDirectory {
  public:
-  explicit AtomicDirectory(std::filesystem::path target, FileOps& ops = posix_file_ops());
+  enum class Existing { kRefuse, kReplace };
+  explicit AtomicDirectory(std::filesystem::path target, FileOps& ops = posix_file_ops(),
+                           Existing existing = Existing::kRefuse);
   ~AtomicDirectory();
   AtomicDirectory(const AtomicDirectory&) = delete;
   AtomicDirectory& operator=(const AtomicDirectory&) = delete;
@@ -85,10 +91,19 @@ class AtomicDirectory {
   bool committed_ = false;
 };
 
+/// Puts the folder `made` in the place of `target`; an earlier `target` stays there until then. Returns where
+/// that one is now: a temporary name for the caller to remove, empty where there was none. Throws
+/// EnvironmentError; then both are as they were.
+std::filesystem::path replace_folder(const std::filesystem::path& made, const std::filesystem::path& target,
+                                     FileOps& ops = posix_file_ops());
+
 /// Removes temporary files and folders left in `directory` by processes of this machine that are gone (a
-/// process that began after the last change of the leftover is another one with the same id). Names of other
-/// shapes are not touched. For the one process that owns the folder, before it saves anything.
+/// process that began after the last change of the leftover is another one with the same id; in containers
+/// that may be the caller). Names of other shapes are not touched. To be called before this process saves
+/// anything there.
 void remove_stale_temporaries(const std::filesystem::path& directory);
+/// Removes all of them, for a folder where nobody but the caller may be writing.
+void remove_temporaries(const std::filesystem::path& directory);
 
 /// CRC-32C of `bytes`, continuing from `seed` (0 to start).
 uint32_t crc32c(std::span<const std::byte> bytes, uint32_t seed = 0);

@@ -48,6 +48,7 @@ std::optional<double> age_of_process(pid_t pid) {
 }
 
 bool is_stale(const fs::path& path, pid_t pid) {
+  if (pid == ::getpid()) return true;
   if (::kill(pid, 0) != 0 && errno == ESRCH) return true;
   const std::optional<double> process_age = age_of_process(pid);
   struct stat status {};
@@ -56,14 +57,23 @@ bool is_stale(const fs::path& path, pid_t pid) {
   return std::difftime(::time(nullptr), status.st_mtime) > *process_age + kClockSlack;
 }
 
-}  // namespace
-
-void remove_stale_temporaries(const fs::path& directory) {
+template <typename Condition>
+void remove_temporaries_if(const fs::path& directory, const Condition& condition) {
   std::error_code ignored;
   for (fs::directory_iterator entry(directory, ignored), end; entry != end; entry.increment(ignored)) {
     const std::optional<pid_t> pid = owner_of(entry->path().filename().string());
-    if (pid && is_stale(entry->path(), *pid)) fs::remove_all(entry->path(), ignored);
+    if (pid && condition(entry->path(), *pid)) fs::remove_all(entry->path(), ignored);
   }
+}
+
+}  // namespace
+
+void remove_stale_temporaries(const fs::path& directory) {
+  remove_temporaries_if(directory, is_stale);
+}
+
+void remove_temporaries(const fs::path& directory) {
+  remove_temporaries_if(directory, [](const fs::path&, pid_t) { return true; });
 }
 
 }  // namespace satune

@@ -1,3 +1,5 @@
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <system_error>
 
@@ -134,6 +136,26 @@ const fs::path& Checkpoint::file_of(std::string_view name) const {
 void Checkpoint::release(const StoredTensor& tensor) const {
   const auto found = owner_.find(tensor.name);
   if (found != owner_.end()) found->second->release(tensor);
+}
+
+std::string sampled_fingerprint(const Checkpoint& checkpoint, uint64_t most_bytes) {
+  constexpr size_t kBlock = size_t{64} << 10;
+  uint64_t total = 0;
+  for (const std::string& name : checkpoint.names()) total += checkpoint.find(name)->bytes.size();
+  const uint64_t every = std::max<uint64_t>(1, (total + most_bytes - 1) / most_bytes);
+  uint32_t sum = 0;
+  uint64_t block = 0;
+  for (const std::string& name : checkpoint.names()) {
+    const StoredTensor& tensor = *checkpoint.find(name);
+    const std::string shape = fmt::format("{} {} {};", name, tensor.dtype, fmt::join(tensor.shape, ","));
+    sum = crc32c(std::as_bytes(std::span(shape)), sum);
+    for (size_t begin = 0; begin < tensor.bytes.size(); begin += kBlock, ++block) {
+      if (begin > 0 && block % every != 0) continue;
+      sum = crc32c(tensor.bytes.subspan(begin, std::min(kBlock, tensor.bytes.size() - begin)), sum);
+    }
+    checkpoint.release(tensor);
+  }
+  return fmt::format("{:08x}", sum);
 }
 
 }  // namespace satune

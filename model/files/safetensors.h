@@ -89,4 +89,9 @@ class Checkpoint {
   std::map<std::string, const SafetensorsFile*, std::less<>> owner_;
 };
 
+/// 8 hexadecimal digits that two copies of a model have in common, and two that were trained differently
+/// have not: the CRC-32C of names, dtypes, shapes and bytes. Of a model of more than `most_bytes` it reads
+/// about so many, in blocks of 64 KiB at equal distances and at the start of each tensor.
+std::string sampled_fingerprint(const Checkpoint& checkpoint, uint64_t most_bytes = uint64_t{256} << 20);
+
 }  // namespace satune

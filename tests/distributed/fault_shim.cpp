@@ -5,6 +5,7 @@
 //   SATUNE_FAULT="call=backward n=5 signal=19"          in the 5th gradient of a matrix
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 errno=28"   3rd system call on files below such a path fails
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 signal=9"
+//   SATUNE_FAULT="call=read path=/snapshots/ n=3 errno=5"    3rd read of such a file fails
 //   SATUNE_FAULT="call=file path=/snapshots/ n=3 hangs=1"    3rd system call on such a file never returns
 //   ... await=FILE                                      when FILE is there: the call waits for it
 //   ... rank=1 attempt=0                                only in the process with that RANK and restart count
@@ -89,18 +90,18 @@ bool strikes(const char* call) {
   return fault().error != 0;
 }
 
-bool watched(const char* path) {
-  return fault().call == "file" && path != nullptr && std::strstr(path, fault().path.c_str()) != nullptr;
+bool watched(const char* path, const char* call = "file") {
+  return fault().call == call && path != nullptr && std::strstr(path, fault().path.c_str()) != nullptr;
 }
 
-bool watched(int fd) {
-  if (fault().call != "file") return false;
+bool watched(int fd, const char* call = "file") {
+  if (fault().call != call) return false;
   char link[64], path[4096];
   std::snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
   const ssize_t size = readlink(link, path, sizeof(path) - 1);
   if (size <= 0) return false;
   path[size] = 0;
-  return watched(path);
+  return watched(path, call);
 }
 
 }  // namespace
@@ -119,6 +120,10 @@ int open(const char* path, int flags, ...) {
 ssize_t write(int fd, const void* data, size_t size) {
   if (watched(fd) && strikes("file")) return -1;
   return next<ssize_t (*)(int, const void*, size_t)>("write")(fd, data, size);
+}
+ssize_t read(int fd, void* data, size_t size) {
+  if (watched(fd, "read") && strikes("read")) return -1;
+  return next<ssize_t (*)(int, void*, size_t)>("read")(fd, data, size);
 }
 int fsync(int fd) {
   if (watched(fd) && strikes("file")) return -1;

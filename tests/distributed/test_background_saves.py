@@ -1,9 +1,11 @@
 """async_save: a snapshot written while training goes on, by a rank whose write fails or that dies in it."""
 
 import errno
+import re
 import signal
 
 import pytest
+from nodes import Namespaces
 from ranks import Ranks, await_rows, fault, rows, run, same_state, settings, snapshots, state, trajectory
 
 COUNT, STEPS, FIRST, SECOND = 3, 36, 12, 24
@@ -58,6 +60,32 @@ def test_a_failed_save_ends_all_ranks_at_the_next_step(satune, model, shim, undi
         assert other == rank or f"rank {rank} " in line, line
     assert len(rows(output)) <= done + 5 < STEPS
     goes_on(satune, config, output, undisturbed, tmp_path / "logs")
+
+
+def test_copies_that_do_not_fit_are_refused(satune, model, tmp_path):
+    """In a control group of little memory. Ranks that hold one model together copy it once; of two groups that hold one
+    each only the first saves."""
+    place = Namespaces("--mount")
+    try:
+        place.call("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup")
+        place.call("sh", "-c", "echo 500000 > /sys/fs/cgroup/memory.max; echo 0 > /sys/fs/cgroup/memory.current")
+        wrapper = tmp_path / "inside.sh"
+        wrapper.write_text(f"""#!/bin/sh\nexec {' '.join(place.enter)} env -u LD_PRELOAD {satune} "$@"\n""")
+        wrapper.chmod(0o755)
+        expected = set()
+        for group in (4, 2):
+            config = settings(model, tmp_path / f"run-{group}", **CHANGES | {"gradient_accumulation_steps": 3},
+                              shard_group_size=group)
+            ranks = Ranks(str(wrapper), config, 4, tmp_path / "logs")
+            assert ranks.wait(60) == [3] * 4, ranks.log(0)
+            found = re.search(r"async_save: found .* of memory available, expected (.*) for copies of the state of the "
+                              r"4 processes on this machine", ranks.error(0))
+            assert found, ranks.error(0)
+            expected.add(found[1])
+            assert not rows(tmp_path / f"run-{group}")
+        assert len(expected) == 1, expected
+    finally:
+        place.end()
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -149,6 +149,21 @@ def test_a_card_whose_process_dies_in_a_collective_is_named(on_card, model, tmp_
     assert train(on_card, model, output, 2, **changes) == expected
 
 
+@pytest.mark.parametrize("cards,changes", [(2, {"zero_stage": 0}), (2, {"zero_stage": 3, "async_save": True}),
+                                           (4, {"zero_stage": 2, "shard_group_size": 2, "async_save": True})])
+def test_a_stop_with_work_in_flight_saves_and_goes_on(on_card, model, tmp_path, cards, changes):
+    changes |= {"gradient_accumulation_steps": 4 // cards, "max_steps": 20, "save_steps": 5, "precision": "bf16"}
+    whole = train(on_card, model, tmp_path / "whole", cards, **changes)
+    output = tmp_path / "run"
+    ranks = Ranks(on_card, settings(model, output, **(ON_CARD | changes)), cards, tmp_path / "logs",
+                  environment=environment(cards))
+    await_rows(output, 3)
+    ranks.send(signal.SIGTERM, 1)
+    assert ranks.wait(60) == [4] * cards, [ranks.log(rank) for rank in range(cards)]
+    assert snapshots(output)[-1] == f"step-{len(rows(output)):08}"
+    assert train(on_card, model, output, cards, **changes) == whole
+
+
 def test_out_of_memory_is_said_before_the_first_step(on_card, model, tmp_path):
     config = settings(model, tmp_path / "run", **ON_CARD)
     ranks = Ranks(on_card, config, 1, tmp_path / "logs", environment={0: {"SATUNE_EMULATED_MEMORY": str(34 << 20)}})

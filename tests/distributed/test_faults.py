@@ -41,6 +41,13 @@ def names_as_lost(error, rank):
     return re.search(rf"\brank {rank}( \(host [^)]*\))? is (gone|lost)\b", error)
 
 
+def await_file(path, timeout=60):
+    end = time.monotonic() + timeout
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path.name} after {timeout} s"
+        time.sleep(0.02)
+
+
 # In a step once rank 0, which holds the store, and once another; in a save, where they do different things, both.
 @pytest.mark.parametrize("rank,what", [(0, "call=forward n=135 signal=9"), (2, "call=backward n=300 signal=9"),
                                        (0, "call=file path=/snapshots/ n=4 signal=9"),
@@ -122,6 +129,34 @@ def test_sigterm_on_one_rank_in_the_last_save(satune, model, shim, tmp_path):
     assert (output / "export" / "config.json").exists()
 
 
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_of_one_rank_while_another_prepares_ends_all(satune, model, shim, tmp_path, asked):
+    """Rank 0 hangs where it writes the token cache, the others wait for it: nobody comes by a checkpoint."""
+    config = settings(model, tmp_path / "run", token_cache_dir=str(tmp_path / "cache"))
+    ranks = Ranks(satune, config, COUNT, tmp_path / "logs",
+                  environment={0: fault(shim, "call=file path=/cache/ n=1 hangs=1", tmp_path / "struck")})
+    await_file(tmp_path / "struck")
+    ranks.send(signal.SIGTERM, asked)
+    assert ranks.wait(30) == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
+    assert "stopped by a signal: no step was done" in ranks.log(0)
+    assert all("error" not in ranks.log(r) for r in range(1, COUNT)), [ranks.log(r) for r in range(COUNT)]
+
+
+@pytest.mark.parametrize("asked", [0, 2])
+def test_a_stop_of_one_rank_during_the_export_ends_all(satune, model, shim, tmp_path, asked):
+    output = tmp_path / "run"
+    config = settings(model, output, max_steps=2, export_at_end=True)
+    ranks = Ranks(satune, config, COUNT, tmp_path / "logs",
+                  environment={0: fault(shim, "call=file path=export-new n=4 hangs=1", tmp_path / "struck")})
+    await_file(tmp_path / "struck")
+    ranks.send(signal.SIGTERM, asked)
+    assert ranks.wait(30) == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
+    assert "stopped by a signal: all steps are done; the same command completes the run" in ranks.log(0)
+    run(satune, config, COUNT, tmp_path / "again")
+    assert (output / "export" / "config.json").exists() and len(rows(output)) == 2
+    assert not [path.name for path in output.iterdir() if ".tmp-" in path.name]
+
+
 def test_a_stop_right_after_a_save_of_the_model_alone(satune, model, shim, tmp_path):
     """The same step is saved again, this time with what a resume needs."""
     output, changes = tmp_path / "run", CHANGES | {"eval_steps": 0, "save_steps": 1, "save_only_model": True}
@@ -165,7 +200,9 @@ def test_sigterm_during_an_evaluation(satune, model, shim, tmp_path):
 def test_survivors_do_not_save_when_asked_to_stop_after_a_death(satune, model, tmp_path):
     """What torchrun does: a rank dies, and the others get SIGTERM."""
     output = tmp_path / "run"
-    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs")
+    files = [tmp_path / f"error-{rank}.json" for rank in range(COUNT)]
+    ranks = Ranks(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs",
+                  environment={rank: {"TORCHELASTIC_ERROR_FILE": str(file)} for rank, file in enumerate(files)})
     await_rows(output, 3)
     before = snapshots(output)
     ranks.send(signal.SIGSTOP, 1)  # so that the others cannot finish the step
@@ -176,6 +213,8 @@ def test_survivors_do_not_save_when_asked_to_stop_after_a_death(satune, model, t
     codes = ranks.wait(40)
     assert time.monotonic() - start < 20, "torchrun kills after 30 s"
     assert codes[1] == -signal.SIGKILL and set(codes[::2]) <= {3, 4}, codes
+    for file in files[::2]:  # which is where launch/train.sh looks for the code of the failure
+        assert json.loads(file.read_text())["message"]["errorCode"] == 3
     assert set(snapshots(output)) - set(before) <= {"step-00000004"}, "nothing was saved after the death"
 
 
@@ -273,6 +312,18 @@ PY
 """)
     done = subprocess.run(["unshare", "-m", "bash", script], capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_snapshot_that_the_disk_cannot_read_is_passed_over(satune, model, shim, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    run(satune, settings(model, output, **CHANGES | {"max_steps": 4}), COUNT, tmp_path / "logs")
+    assert snapshots(output) == ["step-00000002", "step-00000004"]
+    ranks = run(satune, settings(model, output, **CHANGES), COUNT, tmp_path / "logs", ["--allow-changes"],
+                environment={0: fault(shim, "call=read path=/step-00000004/rank- n=1 errno=5", tmp_path / "struck")})
+    assert (tmp_path / "struck").exists()
+    assert "step-00000004 is skipped: " in ranks.log(0) and "cannot be read: Input/output error" in ranks.log(0)
+    assert "continuing after step 2 of 8" in ranks.log(0)
+    assert same_state(state(output, 8), state(undisturbed, 8))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "manifest"])

@@ -1,11 +1,13 @@
 """Many processes train as one: the same numbers, on any layout, before and after a resume."""
 
 import json
+import os
 import shutil
 import subprocess
+import time
 
 import pytest
-from ranks import ENVIRONMENT, Ranks, rows, run, same_state, settings, snapshots, state, trajectory
+from ranks import ENVIRONMENT, Ranks, fault, rows, run, same_state, settings, snapshots, state, trajectory
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,18 @@ def test_ranks_train_as_one_process_does(trained, one, count, stage):
     for ours, theirs in zip(rows(trained(count, stage)), rows(one), strict=True):
         assert abs(ours["loss"] - theirs["loss"]) <= 1e-6 * theirs["loss"]
         assert ours["num_tokens"] == theirs["num_tokens"]
+
+
+def test_twenty_steps_stay_within_a_millionth(satune, model, tmp_path):
+    """Equal global batches in fp32 on 1, 2 and 4 processes."""
+    losses = {}
+    for count in (1, 2, 4):
+        config = settings(model, tmp_path / f"run-{count}", max_steps=20, save_steps=0, **accumulated(count))
+        run(satune, config, count, tmp_path / "logs")
+        losses[count] = [row["loss"] for row in rows(tmp_path / f"run-{count}")]
+    for count in (2, 4):
+        assert len(losses[count]) == 20
+        assert losses[count] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_stages_leave_the_same_state(trained):
@@ -137,11 +151,22 @@ def test_more_ranks_than_rows(satune, model, tmp_path):
     assert [row["step"] for row in rows(output)] == [1, 2, 3, 4]
 
 
-def test_one_rank_tokenises_and_the_others_read(satune, model, tmp_path):
+def test_one_rank_tokenises_and_the_others_read(satune, model, shim, tmp_path):
+    """However long it takes: rank 0 comes to its first write after three times ddp_timeout. Another that wrote would
+    die."""
     config = settings(model, tmp_path / "run", max_steps=1, warmup_steps=0, token_cache_dir=str(tmp_path / "fresh"),
-                      **accumulated(3))
-    run(satune, config, 3, tmp_path / "logs")
-    assert len([path for path in (tmp_path / "fresh").iterdir() if path.is_file() and path.stat().st_size > 0]) >= 1
+                      ddp_timeout=2, **accumulated(3))
+    go = tmp_path / "go"
+    writes = "call=file path=/fresh/ n=1"
+    shims = {rank: fault(shim, f"{writes} signal=9" if rank else f"{writes} await={go}", tmp_path / f"wrote-{rank}")
+             for rank in range(3)}
+    ranks = Ranks(satune, config, 3, tmp_path / "logs", environment=shims)
+    time.sleep(6)
+    assert not rows(tmp_path / "run")
+    go.touch()
+    assert ranks.wait(60) == [0, 0, 0], [ranks.log(rank) for rank in range(3)]
+    assert [(tmp_path / f"wrote-{rank}").exists() for rank in range(3)] == [True, False, False]
+    assert len(rows(tmp_path / "run")) == 1
 
 
 def test_ranks_must_see_one_folder(satune, model, tmp_path):
@@ -155,9 +180,16 @@ def test_ranks_must_see_one_folder(satune, model, tmp_path):
 
 
 @pytest.mark.parametrize("change,difference", [("max_steps=5", "max_steps: found 5, expected 4"),
-                                               ("train_file=other.json", "train_file: found ")])
+                                               ("train_file=other.json", "train_file: found "),
+                                               ("model_name_or_path=stale", 'model_name_or_path.weights: found "fingerprint ')])
 def test_ranks_that_were_told_different_things_stop(satune, model, tmp_path, change, difference):
     (tmp_path / "other.json").write_text(json.dumps(json.loads((model / "train.json").read_text())[1:]))
+    shutil.copytree(model / "model", tmp_path / "stale")
+    with open(tmp_path / "stale" / "model.safetensors", "r+b") as weights:
+        weights.seek(-1, os.SEEK_END)
+        last = weights.read(1)[0]
+        weights.seek(-1, os.SEEK_END)
+        weights.write(bytes([last ^ 1]))
     config = settings(model, tmp_path / "run", max_steps=4, **accumulated(2))
     wrapper = tmp_path / "different.sh"
     wrapper.write_text(f'#!/bin/sh\ncd "{tmp_path}"\n[ $RANK = 1 ] && set -- "$@" "{change}"\nexec "{satune}" "$@"\n')

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <csignal>
 #include <cstring>
 #include <random>
 
@@ -202,9 +203,68 @@ TEST(AtomicDirectory, AFailureAtAnyCallLeavesNothingHalfWritten) {
         EXPECT_THAT(entries_of(folder / "new"), IsEmpty());
       }
     }
-    // mkdir parent, mkdir; open, fsync, close of the file; the same of the folder; rename; parent.
-    EXPECT_THAT(failed, ElementsAre("mkdir", "mkdir", "open", "fsync", "close", "open", "fsync", "close",
-                                    "rename", "open", "fsync", "close"));
+    // mkdir parent and its parent; mkdir; open, fsync, close of the file; the same of the folder; rename;
+    // parent.
+    EXPECT_THAT(failed, ElementsAre("mkdir", "open", "fsync", "close", "mkdir", "open", "fsync", "close",
+                                    "open", "fsync", "close", "rename", "open", "fsync", "close"));
+  }
+}
+
+TEST(AtomicDirectory, AnEarlierOneStaysUntilItIsReplaced) {
+  for (int call = 1;; ++call) {
+    const TemporaryDirectory folder;
+    folder.write("out/old", "x");
+    FaultyFileOps ops(call, ENOSPC);
+    try {
+      AtomicDirectory directory(folder / "out", ops, AtomicDirectory::Existing::kReplace);
+      write_file_atomic(directory.path() / "new", "y");
+      EXPECT_THAT(entries_of(folder / "out"), ElementsAre("old"));
+      directory.commit();
+    } catch (const EnvironmentError&) {
+    }
+    EXPECT_THAT(entries_of(folder / "out"), ElementsAre(ops.renamed() ? "new" : "old")) << ops.failed();
+    if (ops.calls() < call) {
+      EXPECT_THAT(entries_of(folder.path()), ElementsAre("out"));
+      break;
+    }
+  }
+  const TemporaryDirectory folder;
+  folder.write("file", "x");
+  EXPECT_THROW(AtomicDirectory(folder / "file", posix_file_ops(), AtomicDirectory::Existing::kReplace),
+               BadInput);
+}
+
+// NFS and others.
+TEST(ReplaceFolder, WhereNamesCannotBeExchanged) {
+  class NoExchange : public FileOps {
+   public:
+    int exchange(const char*, const char*) override {
+      errno = EINVAL;
+      return -1;
+    }
+    int rename(const char* from, const char* to) override {
+      if (++renames != failing) return FileOps::rename(from, to);
+      errno = EIO;
+      return -1;
+    }
+    int renames = 0, failing = 0;
+  };
+  for (const int failing : {0, 1, 2}) {
+    const TemporaryDirectory folder;
+    folder.write("made/new", "y");
+    folder.write("out/old", "x");
+    NoExchange ops;
+    ops.failing = failing;
+    if (failing == 0) {
+      const fs::path replaced = replace_folder(folder / "made", folder / "out", ops);
+      EXPECT_THAT(entries_of(folder / "out"), ElementsAre("new"));
+      EXPECT_EQ(replaced, folder / fmt::format(".out-old.tmp-{}", ::getpid()));
+      EXPECT_THAT(entries_of(replaced), ElementsAre("old"));
+    } else {
+      EXPECT_THROW(replace_folder(folder / "made", folder / "out", ops), EnvironmentError);
+      EXPECT_THAT(entries_of(folder / "out"), ElementsAre("old")) << failing;
+      EXPECT_THAT(entries_of(folder / "made"), ElementsAre("new")) << failing;
+    }
   }
 }
 
@@ -215,6 +275,24 @@ TEST(AtomicDirectory, ALeftoverOfADeadProcessWithOurIdIsReplaced) {
   directory.commit();
   EXPECT_THAT(entries_of(folder / "out"), IsEmpty());
 }
+
+// A process beside this one that lives as long as the object.
+class LivingProcess {
+ public:
+  LivingProcess() : id_(::fork()) {
+    while (id_ == 0) ::pause();
+  }
+  ~LivingProcess() {
+    ::kill(id_, SIGKILL);
+    ::waitpid(id_, nullptr, 0);
+  }
+  LivingProcess(const LivingProcess&) = delete;
+  LivingProcess& operator=(const LivingProcess&) = delete;
+  pid_t id() const { return id_; }
+
+ private:
+  const pid_t id_;
+};
 
 // A process that is gone for sure: ours, waited for.
 pid_t dead_process() {
@@ -229,15 +307,16 @@ TEST(StaleTemporaries, OnlyThoseOfDeadProcessesGo) {
   const pid_t dead = dead_process();
   folder.write(fmt::format(".step-1.tmp-{}/rank0", dead), "x");
   folder.write(fmt::format(".state.json.tmp-{}", dead), "x");
-  const std::string mine = fmt::format(".step-2.tmp-{}", ::getpid());
-  folder.write(mine, "x");
+  const LivingProcess other;
+  const std::string living = fmt::format(".step-2.tmp-{}", other.id());
+  folder.write(living, "x");
   for (const char* name :
        {"step-3.tmp-1", ".hidden", ".tmp-x", ".a.tmp-", ".a.tmp-12x", ".a.tmp--4", "keep"}) {
     folder.write(name, "x");
   }
   remove_stale_temporaries(folder.path());
   EXPECT_THAT(entries_of(folder.path()),
-              ::testing::UnorderedElementsAre(mine, "step-3.tmp-1", ".hidden", ".tmp-x", ".a.tmp-",
+              ::testing::UnorderedElementsAre(living, "step-3.tmp-1", ".hidden", ".tmp-x", ".a.tmp-",
                                               ".a.tmp-12x", ".a.tmp--4", "keep"));
   remove_stale_temporaries(folder / "no such folder");
 }
@@ -245,10 +324,28 @@ TEST(StaleTemporaries, OnlyThoseOfDeadProcessesGo) {
 // In a container the ids begin anew, so a living process may have the id of a dead one's leftover.
 TEST(StaleTemporaries, OlderThanTheProcessOfThatIdIsStale) {
   const TemporaryDirectory folder;
-  const fs::path old = folder.write(fmt::format(".f.tmp-{}", ::getpid()), "x");
-  fs::last_write_time(old, fs::file_time_type::clock::now() - std::chrono::hours(24));
+  const LivingProcess other;
+  const fs::path old = folder.write(fmt::format(".f.tmp-{}", other.id()), "x");
+  fs::last_write_time(old, fs::file_time_type::clock::now() - std::chrono::hours(24 * 365));
   remove_stale_temporaries(folder.path());
   EXPECT_THAT(entries_of(folder.path()), IsEmpty());
+}
+
+// A run that is the first process of its container each time, and is started again at once.
+TEST(StaleTemporaries, OneWithTheIdOfThisProcessIsStale) {
+  const TemporaryDirectory folder;
+  folder.write(fmt::format(".step-1.tmp-{}/rank0", ::getpid()), "x");
+  remove_stale_temporaries(folder.path());
+  EXPECT_THAT(entries_of(folder.path()), IsEmpty());
+}
+
+TEST(Temporaries, AllGoWhereNobodyWrites) {
+  const TemporaryDirectory folder;
+  const LivingProcess other;
+  folder.write(fmt::format(".step-1.tmp-{}/rank0", other.id()), "x");
+  folder.write("step-2/rank0", "x");
+  remove_temporaries(folder.path());
+  EXPECT_THAT(entries_of(folder.path()), ::testing::ElementsAre("step-2"));
 }
 
 // RFC 3720, B.4, and the check value of the catalogue of parametrised CRC algorithms.

@@ -37,6 +37,11 @@ class FaultyFileOps : public FileOps {
     renamed_ = true;
     return FileOps::rename(from, to);
   }
+  int exchange(const char* one, const char* other) override {
+    if (fails("exchange")) return -1;
+    renamed_ = true;
+    return FileOps::exchange(one, other);
+  }
   int mkdir(const char* path, unsigned mode) override {
     return fails("mkdir") ? -1 : FileOps::mkdir(path, mode);
   }

@@ -51,6 +51,31 @@ std::string error_of(const std::filesystem::path& directory) {
   return "accepted";
 }
 
+TEST(Checkpoint, FingerprintSamplesLargeModels) {
+  constexpr size_t kBlock = size_t{64} << 10, kBlocks = 40;
+  const std::string header = fmt::format(
+      R"({{"a":{{"dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]}},"b":{{"dtype":"U8","shape":[5],"data_offsets":[{0},{1}]}}}})",
+      kBlocks * kBlock, kBlocks * kBlock + 5);
+  const auto fingerprint = [&](size_t changed, uint64_t most_bytes, std::string_view names = "ab") {
+    const TemporaryDirectory folder;
+    std::string text = raw_safetensors(header, kBlocks * kBlock + 5);
+    if (names != "ab") text[text.find("\"b\"") + 1] = 'c';
+    text[text.size() - kBlocks * kBlock - 5 + changed] ^= 1;
+    folder.write("model.safetensors", text);
+    return sampled_fingerprint(Checkpoint(folder.path()), most_bytes);
+  };
+  const uint64_t all = kBlocks * kBlock + 5, some = all / 8 + 1;  // every eighth block
+  EXPECT_EQ(fingerprint(7, all), fingerprint(7, all));
+  EXPECT_THAT(fingerprint(7, all), ::testing::MatchesRegex("[0-9a-f]{8}"));
+  EXPECT_NE(fingerprint(7, all), fingerprint(7, all, "ac"));
+  for (const size_t changed : {size_t{3}, 9 * kBlock, kBlocks * kBlock - 1}) {
+    EXPECT_NE(fingerprint(changed, all), fingerprint(7, all)) << changed;
+  }
+  EXPECT_EQ(fingerprint(3 * kBlock, some), fingerprint(5 * kBlock, some)) << "neither is read";
+  EXPECT_NE(fingerprint(16 * kBlock, some), fingerprint(5 * kBlock, some));
+  EXPECT_NE(fingerprint(kBlocks * kBlock + 2, some), fingerprint(5 * kBlock, some)) << "a tensor's start is";
+}
+
 TEST(Checkpoint, OneFile) {
   const TemporaryDirectory folder;
   folder.write("model.safetensors", shard_of("a"));

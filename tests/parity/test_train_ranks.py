@@ -1,5 +1,6 @@
 """`satune train` as several ranks, started by itself and by torchrun: what a user sees and scripts rely on."""
 
+import fcntl
 import json
 import os
 import signal
@@ -69,6 +70,8 @@ def test_options_out_of_range(satune, tiny):
     assert lines == ["satune: error: command line: shard_group_size: found 2, expected a divisor of the number of processes, 3"]
     assert "found -1, expected 0 or more" in refused(satune, "train", config, "--max-restarts", "-1")
     assert "resume auto" in refused(satune, "train", config, "--max-restarts", "1", "--resume", "never")
+    assert "found save_only_model=true, expected snapshots" in refused(
+        satune, "train", config, "--max-restarts", "1", "save_only_model=true")
     assert "--nproc-per-node" in refused(satune, "train", config, "--nproc-per-node", "two")
 
 
@@ -140,6 +143,38 @@ def test_a_stop_saves_once_on_all_ranks_and_ends_with_4(satune, tiny, tmp_path):
         assert running.wait() == 4, running.text()
         (snapshot,) = (tmp_path / "run" / "snapshots").iterdir()
         assert snapshot.name == f"step-{len(rows_of(tmp_path / 'run')):08}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_waits_for_ranks_that_load(satune, tiny, tmp_path, number):
+    """Sent as soon as there are ranks, long before they have read their libraries: they would die of it."""
+    with Running(satune, tiny, tmp_path / "run", "--nproc-per-node", "2", "max_steps=3") as running:
+        end = time.monotonic() + 30
+        while len(running.ranks()) < 2:
+            assert time.monotonic() < end
+        running.process.send_signal(number)
+        assert running.wait() == (4 if number == signal.SIGTERM else 0), running.text()
+        assert "killed" not in running.text() and "was ended by" not in running.text()
+        if number == signal.SIGTERM:
+            assert "stopped by a signal: no step was done" in running.text()
+
+
+def test_the_next_launcher_removes_what_a_killed_one_left(satune, tiny, tmp_path):
+    host = os.uname().nodename
+    left, held, other = (tmp_path / f"satune-ranks-{name}" for name in (f"{host}-abcdef", f"{host}-held42", "elsewhere-abcdef"))
+    for folder in (left, held, other):
+        folder.mkdir()
+        (folder / "0-1.json").write_text("{}")
+        os.utime(folder, (time.time() - 3600,) * 2)
+    descriptor = os.open(held, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with Running(satune, tiny, tmp_path / "run", "--nproc-per-node", "2", "max_steps=1", "warmup_steps=0",
+                     TMPDIR=str(tmp_path)) as running:
+            assert running.wait() == 0, running.text()
+    finally:
+        os.close(descriptor)
+    assert {path.name for path in tmp_path.glob("satune-ranks-*")} == {held.name, other.name}
 
 
 def test_where_a_script_asks_for_a_file_a_stop_ends_with_0(satune, tiny, tmp_path):

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "data/files/error.h"
 #include "tests/trainer/rank_threads.h"
 #include "tests/trainer/tiny_run.h"
@@ -37,6 +40,26 @@ TEST(CommonGround, IsWhatIsTrainedAndNotWhereThingsLie) {
               ElementsAre(StartsWith("train_file: "), StartsWith("eval_file: ")));
   EXPECT_THAT(differences(ground(tiny, {"max_steps=6"}), ground(tiny, {"max_steps=4"})),
               ElementsAre("max_steps: found 6, expected 4", "total steps: found 6, expected 4"));
+}
+
+// A stale copy of the model on one machine: the ranks would train on a mixture.
+TEST(CommonGround, WeightsAreCompared) {
+  const TinyRun tiny, stale;
+  const auto ground = [](const TinyRun& run, int64_t ranks) {
+    RunPlan plan(run.settings("run"), ranks);
+    return common_ground(plan, at::kCPU);
+  };
+  const std::filesystem::path file =
+      std::filesystem::path(stale.settings("run").model_name_or_path) / "model.safetensors";
+  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+  stream.seekg(-1, std::ios::end);
+  const int last = stream.get();
+  stream.seekp(-1, std::ios::end);
+  stream.put(static_cast<char>(last ^ 1));
+  stream.close();
+  EXPECT_THAT(differences(ground(stale, 2), ground(tiny, 2)),
+              ElementsAre(StartsWith("model_name_or_path.weights: found \"fingerprint ")));
+  EXPECT_THAT(differences(ground(stale, 1), ground(tiny, 1)), IsEmpty()) << "nobody to agree with";
 }
 
 TEST(CommonGround, ARankThatDiffersNamesItself) {

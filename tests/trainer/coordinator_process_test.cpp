@@ -74,7 +74,8 @@ std::string read_file(const std::string& path) {
     signals.defer_stop();
     const auto coordinator = make_coordinator(
         environment, signals, options, [&] { return connect_store(environment, std::chrono::seconds(60)); },
-        end);
+        [&](const RunFailed& failure) { end(failure.what(), failure.exit_code()); });
+    coordinator->defer_stop();
     coordinator->at_step(12);
     coordinator->at_phase("backward", 3);
     std::optional<InCollective> collective;

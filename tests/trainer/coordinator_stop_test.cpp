@@ -125,6 +125,47 @@ TEST(CoordinatorStop, AStopAfterTheLastCheckpointStopsNobody) {
             "returned");
 }
 
+// While ranks read data or weights, or wait for the export. Their main threads come by nowhere.
+TEST(CoordinatorStop, WithNothingToSaveAStopOnOneRankEndsAllAtOnce) {
+  FakeServer server;
+  auto ranks = make_ranks(server, 3, fast_options());
+  for (auto& rank : ranks) rank->coordinator().end_at_once();
+  ranks[1]->signal("SIGTERM");
+  for (auto& rank : ranks) {
+    EXPECT_EQ(rank->wait_for_end(), std::pair(std::string("SIGTERM on rank 1"), int{kExitResumable}));
+    EXPECT_TRUE(rank->coordinator().failure_is_stop());
+  }
+}
+
+TEST(CoordinatorStop, WithNothingToSaveAStopReachesWhoWaits) {
+  FakeServer server;
+  auto ranks = make_ranks(server, 2, fast_options());
+  for (auto& rank : ranks) rank->coordinator().end_at_once();
+  MainThread waiting([&] { return ranks[1]->coordinator().wait_for("what rank 0 makes"); });
+  ranks[0]->signal("SIGINT");
+  const Outcome& outcome = waiting.join();
+  EXPECT_EQ(outcome.kind, "failed");
+  EXPECT_EQ(outcome.message, "SIGINT on rank 0");
+  EXPECT_EQ(outcome.exit_code, kExitResumable);
+}
+
+// The first has begun to train and waits for the other, which still loads.
+TEST(CoordinatorStop, OneThatWouldSaveDoesNotWaitForOneThatNeedNot) {
+  for (const size_t asked : {0, 1}) {
+    FakeServer server;
+    auto ranks = make_ranks(server, 2, fast_options());
+    ranks[1]->coordinator().end_at_once();
+    MainThread training([&] { return walk_for_ever(ranks[0]->coordinator()); });
+    ranks[asked]->signal("SIGTERM");
+    const Outcome& outcome = training.join();
+    EXPECT_EQ(outcome.kind, "failed");
+    EXPECT_EQ(outcome.message, fmt::format("SIGTERM on rank {}", asked));
+    EXPECT_EQ(outcome.exit_code, kExitResumable);
+    EXPECT_TRUE(ranks[0]->coordinator().failure_is_stop());
+    EXPECT_EQ(ranks[1]->wait_for_end().second, kExitResumable);
+  }
+}
+
 // As when torchrun ends the survivors of a lost rank.
 TEST(CoordinatorStop, AStopWithALostRankSavesNothing) {
   FakeServer server;

@@ -46,7 +46,7 @@ TEST(SoloCoordinator, IsWhatARankAloneGets) {
   const auto coordinator = make_coordinator(
       RankEnvironment(), [] { return "SIGINT"; }, CoordinatorOptions(),
       []() -> std::shared_ptr<RunStore> { throw std::logic_error("a rank alone needs no store"); },
-      [](const std::string&, int) {});
+      [](const RunFailed&) {});
   EXPECT_EQ(coordinator->world().size, 1);
   EXPECT_THROW(coordinator->checkpoint(), Interrupted);
 }

@@ -6,9 +6,11 @@
 #include <sys/resource.h>
 
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <vector>
 
+#include "tests/temporary_directory.h"
 #include "trainer/descriptor_limit.h"
 #include "trainer/process_identity.h"
 
@@ -25,6 +27,20 @@ TEST(PeakMemory, BeginsAnew) {
   EXPECT_LT(peak_memory_bytes(cpu), before - kBytes / 2);
   { const std::vector<char> touched(kBytes / 2, 1); }
   EXPECT_GE(peak_memory_bytes(cpu), kBytes / 2);
+}
+
+TEST(ControlGroup, PagesOfFilesThatWereReadAreRoom) {
+  const TemporaryDirectory group;
+  EXPECT_EQ(room_in_control_group(group.path()), std::numeric_limits<int64_t>::max()) << "no group";
+  group.write("memory.max", "max\n");
+  group.write("memory.current", "700\n");
+  EXPECT_EQ(room_in_control_group(group.path()), std::numeric_limits<int64_t>::max());
+  group.write("memory.max", "1000\n");
+  EXPECT_EQ(room_in_control_group(group.path()), 300);
+  group.write("memory.stat", "anon 100\nfile 600\ninactive_file 500\nactive_file 100\n");
+  EXPECT_EQ(room_in_control_group(group.path()), 800);
+  group.write("memory.current", "2000\n");
+  EXPECT_EQ(room_in_control_group(group.path()), 0);
 }
 
 TEST(ProcessorsOfRank, AreSharedUnlessALauncherHasBoundTheRank) {

@@ -114,19 +114,20 @@ FakeRank::FakeRank(FakeServer& server, int64_t rank, int64_t ranks, const Coordi
   environment_.agent_store = agent_store;
 }
 
-void FakeRank::start() {
+void FakeRank::start(bool stops_deferred) {
   coordinator_ = make_coordinator(
       environment_, [this] { return std::string(signal_.load()); }, options_,
       [this] { return server_.connect(fault_); },
-      [this](const std::string& message, int exit_code) {
+      [this](const RunFailed& failure) {
         {
           const std::lock_guard lock(mutex_);
-          end_ = {message, exit_code};
+          end_ = {failure.what(), failure.exit_code()};
           ended_ = true;
           changed_.notify_all();
         }
         at_end();
       });
+  if (stops_deferred) coordinator_->defer_stop();
 }
 
 std::pair<std::string, int> FakeRank::wait_for_end() {

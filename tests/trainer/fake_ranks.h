@@ -64,7 +64,7 @@ class FakeRank {
   FakeRank(FakeServer& server, int64_t rank, int64_t ranks, const CoordinatorOptions& options,
            bool agent_store = false);
 
-  void start();
+  void start(bool stops_deferred = true);
   void stop() { coordinator_.reset(); }
   Coordinator& coordinator() { return *coordinator_; }
   void signal(const char* name) { signal_ = name; }

@@ -67,6 +67,11 @@ class Launched {
   }
 
   void send(int signal) const { ::kill(id_, signal); }
+  bool running() const {
+    siginfo_t info = {};
+    ::waitid(P_PID, static_cast<id_t>(id_), &info, WEXITED | WNOHANG | WNOWAIT);
+    return info.si_pid == 0;
+  }
   /// Exit code, or minus the signal.
   int wait() {
     int status = 0;

@@ -261,6 +261,21 @@ TEST(Signals, ASecondOneThatEndsARankIsNoOrderlyStop) {
   EXPECT_EQ(run.wait(), Launched::kKilled);
 }
 
+// One that hangs before it has its handlers. (A shell would unblock them.)
+TEST(Signals, AThirdStopKillsARankThatTakesNone) {
+  LaunchOptions options = ranks(2);
+  options.signals_when_ready = true;
+  Launched run("/bin/sleep", {"60"}, options);
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  for (const int signal : {SIGTERM, SIGINT}) {
+    run.send(signal);
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    EXPECT_TRUE(run.running());
+  }
+  run.send(SIGTERM);
+  EXPECT_EQ(run.wait(), Launched::kKilled);
+}
+
 // The grace is for ranks that outlive a failed one. Ranks that were asked to stop save as long as it takes.
 TEST(Ending, AStopHasNoDeadline) {
   Launched run("trap 'sleep 1.5; touch saved-$RANK; exit 4' TERM\ntouch ready-$RANK\n" + kWait,

@@ -54,8 +54,8 @@ void run_as_ranks(int64_t count, int64_t shard_group_size, const std::function<v
         rank.coordinator = make_coordinator(
             environment_of(r, count), [] { return std::string(); }, CoordinatorOptions{},
             [&] { return store; },
-            [](const std::string& message, int) {
-              std::fprintf(stderr, "%s\n", message.c_str());
+            [](const RunFailed& failure) {
+              std::fprintf(stderr, "%s\n", failure.what());
               std::abort();  // the test cannot be left while its threads hang
             });
         connect(rank, store->store(), shard_group_size == 0 ? count : shard_group_size);

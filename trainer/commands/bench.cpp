@@ -108,24 +108,19 @@ BenchReport bench_decoding(const BenchRequest& request, const std::vector<BenchV
 
 std::optional<BenchReport> work_as_rank(const BenchRequest& request,
                                         const std::vector<BenchVariant>& variants,
-                                        const RankEnvironment& environment, const SignalWatch& signals,
-                                        const EndProcess& end_process) {
+                                        const RankEnvironment& environment, SignalWatch& signals) {
   const Settings& settings = variants.front().settings;
   use_threads(settings, environment.local_world_size);
   const at::Device device = choose_device(settings.device, environment.local_rank);
   if (request.decode) return bench_decoding(request, variants, environment, device);
-  Ranks ranks(environment, settings, signals, end_process);
+  Ranks ranks(environment, settings, signals,
+              [&](const std::string& message, int code) { report_rank_failure(environment, message, code); });
   if (environment.world.size == 1) return bench_training(request, variants, environment, ranks, device);
   try {
     ranks.meet();
     return bench_training(request, variants, environment, ranks, device);
   } catch (...) {
-    Failure failure = current_failure();
-    if (const int code = ranks.coordinator().failure_code(); code != 0)
-      failure = {ranks.coordinator().explain(failure.message), code};
-    report_rank_failure(environment, failure.message, failure.exit_code);
-    ranks.coordinator().announce_failure(failure.message, failure.exit_code);
-    std::_Exit(failure.exit_code);
+    ranks.end_failed();
   }
 }
 
@@ -147,17 +142,13 @@ int run_bench(BenchRequest request) {
     end_of_signal(end.stop_signal != 0 ? end.stop_signal : SIGTERM);
   }
   if (environment.world.rank > 0) spdlog::set_level(std::max(spdlog::get_level(), spdlog::level::warn));
-  const SignalWatch signals;
+  SignalWatch signals;
   // A rank that our launcher started leaves it to that to tell.
   std::optional<StopNotice> stop_notice;
   if (!started_by_launcher())
     stop_notice.emplace(environment.world.rank == 0 ? bench_stop_line() : "", /*resumable=*/false);
-  const auto end_process = [&environment](const std::string& message, int code) {
-    report_rank_failure(environment, message, code);
-    std::_Exit(code);
-  };
-  const std::optional<BenchReport> report =
-      work_as_rank(request, variants, environment, signals, end_process);
+  const std::optional<BenchReport> report = work_as_rank(request, variants, environment, signals);
+  signals.end_at_once();
   stop_notice.reset();  // from here on something is written
   if (report) print_report(request, *report);
   return kExitOk;

@@ -29,13 +29,14 @@ std::string progress_key(const std::string& name, int64_t rank) {
 }  // namespace
 
 EvalRanks::EvalRanks(const RankEnvironment& environment) : environment_(environment) {
+  take_signals();
   if (environment.world.size == 1) return;
   environment_ = agree_on_attempt(environment, kStoreTimeout);
   const auto connect = [here = environment_] { return connect_store(here, kStoreTimeout); };
   store_ = connect();
-  const auto end_process = [here = environment_](const std::string& message, int code) {
-    report_rank_failure(here, message, code);
-    std::_Exit(code);
+  const auto end_process = [here = environment_](const RunFailed& failure) {
+    report_rank_failure(here, failure.what(), failure.exit_code());
+    std::_Exit(failure.exit_code());
   };
   coordinator_ = make_coordinator(
       environment_, [] { return std::string(); }, {}, connect, end_process);

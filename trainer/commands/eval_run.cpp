@@ -150,6 +150,7 @@ std::string model_fingerprint(const ModelSource& source, const Tokenizer& tokeni
 
 Json common_ground(const ModelSource& source, const EvalTasks& tasks, const std::vector<SharingPlan>& plans) {
   Json ground = {{"model", model_config_json(source.config)},
+                 {"weights", "fingerprint " + sampled_fingerprint(Checkpoint(source.directory))},
                  {"tokenizer", tasks.tokenizer->fingerprint()},
                  {"precision", precision_name(source.type)},
                  {"device", source.device.is_cpu() ? "cpu" : "cuda"},

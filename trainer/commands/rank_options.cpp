@@ -78,6 +78,9 @@ void check_rank_options(const RankOptions& options, const Settings& settings,
     throw bad_input(kMaxRestarts, "resume " + settings.resume,
                     "resume auto: ranks that are started again take up their newest snapshot");
   }
+  if (options.max_restarts.value_or(0) > 0 && settings.save_only_model) {
+    throw bad_input(kMaxRestarts, "save_only_model=true", "snapshots that a run can continue from");
+  }
   if (environment.launched && (options.processes || options.max_restarts)) {
     throw bad_input(
         options.processes ? kProcesses : kMaxRestarts,
@@ -103,6 +106,7 @@ LaunchEnd start_ranks(const RankOptions& options, const Settings& settings, int6
   launch.processes = processes;
   launch.max_restarts = options.max_restarts.value_or(0);
   launch.default_environment = waiting_policy(settings, processes);
+  launch.signals_when_ready = true;
   spdlog::info("starting {}", counted(processes, "rank"));
   return launch_ranks("/proc/self/exe", without_rank_options(own_arguments()), launch);
 }
