@@ -14,6 +14,7 @@
 #include "trainer/failure_report.h"
 #include "trainer/fp8_trial.h"
 #include "trainer/loss_scale.h"
+#include "trainer/memory_choice.h"
 #include "trainer/memory_modes.h"
 #include "trainer/model_modes.h"
 #include "trainer/sharding.h"
@@ -124,10 +125,8 @@ TrainingTimes time_training(const ModelPlan& model, const Settings& settings, co
   planned.attention = attention.choice.kernel;
   times.attention = fmt::format("{} ({})", attention.name, attention.reason);
   const int64_t world_size = ranks.world().size, available = available_memory(device, local_ranks);
-  // All ranks take the highest stage that one of them needs.
-  const double own[] = {static_cast<double>(choose_zero_stage(planned, world_size, available).stage)};
-  const std::vector<double> stages = ranks.groups().all.exchange(own);
-  times.zero_stage = static_cast<int64_t>(*std::max_element(stages.begin(), stages.end()));
+  times.zero_stage =
+      choose_zero_stage(planned, world_size, least_available_memory(ranks, device, local_ranks)).stage;
   const Sharded sharded{world_size, times.zero_stage, shard_group_size(settings, world_size)};
   times.plan = plan_memory(planned, sharded, available);
   try {

@@ -15,9 +15,9 @@ namespace satune {
 namespace fs = std::filesystem;
 namespace {
 
-/// ".NAME-WHAT.tmp-PID" beside a folder: a name of ours, so that what a crash leaves goes at the next start.
-fs::path temporary_beside(const fs::path& folder, std::string_view what) {
-  return folder.parent_path() / fmt::format(".{}-{}.tmp-{}", folder.filename().string(), what, ::getpid());
+/// ".NAME-new.tmp-PID" beside a folder: a name of ours, so that what a crash leaves goes at the next start.
+fs::path temporary_beside(const fs::path& folder) {
+  return folder.parent_path() / fmt::format(".{}-new.tmp-{}", folder.filename().string(), ::getpid());
 }
 
 /// Puts the folder `made` in the place of `target`; an earlier one is deleted. Where that fails `made` is.
@@ -94,7 +94,7 @@ void export_run(const fs::path& directory, RunPlan& plan, const SnapshotReader& 
   const bool plain_text = plan.train().dataset().cache().format() == DataFormat::kText;
   const ExportOptions options =
       export_options(plan.model_directory(), plan.prompt_template(), plan.tokenizer(), plain_text);
-  const fs::path made = temporary_beside(directory, "new");
+  const fs::path made = temporary_beside(directory);
   std::error_code ignored;
   fs::remove_all(made, ignored);  // of a dead process that had our id
   export_pieces(

@@ -2,14 +2,10 @@
 
 #include <spdlog/spdlog.h>
 
-#include <cstdlib>
-
-#include "data/files/error.h"
 #include "trainer/attention_choice.h"
 #include "trainer/common_ground.h"
 #include "trainer/data_statistics.h"
 #include "trainer/device.h"
-#include "trainer/failure_report.h"
 #include "trainer/fp8_trial.h"
 #include "trainer/ranks.h"
 #include "trainer/resume.h"

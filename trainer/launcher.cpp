@@ -64,12 +64,13 @@ class PrivateFolder {
 
   static void remove_abandoned(const fs::path& parent) {
     constexpr double kSecondsUntilLocked = 60;
+    const std::string prefix = private_folder_prefix();
     std::error_code ignored;
     for (fs::directory_iterator entry(parent, ignored), end; entry != end; entry.increment(ignored)) {
       const fs::path folder = entry->path();
       struct stat status {};
-      if (!folder.filename().string().starts_with(private_folder_prefix()) ||
-          ::lstat(folder.c_str(), &status) != 0 || status.st_uid != ::geteuid() ||
+      if (!folder.filename().string().starts_with(prefix) || ::lstat(folder.c_str(), &status) != 0 ||
+          status.st_uid != ::geteuid() ||
           std::difftime(::time(nullptr), status.st_mtime) < kSecondsUntilLocked)
         continue;
       if (lock(folder).is_open()) fs::remove_all(folder, ignored);
@@ -149,8 +150,12 @@ LaunchEnd launch_ranks(const std::string& program, const std::vector<std::string
   const PrivateFolder folder;
   const std::string run_id = unique_run_id();
   for (int64_t attempt = 0;; ++attempt) {
-    RankStart start{program, arguments, options.processes, options.grace_seconds, options.signals_when_ready,
-                    {},      {}};
+    RankStart start;
+    start.program = program;
+    start.arguments = arguments;
+    start.processes = options.processes;
+    start.grace_seconds = options.grace_seconds;
+    start.signals_when_ready = options.signals_when_ready;
     start.error_file = [&](int64_t rank) { return folder.path() / fmt::format("{}-{}.json", attempt, rank); };
     start.environment = [&](int64_t rank) {
       return rank_variables(rank, attempt, options, store->port(), run_id, start.error_file(rank));

@@ -13,8 +13,8 @@ struct LaunchOptions {
   int64_t max_restarts = 0;   ///< all ranks are started again so often after a failure that may not repeat
   double grace_seconds = 30;  ///< between SIGTERM and SIGKILL for ranks that outlive a failed one
   std::vector<std::string> default_environment;  ///< "NAME=VALUE" for every rank where NAME is not set yet
-  bool signals_when_ready =
-      false;  ///< the program begins with signals_of_ranks() blocked and takes them itself
+  /// The program begins with signals_of_ranks() blocked and takes them itself.
+  bool signals_when_ready = false;
 };
 
 struct LaunchEnd {
@@ -29,10 +29,10 @@ struct LaunchEnd {
 /// else kExitResumable if they were stopped, else kExitOk.
 ///
 /// SIGTERM, SIGINT, SIGHUP and SIGUSR1 go on to every rank, each as often as it came; with
-/// signals_when_ready a third stop kills who takes none. Output of rank 0
-/// passes; what the others write comes out on stderr, line by line behind "[rank N] ". When a rank fails, the
-/// others get SIGTERM and after `grace_seconds` SIGKILL; "satune: error: rank N: MESSAGE" names the first
-/// cause, with the message out of its error file. The ranks are all started again, at most `max_restarts`
+/// signals_when_ready a third stop kills who takes none. Output of rank 0 passes; what the others write comes
+/// out on stderr, line by line behind "[rank N] ". When a rank fails, the others get SIGTERM and after
+/// `grace_seconds` SIGKILL; "satune: error: rank N: MESSAGE" names the first cause, with the message out of
+/// its error file. The ranks are all started again, at most `max_restarts`
 /// times, unless the cause was bad input or a stop had been asked for. Throws EnvironmentError when a rank
 /// cannot be started; none is left then. Programs that call die_with_launcher() end with this process,
 /// however it ends.

@@ -18,7 +18,6 @@
 #include "trainer/device.h"
 #include "trainer/evaluation_loss.h"
 #include "trainer/final_export.h"
-#include "trainer/memory_modes.h"
 #include "trainer/model_modes.h"
 #include "trainer/resume.h"
 #include "trainer/snapshot_writer.h"
@@ -26,46 +25,6 @@
 
 namespace satune {
 namespace {
-
-void warn_of_host_memory(int64_t needed) {
-  const int64_t available = available_memory(at::kCPU);
-  if (needed <= available) return;
-  spdlog::warn("the run's processes on this machine need {} of its memory beside their cards, {} available",
-               format_bytes(static_cast<double>(needed)), format_bytes(static_cast<double>(available)));
-}
-
-/// Rank 0 decides the stage for all, by the least memory that a rank has; what each records is its own
-/// affair.
-MemoryChoice choose_memory(const RunPlan& plan, const at::Device& device, AttentionKernel attention,
-                           const Ranks& ranks, Coordinator& coordinator, int64_t local_ranks) {
-  const Settings& settings = plan.settings();
-  PlannedRun run =
-      planned_run(plan.model(), settings, !device.is_cpu(), operator_threads(settings, local_ranks));
-  run.attention = attention;
-  const int64_t available = available_memory(device, local_ranks);
-  const double mine[] = {static_cast<double>(available)};
-  // No rank goes on to take memory before all have looked.
-  const std::vector<double> all = in_collective(coordinator, "exchange of available memory",
-                                                [&] { return ranks.groups().all.exchange(mine); });
-  const auto least = static_cast<int64_t>(std::min(*std::min_element(all.begin(), all.end()), 0x1p62));
-  const int64_t world_size = coordinator.world().size;
-  if (coordinator.world().rank == 0) {
-    const StageChoice choice = choose_zero_stage(run, world_size, least);
-    if (world_size > 1) spdlog::info("{}", choice.reason);
-    const Sharded chosen{world_size, choice.stage, shard_group_size(settings, world_size)};
-    const std::string warning = why_it_will_not_fit(run, chosen, least);
-    if (!warning.empty()) spdlog::warn("{}", warning);
-    coordinator.publish("zero stage", std::to_string(choice.stage));
-  }
-  const int64_t stage = std::stoll(coordinator.wait_for("zero stage"));
-  const Sharded sharded{world_size, stage, shard_group_size(settings, world_size)};
-  const MemoryPlan memory = plan_memory(run, sharded, available);
-  if (coordinator.world().rank == 0) {
-    for (const std::string& line : memory_table(memory, available)) spdlog::info("{}", line);
-    warn_of_host_memory(memory.host * local_ranks);
-  }
-  return {static_cast<int>(stage), memory.recording, memory.host_activations};
-}
 
 void report_fp8(const Llama::Projections& projections) {
   const int64_t left = projections.all - projections.take_fp8;
@@ -95,7 +54,7 @@ TrainingRun::TrainingRun(RunPlan& plan, const RunFolder& folder, const SnapshotS
       device_(device),
       machine_(run_machine_json(device, ranks.world())),
       attention_(choose_attention(settings_, plan.config(), device)),
-      memory_(choose_memory(plan, device, attention_.choice.kernel, ranks, ranks.coordinator(), local_ranks)),
+      memory_(choose_memory(plan, device, attention_.choice.kernel, ranks, local_ranks)),
       model_(plan.config(), plan.trained_mask(), weight_type(settings_.precision), device,
              parameter_layout(memory_.zero_stage, ranks.world().size)),
       schedule_(settings_, plan.warmup_steps(), plan.total_steps()) {

@@ -13,6 +13,7 @@
 #include "trainer/background_save.h"
 #include "trainer/device_metrics.h"
 #include "trainer/eval_samples.h"
+#include "trainer/memory_choice.h"
 #include "trainer/metrics.h"
 #include "trainer/profile.h"
 #include "trainer/progress.h"
@@ -28,13 +29,6 @@
 #include "trainer/step.h"
 
 namespace satune {
-
-/// How a run uses the device's memory, decided while it is still empty.
-struct MemoryChoice {
-  int zero_stage = 0;
-  std::vector<Recording> recording;
-  int64_t host_activations = 0;  ///< bytes that this rank will pin
-};
 
 class TrainingRun {
  public:

@@ -71,8 +71,8 @@ void write_file_atomic(const std::filesystem::path& path, std::string_view text,
 /// removes it. Missing parents of the target are made. The target must not exist or must be an empty folder:
 /// BadInput otherwise, at once; or, with kReplace, may be a folder with an earlier content, which stays as it
 /// was until commit(). Everything else that fails is an EnvironmentError. Should the very last step of
-/// commit() fail, making the rename durable, the new folder is there and whole. Leftovers of dead processes
-/// are removed by remove_stale_temporaries().
+/// commit() fail, making the rename durable, the new folder is there and whole, and an earlier one is left
+/// under the temporary name. Leftovers of dead processes are removed by remove_stale_temporaries().
 class AtomicDirectory {
  public:
   enum class Existing { kRefuse, kReplace };

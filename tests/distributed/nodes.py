@@ -38,6 +38,14 @@ class Namespaces:
         self.holder.stdout.close()
 
 
+def with_memory(limit):
+    """Namespaces of a control group that has `limit` bytes, as satune reads it."""
+    place = Namespaces("--mount")
+    place.call("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup")
+    place.call("sh", "-c", f"echo {limit} > /sys/fs/cgroup/memory.max; echo 0 > /sys/fs/cgroup/memory.current")
+    return place
+
+
 class Node(Namespaces):
     def __init__(self, number):
         super().__init__("--net", "--uts", "--pid", "--mount", "--mount-proc", "--fork")

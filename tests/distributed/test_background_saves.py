@@ -5,7 +5,7 @@ import re
 import signal
 
 import pytest
-from nodes import Namespaces
+from nodes import with_memory
 from ranks import Ranks, await_rows, fault, rows, run, same_state, settings, snapshots, state, trajectory
 
 COUNT, STEPS, FIRST, SECOND = 3, 36, 12, 24
@@ -65,12 +65,10 @@ def test_a_failed_save_ends_all_ranks_at_the_next_step(satune, model, shim, undi
 def test_copies_that_do_not_fit_are_refused(satune, model, tmp_path):
     """In a control group of little memory. Ranks that hold one model together copy it once; of two groups that hold one
     each only the first saves."""
-    place = Namespaces("--mount")
+    place = with_memory(500_000)
     try:
-        place.call("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup")
-        place.call("sh", "-c", "echo 500000 > /sys/fs/cgroup/memory.max; echo 0 > /sys/fs/cgroup/memory.current")
         wrapper = tmp_path / "inside.sh"
-        wrapper.write_text(f"""#!/bin/sh\nexec {' '.join(place.enter)} env -u LD_PRELOAD {satune} "$@"\n""")
+        wrapper.write_text(f"""#!/bin/sh\nexec {' '.join(place.enter)} {satune} "$@"\n""")
         wrapper.chmod(0o755)
         expected = set()
         for group in (4, 2):

@@ -129,29 +129,31 @@ def test_sigterm_on_one_rank_in_the_last_save(satune, model, shim, tmp_path):
     assert (output / "export" / "config.json").exists()
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_stop_of_one_rank_while_another_prepares_ends_all(satune, model, shim, tmp_path, asked):
-    """Rank 0 hangs where it writes the token cache, the others wait for it: nobody comes by a checkpoint."""
-    config = settings(model, tmp_path / "run", token_cache_dir=str(tmp_path / "cache"))
-    ranks = Ranks(satune, config, COUNT, tmp_path / "logs",
-                  environment={0: fault(shim, "call=file path=/cache/ n=1 hangs=1", tmp_path / "struck")})
-    await_file(tmp_path / "struck")
+def stop_one(satune, shim, config, folder, call, asked):
+    """SIGTERM for rank `asked` while rank 0 hangs in a system call and the others wait for it: nobody comes by a
+    checkpoint, and all end. What rank 0 has said."""
+    ranks = Ranks(satune, config, COUNT, folder / "logs",
+                  environment={0: fault(shim, f"call=file {call} hangs=1", folder / "struck")})
+    await_file(folder / "struck")
     ranks.send(signal.SIGTERM, asked)
     assert ranks.wait(30) == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
-    assert "stopped by a signal: no step was done" in ranks.log(0)
     assert all("error" not in ranks.log(r) for r in range(1, COUNT)), [ranks.log(r) for r in range(COUNT)]
+    return ranks.log(0)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_stop_of_one_rank_while_another_prepares_ends_all(satune, model, shim, tmp_path, asked):
+    config = settings(model, tmp_path / "run", token_cache_dir=str(tmp_path / "cache"))
+    said = stop_one(satune, shim, config, tmp_path, "path=/cache/ n=1", asked)
+    assert "stopped by a signal: no step was done" in said
 
 
 @pytest.mark.parametrize("asked", [0, 2])
 def test_a_stop_of_one_rank_during_the_export_ends_all(satune, model, shim, tmp_path, asked):
     output = tmp_path / "run"
     config = settings(model, output, max_steps=2, export_at_end=True)
-    ranks = Ranks(satune, config, COUNT, tmp_path / "logs",
-                  environment={0: fault(shim, "call=file path=export-new n=4 hangs=1", tmp_path / "struck")})
-    await_file(tmp_path / "struck")
-    ranks.send(signal.SIGTERM, asked)
-    assert ranks.wait(30) == [4] * COUNT, [ranks.log(r) for r in range(COUNT)]
-    assert "stopped by a signal: all steps are done; the same command completes the run" in ranks.log(0)
+    said = stop_one(satune, shim, config, tmp_path, "path=export-new n=4", asked)
+    assert "stopped by a signal: all steps are done; the same command completes the run" in said
     run(satune, config, COUNT, tmp_path / "again")
     assert (output / "export" / "config.json").exists() and len(rows(output)) == 2
     assert not [path.name for path in output.iterdir() if ".tmp-" in path.name]

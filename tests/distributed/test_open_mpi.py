@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from nodes import Network
@@ -42,17 +43,18 @@ def cluster(tmp_path):
     shell = tmp_path / "shell.py"
     shell.write_text(REMOTE_SHELL.format(python=sys.executable))
     shell.chmod(0o755)
-    network = Network(2, tmp_path)
-    second = network.nodes[1]
-    answering = second.start([shell], ENVIRONMENT, tmp_path / "shell.log")
-    while (tmp_path / "shell.log").read_text() != "ready\n":
-        assert answering.poll() is None, (tmp_path / "shell.log").read_text()
-    hosts = tmp_path / "hosts"
-    hosts.write_text("".join(f"{node.address} slots={RANKS // 2}\n" for node in network.nodes))
-    yield network, ENVIRONMENT | {
-        "HOSTFILE": str(hosts), "OMPI_MCA_plm_rsh_agent": str(shell), "OMPI_MCA_plm_rsh_no_tree_spawn": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    network.end()
+    network, log, hosts = Network(2, tmp_path), tmp_path / "shell.log", tmp_path / "hosts"
+    try:
+        answering = network.nodes[1].start([shell], ENVIRONMENT, log)
+        while log.read_text() != "ready\n":
+            assert answering.poll() is None, log.read_text()
+            time.sleep(0.02)
+        hosts.write_text("".join(f"{node.address} slots={RANKS // 2}\n" for node in network.nodes))
+        yield network, ENVIRONMENT | {
+            "HOSTFILE": str(hosts), "OMPI_MCA_plm_rsh_agent": str(shell), "OMPI_MCA_plm_rsh_no_tree_spawn": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    finally:
+        network.end()
 
 
 class Launch:

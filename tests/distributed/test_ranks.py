@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from nodes import with_memory
 from ranks import ENVIRONMENT, Ranks, fault, rows, run, same_state, settings, snapshots, state, trajectory
 
 
@@ -149,6 +150,22 @@ def test_more_ranks_than_rows(satune, model, tmp_path):
                       gradient_accumulation_steps=1, zero_stage=3)
     run(satune, config, 4, tmp_path / "logs", ["--allow-changes"])
     assert [row["step"] for row in rows(output)] == [1, 2, 3, 4]
+
+
+def test_the_stage_goes_by_the_least_memory_of_a_rank(satune, model, tmp_path):
+    """Not by rank 0's alone: another may share its card, or its machine, with somebody."""
+    config = settings(model, tmp_path / "run", max_steps=1, warmup_steps=0, zero_stage="auto", **accumulated(2))
+    ranks = run(satune, config, 2, tmp_path / "logs", ["output_dir=" + str(tmp_path / "wide")])
+    assert "zero_stage auto: 0 " in ranks.log(0), ranks.log(0)
+    place = with_memory(500_000)
+    try:
+        wrapper = tmp_path / "narrow.sh"
+        wrapper.write_text(f"""#!/bin/sh\n[ $RANK = 0 ] && exec {satune} "$@"\nexec {' '.join(place.enter)} {satune} "$@"\n""")
+        wrapper.chmod(0o755)
+        ranks = run(str(wrapper), config, 2, tmp_path / "logs")
+        assert "zero_stage auto: 3 " in ranks.log(0), ranks.log(0)
+    finally:
+        place.end()
 
 
 def test_one_rank_tokenises_and_the_others_read(satune, model, shim, tmp_path):

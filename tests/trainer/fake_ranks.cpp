@@ -114,7 +114,7 @@ FakeRank::FakeRank(FakeServer& server, int64_t rank, int64_t ranks, const Coordi
   environment_.agent_store = agent_store;
 }
 
-void FakeRank::start(bool stops_deferred) {
+void FakeRank::start() {
   coordinator_ = make_coordinator(
       environment_, [this] { return std::string(signal_.load()); }, options_,
       [this] { return server_.connect(fault_); },
@@ -127,7 +127,7 @@ void FakeRank::start(bool stops_deferred) {
         }
         at_end();
       });
-  if (stops_deferred) coordinator_->defer_stop();
+  coordinator_->defer_stop();
 }
 
 std::pair<std::string, int> FakeRank::wait_for_end() {

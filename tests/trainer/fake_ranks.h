@@ -64,7 +64,8 @@ class FakeRank {
   FakeRank(FakeServer& server, int64_t rank, int64_t ranks, const CoordinatorOptions& options,
            bool agent_store = false);
 
-  void start(bool stops_deferred = true);
+  /// Stops are deferred, as in the steps of a run, until coordinator().end_at_once().
+  void start();
   void stop() { coordinator_.reset(); }
   Coordinator& coordinator() { return *coordinator_; }
   void signal(const char* name) { signal_ = name; }
